@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 4
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test check lint types faults soak bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(INSTALLED) ## make the virtual environment
+
+demo: $(INSTALLED) ## a stream that you can watch and play with; DEMO_SECONDS=5 ends by itself
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m compose.demo
+
+test: $(INSTALLED) ## the test suite
+	$(BIN)/pytest -n $(WORKERS)
+
+lint: $(INSTALLED) ## ruff, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## what CI runs
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/out
