@@ -1,0 +1,1 @@
+"""What knows all the parts: launcher, demo, recipes."""

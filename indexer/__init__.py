@@ -1,0 +1,1 @@
+"""Message numbers to byte offsets."""

@@ -1,0 +1,1 @@
+"""The broadcaster; it knows bytes and offsets, nothing else."""
