@@ -1,0 +1,69 @@
+"""Kill storm: SIGKILL at random moments, in recovery too, while eight producers send and a consumer follows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from tests.faults.daemon import NotReadyError
+from tests.faults.scenario import Bench, Plan, Row, folder, timed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.faults.checker import Findings
+    from tests.faults.daemon import Subject
+
+_KILLS_A_FILE: Final = 20  # then the whole file is checked and another one begun
+_LIFE: Final = 0.12  # s; the longest that a collator lives under load
+_BEFORE_READY: Final = 0.2  # the share of kills that fall into start and recovery
+
+
+def storm_round(subject: Subject, framing: str, sync: str, kills: int, seed: int) -> Findings:
+    """Kill a collator `kills` times over one file; then let it finish and check everything."""
+    with folder() as home, Bench(home, subject, framing=framing, sync=sync, seed=seed) as bench:
+        start_seconds = 0.1
+        never = threading.Event()
+        for _ in range(kills):
+            began = time.monotonic()
+            with bench.start() as daemon:
+                if bench.random.random() < _BEFORE_READY:
+                    never.wait(bench.random.uniform(0, start_seconds))
+                else:
+                    bench.serve(daemon)
+                    start_seconds = time.monotonic() - began
+                    never.wait(bench.random.uniform(0, _LIFE))
+                bench.kill(daemon)
+        bench.settle()
+        return bench.findings
+
+
+def storm(plan: Plan) -> Iterator[Row]:
+    """Kill storm for each of always/never and newline/u32be."""
+    for sync in ("always", "never"):
+        for framing in ("newline", "u32be"):
+            row = Row("kill storm", f"{sync} {framing}")
+            with timed(row):
+                left = plan.times(5, 500)
+                while left > 0:
+                    kills = min(left, _KILLS_A_FILE)
+                    row.findings.add(storm_round(plan.subject, framing, sync, kills, plan.seed + left))
+                    row.runs += kills
+                    left -= kills
+            yield row
+
+
+def hunt(subject: Subject, *, framing: str = "newline", sync: str = "always", seconds: float = 60) -> Row:
+    """Storm until something is found; the row's seconds say how soon a planted bug is seen."""
+    row = Row("planted, kill storm", subject.name, expect_broken=True)
+    with timed(row):
+        deadline = time.monotonic() + seconds
+        while not row.findings.broken and time.monotonic() < deadline:
+            try:
+                row.findings.add(storm_round(subject, framing, sync, 4, row.runs))
+            except NotReadyError as error:
+                row.findings.other += 1
+                row.findings.note(f"does not start again: {error}")
+            row.runs += 4
+    return row
