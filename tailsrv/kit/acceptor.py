@@ -1,0 +1,101 @@
+"""Taking connections in.
+
+At a limit we stop accepting and let the kernel queue: when descriptors (or the kernel's memory) run out, the listener
+is taken off the loop and tried again after a pause. It never spins, never ends the daemon, and needs nobody's help.
+Every connection gets keepalive, so that a dead peer is found within 90 seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING, Final
+
+from tailsrv.kit.addresses import format_address
+from tailsrv.kit.logs import Repeated
+from tailsrv.kit.reactor import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tailsrv.kit.access import AllowList
+    from tailsrv.kit.addresses import Listener
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+
+ACCEPTS_PER_TURN: Final = 64
+PAUSE_SECONDS: Final = 0.5
+"""How soon accepting is tried again when descriptors ran out."""
+
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What trio calls capacity errors: nothing is wrong with the listener, only with what is left."""
+
+KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),  # seconds of silence, then
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),  # a probe every so often, and
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),  # as many without an answer: dead after 80 seconds
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),  # we batch; the kernel need not wait for more
+)
+
+
+class Acceptor:
+    """Accepts on one listener, asks the allow list, and hands the socket (non-blocking) and its peer's name on."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        listener: Listener,
+        allow: AllowList,
+        connected: Callable[[socket.socket, str], None],
+        log: Log,
+    ) -> None:
+        self._reactor = reactor
+        self._listener = listener
+        self._allow = allow
+        self._connected = connected
+        self._log_refused = Repeated(log.warning, "peer refused")
+        self._log_exhausted = Repeated(log.warning, "accepting paused")
+        self.accepted = 0
+        self.refused = 0
+        reactor.register(listener.socket.fileno(), READ, self._on_ready)
+
+    def _on_ready(self, _mask: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, peer = self._listener.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in EXHAUSTED:
+                    continue  # an error of the connection, which is gone (accept(2)); the next one may be well
+                self._pause(error)
+                return
+            self._take(sock, peer)
+
+    def _take(self, sock: socket.socket, peer: object) -> None:
+        if isinstance(peer, tuple) and not self._allow.permits(peer[0]):
+            self.refused += 1
+            self._log_refused(peer=format_address(peer), listener=self._listener.address, admit=f"--allow {peer[0]}")
+            sock.close()
+            return
+        self.accepted += 1
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            for level, option, value in KEEPALIVE:
+                sock.setsockopt(level, option, value)
+        self._connected(sock, format_address(peer))
+
+    def _pause(self, error: OSError) -> None:
+        self._log_exhausted(error=error.strerror, listener=self._listener.address, advice="raise LimitNOFILE=")
+        self._reactor.unregister(self._listener.socket.fileno())
+        self._reactor.call_later(PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if self._listener.socket.fileno() >= 0:
+            self._reactor.register(self._listener.socket.fileno(), READ, self._on_ready)
+
+    def close(self) -> None:
+        """Take no more connections, and stop listening."""
+        self._reactor.unregister(self._listener.socket.fileno())
+        self._listener.close()

@@ -1,0 +1,202 @@
+"""Addresses as users write them, and the listening sockets that they stand for.
+
+    HOST:PORT   [V6]:PORT   :PORT   unix:PATH
+
+An empty host means every interface, IPv4 and IPv6, by one dual-stack socket where the machine has IPv6. What
+`format_address` prints can be given to an option again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from typing import Final
+
+import msgspec
+
+from tailsrv.kit.errors import FatalError, UsageError, reason
+
+BACKLOG: Final = 4096
+"""Connections that the kernel queues while we are busy; it caps this at net.core.somaxconn."""
+
+FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to listen or to connect: a TCP host and port (0 to 65535), or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """What `text` names. Raises `UsageError` with the forms that there are."""
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return Address(path=text.removeprefix("unix:"))
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
+        raise UsageError(f"{text!r} is no address; write HOST:PORT, [V6]:PORT, :PORT or unix:PATH")
+    return Address(host=host, port=int(port))
+
+
+def format_address(sockaddr: object) -> str:
+    """A socket address as `getsockname` or `accept` return it, written as an option takes it."""
+    if isinstance(sockaddr, tuple):
+        return str(Address(host=unmapped(sockaddr[0]), port=sockaddr[1]))
+    path = os.fsdecode(sockaddr) if isinstance(sockaddr, (str, bytes)) else ""
+    return f"unix:{path}"
+
+
+def unmapped(host: str) -> str:
+    """The IPv4 address that a dual-stack socket shows as ``::ffff:a.b.c.d``; others as they are."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
+class Listener:
+    """A non-blocking listening socket, and the path that goes with it when it is a Unix socket of our own making."""
+
+    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
+        self.socket = sock
+        self.address = format_address(sock.getsockname())
+        self._path = path
+
+    def close(self) -> None:
+        """Stop listening; leave no path behind. A socket that was handed over keeps its path: it is the giver's."""
+        self.socket.close()
+        if self._path is not None:
+            with contextlib.suppress(OSError):  # gone already, or no longer ours to remove
+                os.unlink(self._path)
+
+
+def bind(address: Address, *, reuse_port: bool = False) -> list[Listener]:
+    """Listeners for `address`: one, or one for each address that HOST resolves to.
+
+    `reuse_port` lets other processes bind the same port. Raises `FatalError` where the kernel refuses.
+    """
+    if address.path is not None:
+        return [Listener(_bind_unix(address.path), address.path)]
+    if address.host:
+        try:
+            found = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+            )
+        except (socket.gaierror, UnicodeError) as error:
+            raise FatalError(f"cannot listen on {address}: {address.host!r} is not known here ({error})") from None
+    else:
+        found = []
+    targets: list[tuple[int, tuple[object, ...]]] = [(family, sockaddr) for family, _, _, _, sockaddr in found]
+    targets = targets or [_any_interface(address.port)]
+    listeners: list[socket.socket] = []
+    for family, sockaddr in dict.fromkeys(targets):
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listeners.append(sock)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address.host else 0)
+            sock.bind(sockaddr)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            for listener in listeners:
+                listener.close()
+            raise FatalError(f"cannot listen on {address}: {reason(error)}; {_advice(error)}") from None
+    return [Listener(sock) for sock in listeners]
+
+
+def bind_all(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> list[Listener]:
+    """Listeners for all of `addresses`, or none: when one can't be had, the others are given back."""
+    listeners: list[Listener] = []
+    try:
+        for address in addresses:
+            listeners += bind(address, reuse_port=reuse_port)
+    except FatalError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _any_interface(port: int) -> tuple[int, tuple[object, ...]]:
+    """IPv6's wildcard takes IPv4 peers too; machines without IPv6 have the other one."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return socket.AF_INET, ("0.0.0.0", port)  # noqa: S104 - ":PORT" says so
+    return socket.AF_INET6, ("::", port)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program has this port: stop it, or choose another port (0: the kernel chooses)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "no interface of this machine has this address; `ip address` lists them"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return "ports below 1024 need CAP_NET_BIND_SERVICE, or a socket from systemd"
+    return "choose another address"
+
+
+def _bind_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise FatalError(f"cannot listen on unix:{path}: {reason(error)}; choose another path") from None
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket that a killed process left behind: one that nobody listens on. Never anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+def inherited_listeners() -> dict[str, list[Listener]]:
+    """The listening sockets that systemd handed over, by their name (FileDescriptorName=), after sd_listen_fds(3).
+
+    The environment variables are removed, so that no child takes them for its own.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if not (pid.isdigit() and count.isdigit()) or int(pid) != os.getpid():
+        return {}
+    listeners: dict[str, list[Listener]] = {}
+    for position, fd in enumerate(range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))):
+        try:
+            listener = socket.socket(fileno=fd)
+            listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError:
+            listens = 0
+        if not listens:
+            raise FatalError(f"descriptor {fd} of LISTEN_FDS does not listen; use ListenStream= in the socket unit")
+        listener.setblocking(False)
+        os.set_inheritable(fd, False)
+        name = names[position] if position < len(names) else ""
+        listeners.setdefault(name, []).append(Listener(listener))
+    return listeners

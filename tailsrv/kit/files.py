@@ -1,0 +1,98 @@
+"""Writing files so that a crash, a full disk or a planted link does no harm; and one writer a file.
+
+Nothing here retries a failed sync: after one, the kernel's cache can't be trusted, and the caller has to end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from typing import TYPE_CHECKING, Final
+
+from tailsrv.kit.errors import FatalError, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MODE: Final = 0o640
+"""Permissions of what we create, within the umask."""
+
+IOV_MAX: Final = 1024  # pieces a writev takes, IOV_MAX of limits.h
+
+
+def open_beside(path: str, flags: int) -> int:
+    """A descriptor for a file beside the stream, created with `MODE` if flags say O_CREAT; never through a link."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+
+
+def create_beside(path: str, content: bytes) -> int:
+    """Create `path` with `content`, atomically: whoever sees it sees all of it. Replaces what was there.
+
+    Returns a descriptor open for reading and writing. The content is durable, its name once the directory is synced.
+    """
+    directory, name = os.path.split(path)
+    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory or ".")
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(fd, MODE & ~umask)
+        write_at(fd, content, 0)
+        os.fdatasync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        os.close(fd)
+        os.unlink(temporary)
+        raise
+    return fd
+
+
+def write_at(fd: int, content: bytes, offset: int) -> None:
+    """Write all of `content` at `offset`. Raises `OSError` when the file system takes only part of it."""
+    while content:
+        written = os.pwrite(fd, content, offset)
+        content = content[written:]
+        offset += written
+
+
+def append(fd: int, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+    """One writev of as many pieces as it takes. Returns the bytes written, which may be fewer than there are."""
+    return os.writev(fd, pieces[:IOV_MAX])
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in the directory of `path` durable. Raises `OSError`."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock(fd: int, path: str) -> None:
+    """Become the one writer of `path`, until `fd` is closed. Raises `FatalError` that names who is."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FatalError(
+            f"{path} has a writer already: {_holder(fd)}; one process writes a file: stop that one first"
+        ) from None
+    except OSError as error:
+        raise FatalError(f"cannot lock {path}: {reason(error)}; it needs a file system with flock") from None
+
+
+def _holder(fd: int) -> str:
+    """Who holds the lock, as far as /proc/locks tells; processes of other PID namespaces show as 0."""
+    status = os.fstat(fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                fields = line.split()
+                # "1: FLOCK  ADVISORY  WRITE 3548 fd:00:1311 0 EOF"; a waiter has "->" as its second field
+                if fields[1] == "FLOCK" and fields[5] == device:
+                    with open(f"/proc/{int(fields[4])}/comm", encoding="utf-8", errors="replace") as comm:
+                        return f"process {fields[4]} ({comm.read().strip()})"
+    except (OSError, ValueError, IndexError):
+        pass  # the name is a courtesy; the refusal stands without it
+    return "a process that /proc does not show"

@@ -1,0 +1,143 @@
+"""Log lines: one event, its facts as key and value, on standard error.
+
+On a terminal they are for eyes, elsewhere a line is a JSON object. What peers sent never reaches a log unescaped, and
+a log that nobody can take (a closed pipe, a full disk behind it) never harms the daemon.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+import types
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+FORMATS: Final = ("auto", "console", "json")
+
+SHOWN_OF_PEER: Final = 80
+"""Bytes of a peer's input that a log line shows."""
+
+SECONDS_BETWEEN_REPEATS: Final = 10.0
+
+
+class Log(Protocol):
+    """What daemons need of a structlog logger."""
+
+    def debug(self, event: str, **facts: object) -> object:
+        """For who looks for a fault: every connection."""
+
+    def info(self, event: str, **facts: object) -> object:
+        """What an operator would want to know in the morning."""
+
+    def warning(self, event: str, **facts: object) -> object:
+        """Somebody should look at this some day."""
+
+    def error(self, event: str, **facts: object) -> object:
+        """Somebody should look at this now."""
+
+
+def configure(daemon: str, level: str = "info", form: str = "auto") -> Log:
+    """The logger of `daemon`, writing at `level` of `LEVELS` and above in one of `FORMATS`."""
+    structlog = _import_structlog()
+    console = form == "console" or (form == "auto" and sys.stderr is not None and sys.stderr.isatty())
+    renderer = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if console
+        else structlog.processors.JSONRenderer(serializer=_to_json)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _escape,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),
+        cache_logger_on_first_use=True,
+    )
+    return cast("Log", structlog.get_logger(daemon=daemon))
+
+
+def printable(data: bytes) -> str:
+    """The beginning of what a peer sent, fit to be shown: printable ASCII, everything else escaped."""
+    shown = data[:SHOWN_OF_PEER].decode("latin-1").encode("unicode_escape").decode("ascii")
+    return shown if len(data) <= SHOWN_OF_PEER else f"{shown}… ({len(data)} bytes)"
+
+
+class Repeated:
+    """Thins out an event that peers can cause as often as they like: one line in a while, with how many it stands for.
+
+    >>> refused = Repeated(log.warning, "peer refused")
+    >>> refused(peer="192.0.2.1")  # written
+    >>> refused(peer="192.0.2.2")  # counted; the next line that is written says suppressed=1
+    """
+
+    def __init__(self, write: Any, event: str, seconds: float = SECONDS_BETWEEN_REPEATS) -> None:  # noqa: ANN401 - a bound method of `Log`
+        self._write = write
+        self._event = event
+        self._seconds = seconds
+        self._next = 0.0
+        self._suppressed = 0
+
+    def __call__(self, **facts: object) -> None:
+        """It happened again; `facts` are written if this one's turn it is."""
+        now = time.monotonic()
+        if now < self._next:
+            self._suppressed += 1
+            return
+        if self._suppressed:
+            facts["suppressed"] = self._suppressed
+        self._next = now + self._seconds
+        self._suppressed = 0
+        self._write(self._event, **facts)
+
+
+class _StandardError:
+    """Descriptor 2, unbuffered. A line that it does not take is dropped: there is nowhere left to say so."""
+
+    def write(self, text: str) -> None:
+        try:
+            os.write(2, text.encode("utf-8", "backslashreplace"))
+        except OSError:
+            return
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
+def _to_json(event: object, **_: object) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Control characters and lone surrogates, as file names may have them, can't forge a line or break a terminal."""
+    for key, value in event.items():
+        if isinstance(value, str) and not (value.isascii() and value.isprintable()):
+            event[key] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    return event
+
+
+class _Deferred(types.ModuleType):
+    """Stands for a module until something of it is used."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _import_structlog() -> Any:  # noqa: ANN401 - a module
+    """Import structlog, but not asyncio: its async methods use it, ours don't, and it costs 7 MiB and 20 ms."""
+    if "structlog" not in sys.modules and "asyncio" not in sys.modules:
+        sys.modules["asyncio"] = _Deferred("asyncio")
+        try:
+            return importlib.import_module("structlog")
+        finally:
+            del sys.modules["asyncio"]
+    return importlib.import_module("structlog")

@@ -1,0 +1,87 @@
+"""The commit mark: how far consumers may read.
+
+`FILE.commit` holds two lines, each a length in 20 decimal digits, a space, the CRC-32 of these 20 bytes in 8
+hexadecimal digits, and a newline:
+
+    00000000000000001234 2fe9f9d3
+
+They are written in turn, each by one pwrite, so that a torn line leaves the other one whole. A reader takes the larger
+valid one. A stream without this file is committed as far as it goes.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Final
+
+from tailsrv.kit.files import create_beside, open_beside, write_at
+
+LINE_BYTES: Final = 30
+MARK_BYTES: Final = 2 * LINE_BYTES
+SUFFIX: Final = ".commit"
+
+
+def encode_line(length: int) -> bytes:
+    """One line that says `length` (bytes, below 10**20)."""
+    digits = b"%020d" % length
+    return b"%s %08x\n" % (digits, zlib.crc32(digits))
+
+
+def decode_line(line: bytes) -> int | None:
+    """The length that a line says; None when it is torn, or no line at all."""
+    digits = line[:20]
+    if not digits.isdigit() or line != b"%s %08x\n" % (digits, zlib.crc32(digits)):
+        return None
+    return int(digits)
+
+
+def decode(content: bytes) -> int | None:
+    """The mark that the file's first `MARK_BYTES` say; None when neither line is valid."""
+    first = decode_line(content[:LINE_BYTES])
+    second = decode_line(content[LINE_BYTES:MARK_BYTES])
+    if first is None or second is None:
+        return second if first is None else first
+    return max(first, second)
+
+
+class MarkReader:
+    """A reader's side of the mark. Raises `OSError` where the file can't be opened or read."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def read(self) -> int | None:
+        """The committed length in bytes; None while the file holds no valid line."""
+        return decode(os.pread(self.fd, MARK_BYTES, 0))
+
+    def close(self) -> None:
+        """Give back the descriptor."""
+        os.close(self.fd)
+
+
+class MarkWriter:
+    """The collator's side. There must be one for a file; the lock on the stream sees to that."""
+
+    def __init__(self, path: str, length: int) -> None:
+        """Create the mark at `length`, whole from the first moment on, or set the one that exists to it."""
+        try:
+            self.fd = open_beside(path, os.O_RDWR)
+        except FileNotFoundError:
+            self.fd = create_beside(path, encode_line(length) * 2)
+        # The line to overwrite first is the larger one: a mark that goes back must not be outvoted by what it was.
+        lines = os.pread(self.fd, MARK_BYTES, 0)
+        first, second = decode_line(lines[:LINE_BYTES]), decode_line(lines[LINE_BYTES:])
+        self._slot = int((second or 0) > (first or 0))
+        if (first, second) != (length, length):
+            self.move(length)
+            self.move(length)
+
+    def move(self, length: int) -> None:
+        """Let consumers read up to `length`. Raises `OSError`; the mark then says what it said before."""
+        write_at(self.fd, encode_line(length), self._slot * LINE_BYTES)
+        self._slot ^= 1
+
+    def close(self) -> None:
+        """Give back the descriptor; the file stays."""
+        os.close(self.fd)

@@ -1,0 +1,166 @@
+"""The loop that a daemon runs in: one thread, one epoll.
+
+A handler is called with the event mask when its descriptor is ready; it must not block. Readiness is level-triggered:
+what a handler leaves undone comes back in the next round, after everybody else had a turn. That is all the fairness
+there is, and it is enough when each handler does a bounded piece of work.
+
+Handlers must bear being called for nothing: a descriptor that was closed and opened again within one round may be
+handed its predecessor's event.
+
+Why not asyncio: a task or a future for each client and append is what a broadcaster can't afford, and importing it
+costs 7 MiB a process. docs/benchmarks/loops.md has the figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import select
+import signal
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READ: Final = select.EPOLLIN
+WRITE: Final = select.EPOLLOUT
+HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
+"""Always reported, asked for or not."""
+
+EVENTS_PER_ROUND: Final = 1024
+
+
+class Timer:
+    """A call that is due at a time. `cancel` may be called at any time, also after it ran."""
+
+    __slots__ = ("_callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self._callback: Callable[[], None] | None = callback
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.when < other.when
+
+    def cancel(self) -> None:
+        """Forget the call, and what it holds on to."""
+        self._callback = None
+
+    def _run(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+
+class Reactor:
+    """Descriptors, timers, signals and calls from other threads, all handled on the thread that calls `run`."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[Timer] = []
+        self._posted: deque[Callable[[], None]] = deque()
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._after_round: tuple[Callable[[], None], ...] = ()
+        self._running = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.register(self._wake_read, READ, self._on_wake)
+
+    # --- descriptors
+
+    def register(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Call ``handler(mask)`` whenever `fd` has one of `events`, or hung up. Raises `OSError` where epoll can't."""
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def modify(self, fd: int, events: int, handler: Callable[[int], None] | None = None) -> None:
+        """Wait for other events on `fd`, and with another handler where one is given."""
+        self._epoll.modify(fd, events)
+        if handler is not None:
+            self._handlers[fd] = handler
+
+    def unregister(self, fd: int) -> None:
+        """Forget `fd`; to be called before it is closed. Unknown descriptors are ignored."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    # --- time
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call once, `seconds` from now at the earliest. A reactor without timers never wakes up by itself."""
+        timer = Timer(time.monotonic() + seconds, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    # --- other threads, signals, rounds
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Call from the loop's thread, soon. The one method that other threads may use."""
+        self._posted.append(callback)
+        self._wake()
+
+    def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
+        """Call in the loop, not in the midst of something, when the signal has arrived."""
+        self._signals[signum] = callback
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        # The handler does nothing: Python writes the number to the wake-up descriptor.
+        signal.signal(signum, lambda *_: None)
+
+    def after_round(self, callback: Callable[[], None]) -> None:
+        """Call after every round of events: where work is gathered from many descriptors and done once."""
+        self._after_round += (callback,)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._wake_write, b"\0")
+
+    def _on_wake(self, _mask: int) -> None:
+        woken = os.read(self._wake_read, 4096)
+        for signum in set(woken) - {0}:
+            callback = self._signals.get(signum)
+            if callback is not None:
+                callback()
+        for _ in range(len(self._posted)):
+            self._posted.popleft()()
+
+    # --- the loop
+
+    def run(self) -> None:
+        """Handle events until `stop`. What a handler raises ends the loop and is raised here."""
+        self._running = True
+        handlers, poll, timers = self._handlers, self._epoll.poll, self._timers
+        while self._running:
+            for fd, mask in poll(self._timeout() if timers else -1, EVENTS_PER_ROUND):
+                handler = handlers.get(fd)
+                if handler is not None:
+                    handler(mask)
+            if timers:
+                self._run_timers()
+            for callback in self._after_round:
+                callback()
+
+    def stop(self) -> None:
+        """Make `run` return after the present round. Safe in handlers; from other threads, `post` it."""
+        self._running = False
+
+    def close(self) -> None:
+        """Give back the loop's own descriptors."""
+        if self._signals:
+            signal.set_wakeup_fd(-1)
+        for fd in (self._wake_read, self._wake_write):
+            os.close(fd)
+        self._epoll.close()
+
+    def _timeout(self) -> float:
+        timers = self._timers
+        while timers and timers[0]._callback is None:  # noqa: SLF001 - the timer is the reactor's other half
+            heapq.heappop(timers)
+        return max(0.0, timers[0].when - time.monotonic()) if timers else -1
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0].when <= now:
+            heapq.heappop(self._timers)._run()  # noqa: SLF001 - see above
