@@ -3,7 +3,7 @@
 `FILE.commit` holds two lines, each a length in 20 decimal digits, a space, the CRC-32 of these 20 bytes in 8
 hexadecimal digits, and a newline:
 
-    00000000000000001234 2fe9f9d3
+    00000000000000001234 53fd66f2
 
 They are written in turn, each by one pwrite, so that a torn line leaves the other one whole. A reader takes the larger
 valid one. A stream without this file is committed as far as it goes.
