@@ -57,8 +57,8 @@ def test_a_daemon_does_not_load_at_its_start_what_it_may_never_need(command: str
         [
             sys.executable,
             "-c",
-            f"import sys, {command}.cli, {command}.server; from tailsrv.kit import logs; logs.configure('x')\n"
-            + "print(*sys.modules)",
+            f"import sys, {command}.cli, {command}.server; from tailsrv.kit.logs import configure; configure('x');"
+            " print(*sys.modules)",
         ],
         check=True,
         capture_output=True,

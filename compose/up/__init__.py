@@ -1,0 +1,1 @@
+"""`tailsrv-up`: the daemons of one stream, started together, watched, and stopped together."""

@@ -1,0 +1,5 @@
+"""``python -m compose.up``."""
+
+from compose.up.cli import main
+
+main()
