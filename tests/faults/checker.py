@@ -6,10 +6,12 @@ its bytes say. It does not know the collator, its journal, or where commits were
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from tests.faults.messages import next_payload
 
@@ -87,7 +89,7 @@ def check_file(
 
     `complete`: everything that the producers sent has been acknowledged, so the file holds nothing else either.
     """
-    data = path.read_bytes() if path.exists() else b""
+    data = _held(path)
     reaches = {stream.tag: _Reach(stream) for stream in streams}
     framing = next(iter(reaches.values())).stream.framing
     found = Findings()
@@ -173,15 +175,28 @@ def _compare(
         found.note(f"{empties} empty messages, {most} were sent")
 
 
+def _held(path: Path) -> bytes:
+    """Give what the file holds; one that is missing, or cannot be read any more, holds nothing."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 def check_seen(path: Path, seen: Path, *, start: int = 0) -> Findings:
     """Check that what a consumer has seen is what the file holds at that offset, from byte `start` on."""
     found = Findings()
-    with path.open("rb") if path.exists() else Path("/dev/null").open("rb") as file, seen.open("rb") as kept:
-        file.seek(start)
+    with seen.open("rb") as kept, contextlib.ExitStack() as opened:
+        file: BinaryIO = io.BytesIO()
+        with contextlib.suppress(OSError):  # as in `_held`
+            file = opened.enter_context(path.open("rb", buffering=0))
         kept.seek(start)
         at = start
         while was := kept.read(1 << 20):
-            now = file.read(len(was))
+            now = b""
+            with contextlib.suppress(OSError):
+                file.seek(at)
+                now = file.read(len(was))
             if now != was:
                 wrong = sum(a != b for a, b in zip(was, now, strict=False)) + len(was) - len(now)
                 found.changed += wrong

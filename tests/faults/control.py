@@ -32,7 +32,7 @@ BUGS = {
     "withdraw": "the commit mark moves before the journal knows the bytes",
     "no-takeover": "a second connection with the same name leaves the first one alone",
     "forget": "the journal does not keep what producers were told",
-    "retry-sync": "a failed sync is tried again",
+    "retry-sync": "a failed sync is tried again until it succeeds",
     "skip-full": "what a full disk refuses is dropped and acknowledged",
 }
 _STEP = 1 << 18
@@ -78,12 +78,14 @@ class Collator:
     def sync(self, fd: int) -> None:
         if "no-sync" in self.bugs or self.options.sync == "never":
             return
-        try:
-            os.fdatasync(fd)
-        except OSError:
-            if "retry-sync" not in self.bugs:
-                raise
-            os.fdatasync(fd)
+        for left in reversed(range(50 if "retry-sync" in self.bugs else 1)):
+            try:
+                os.fdatasync(fd)
+            except OSError:
+                if not left:
+                    raise
+            else:
+                return
 
     def recover(self) -> None:
         """Go back to the last journal record that FILE bears out; what lies behind it is set aside."""

@@ -275,7 +275,9 @@ class Load:
             self._broken(f"{stream.name} heard {line!r}")
             return
         acked, at = int(words[0]), int(words[1])
-        self._weigh(connection, acked)
+        if not self._weigh(connection, acked):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+            return
         if connection is producer.zombie:
             return
         if connection.told is None:
@@ -295,22 +297,24 @@ class Load:
         if self._zombies and producer.zombie is None and self._random.random() < self._zombies:
             self._take_over(producer, connection)
 
-    def _weigh(self, connection: _Connection, acked: int) -> None:
-        """Hold the number itself against what this producer has sent, and what it was told before."""
+    def _weigh(self, connection: _Connection, acked: int) -> bool:
+        """Hold the number itself against what this producer has sent and was told; False: it can't be used."""
         producer = connection.producer
         stream = producer.stream
-        if stream.count_upto(acked) is None:
-            self._broken(f"{stream.name} heard {acked}, which is inside a message")
+        if acked > producer.sent + _CHUNK or stream.count_upto(acked) is None:
+            self._broken(f"{stream.name} has sent {producer.sent} bytes and hears {acked}: too far, or inside a message")
+            return False
         if connection is producer.zombie:
             if producer.zombie_limit is not None and acked > producer.zombie_limit:
                 self.findings.twice += 1
                 self.findings.note(f"{stream.name}: a connection that was taken over is told {acked}")
-            return
+            return True
         if acked < producer.promised:
             self.findings.lost += (stream.count_upto(producer.promised) or 0) - (stream.count_upto(acked) or 0)
             self.findings.note(f"{stream.name} was promised {producer.promised} bytes and now hears {acked}")
         if acked > producer.sent:
             self._broken(f"{stream.name} has sent {producer.sent} bytes and hears {acked}")
+        return True
 
     def _broken(self, text: str) -> None:
         self.findings.other += 1

@@ -1,0 +1,95 @@
+"""`python -m tests.faults`: runs scenarios and prints one row of a table for each; exit code 1 when one is broken."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+from tests.faults.daemon import Subject, control, product
+from tests.faults.rigs import isolate
+from tests.faults.scenario import MissingRigError, Plan, Row, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+SCENARIOS: Final = {
+    "storm": "kills:storm",
+    "power": "power:power_cuts",
+    "cache": "power:volatile_caches",
+    "writeback": "power:failed_writeback",
+}
+_HEAD: Final = ("scenario", "variant", "runs", "acknowledged", "lost", "twice", "torn", "changed", "other", "s", "")
+
+
+def scenario(name: str) -> Scenario:
+    """Find a scenario by its name on the command line."""
+    module, _, function = SCENARIOS[name].partition(":")
+    found: Scenario = getattr(importlib.import_module(f"tests.faults.{module}"), function)
+    return found
+
+
+def line(row: Row) -> str:
+    """Write a row as a line of a table."""
+    found = row.findings
+    verdict = ("found" if row.expect_broken else "ok") if row.passed else "BROKEN"
+    cells = (
+        row.scenario,
+        row.variant,
+        row.runs,
+        found.acknowledged,
+        found.lost,
+        found.twice,
+        found.torn,
+        found.changed,
+        found.other,
+        f"{row.seconds:.1f}",
+        f"{verdict} {row.remark}".strip(),
+    )
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _subject(name: str) -> Subject:
+    kind, *bugs = name.split("+")
+    return control(*bugs) if kind == "control" else product(bugs[0] if bugs else None)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)  # through every `finally`: mounts and processes go
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line names; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)}; default: all")
+    parser.add_argument("--long", action="store_true", help="the whole proof; else a few seconds each")
+    parser.add_argument("--subject", default="collator", help="collator, or control+BUG+… (the harness's own)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    plan = Plan(_subject(options.subject), long=options.long, seed=options.seed)
+    print("| " + " | ".join(_HEAD) + " |\n" + "| --- " * 2 + "| ---: " * 8 + "| --- |", flush=True)
+    broken = False
+    isolated = False
+    for name in options.scenario or SCENARIOS:
+        try:
+            if not isolated:
+                isolate()
+                isolated = True
+            for row in scenario(name)(plan):
+                print(line(row), flush=True)
+                if not row.passed:
+                    broken = True
+                    for note in row.findings.notes:
+                        print(f"  {note}", file=sys.stderr)
+        except MissingRigError as missing:
+            print(f"| {name} | rig missing: {missing} |", flush=True)
+            broken = True
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
