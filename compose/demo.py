@@ -64,38 +64,41 @@ async def _demo(seconds: float | None) -> int:
             loop.add_signal_handler(signum, lambda: up.send_signal(signal.SIGTERM))
         with os.fdopen(read_end, "rb") as ready:
             line = await asyncio.to_thread(ready.readline)
+        worked = False
         if line:
             names = ("broadcast", "collate", "acknowledged", "index")
             found = map(parse_address, msgspec.json.decode(line)["addresses"])
-            await _show(dict(zip(names, found, strict=True)), seconds or SHOW_SECONDS, up.wait())
+            worked = await _show(dict(zip(names, found, strict=True)), seconds or SHOW_SECONDS, up.wait())
             if seconds is None and up.returncode is None:
                 _say("demo", "the stream stays up: try the commands above in another terminal. Ctrl-C ends it.")
             elif up.returncode is None:
                 up.send_signal(signal.SIGTERM)
-        return await up.wait()
+        code = await up.wait()
+        return code if worked else code or 1
 
 
-async def _show(lanes: Lanes, seconds: float, ended: Awaitable[int]) -> None:
-    """Let things happen for a while, or until the daemons have ended."""
-    tasks = [
-        asyncio.create_task(task)
-        for task in (
-            _produce("load", _load, lanes, seconds * 0.8),
-            _produce("memory", _memory, lanes, seconds * 0.8),
-            _consume(lanes),
-            _look_up(lanes),
-        )
+async def _show(lanes: Lanes, seconds: float, ended: Awaitable[int]) -> bool:
+    """Let things happen for a while, or until the daemons have ended; whether all went well."""
+    talk = seconds * 0.8
+    following = asyncio.create_task(_consume(lanes))
+    finishing = [
+        asyncio.create_task(_produce("load", 1.0, _load, lanes, talk)),
+        asyncio.create_task(_produce("memory", 0.7, _memory, lanes, talk)),
+        asyncio.create_task(_look_up(lanes)),
     ]
-    await asyncio.wait([asyncio.ensure_future(ended), *tasks[:2], tasks[3]], timeout=seconds * 0.9)
-    await asyncio.wait([asyncio.ensure_future(_nothing()), *tasks[:2]], timeout=seconds * 0.1)
-    for task in tasks:
+    await asyncio.wait([asyncio.ensure_future(ended)], timeout=seconds)
+    worked = all(task.done() for task in finishing)
+    for task in (following, *finishing):
         task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+    outcomes = await asyncio.gather(following, *finishing, return_exceptions=True)
+    for outcome in outcomes:
         if isinstance(outcome, Exception):
-            raise outcome
+            _say("demo", f"failed: {outcome}")
+            worked = False
+    return worked
 
 
-async def _produce(name: str, measure: Callable[[], str], lanes: Lanes, seconds: float) -> None:
+async def _produce(name: str, pause: float, measure: Callable[[], str], lanes: Lanes, seconds: float) -> None:
     _, writer = await _connect(lanes["collate"])
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -103,7 +106,7 @@ async def _produce(name: str, measure: Callable[[], str], lanes: Lanes, seconds:
         _say(f"producer {name}", line)
         writer.write(f"{line}\n".encode())
         await writer.drain()
-        await asyncio.sleep(1.0 if name == "load" else 0.7)
+        await asyncio.sleep(pause)
     writer.close()
     await writer.wait_closed()
 
@@ -137,10 +140,6 @@ async def _look_up(lanes: Lanes) -> None:
 
 async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("localhost", address.port)
-
-
-async def _nothing() -> None:
-    return
 
 
 def _load() -> str:
