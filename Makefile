@@ -4,16 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
+# What a user needs, and what work on the project needs beyond that.
 INSTALLED := $(VENV)/.installed
+READY := $(VENV)/.installed-for-work
 
-.PHONY: help demo test check lint types faults soak bench clean
+.PHONY: help install demo test check lint types faults soak bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(READY): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 install: $(INSTALLED) ## make the virtual environment
@@ -21,10 +27,10 @@ install: $(INSTALLED) ## make the virtual environment
 demo: $(INSTALLED) ## a stream that you can watch and play with; DEMO_SECONDS=5 ends by itself
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m compose.demo
 
-test: $(INSTALLED) ## the test suite
+test: $(READY) ## the test suite
 	$(BIN)/pytest -n $(WORKERS)
 
-lint: $(INSTALLED) ## ruff, mypy --strict
+lint: $(READY) ## ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
