@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 WORKERS ?= 4
 # What a user needs, and what work on the project needs beyond that.
 INSTALLED := $(VENV)/.installed
+INSTALLED_BENCH := $(VENV)/.installed-bench
+BENCHES := broadcast collate index clients loops
 READY := $(VENV)/.installed-for-work
 
-.PHONY: help install demo test check lint types faults soak bench clean
+.PHONY: help install demo test check lint types faults soak bench bench-short $(BENCHES:%=bench-%) clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +36,28 @@ lint: $(READY) ## ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+bench: $(BENCHES:%=bench-%) ## measure everything (an hour; the machine should have nothing else to do)
+
+bench-broadcast: $(INSTALLED_BENCH) ## tailsrv beside a C loop, tailsrv 0.9.3 and nginx: docs/benchmarks/broadcast.md
+
+bench-collate: $(INSTALLED_BENCH) ## tailsrv-collate beside a C loop and a bare fdatasync: docs/benchmarks/collate.md
+
+bench-index: $(INSTALLED_BENCH) ## tailsrv-index beside wc -l: docs/benchmarks/index.md
+
+bench-clients: $(INSTALLED_BENCH) ## Consumer, Producer and tailsrv-cat beside nc: docs/benchmarks/clients.md
+
+bench-loops: $(INSTALLED_BENCH) ## plain epoll, asyncio and uvloop: docs/benchmarks/loops.md
+
+$(BENCHES:%=bench-%): bench-%:
+	$(BIN)/python -m bench.$*
+
+bench-short: $(INSTALLED_BENCH) ## a smoke form of all benches, within a minute; its figures mean nothing
+	set -e; for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --short; done
 
 check: lint test ## what CI runs
 

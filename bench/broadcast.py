@@ -16,10 +16,13 @@ from bench import harness
 from bench.report import Bar, Bench, Figure, main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from matplotlib.axes import Axes
+
     from bench.harness import Result
+    from bench.report import Spread
 
     Command = Callable[
         [Path], tuple[list[str | Path], int | None]
@@ -31,6 +34,7 @@ MB_PER_S, SERVER_CPU = Figure("mb_per_s", "MB/s"), Figure("server_cpu", "server,
 P50, P99, P999 = Figure("p50_us", "p50, µs"), Figure("p99_us", "p99, µs"), Figure("p999_us", "p99.9, µs")
 MISSING, WRONG = Figure("missing", "missing"), Figure("wrong", "wrong")
 LIVE_FIGURES = [P50, P99, P999, SERVER_CPU, MISSING, WRONG]
+COLOURS = {OURS: "#1f77b4", FLOOR: "#7f7f7f", OLD: "#d95f02", NGINX: "#2ca02c"}
 OLD_ROOT = harness.OUT / "tailsrv-0.9.3"
 # Two workers, and one core each for whoever publishes and whoever receives.
 CORES_FOR_WORKERS = 4
@@ -242,48 +246,50 @@ def plot(bench: Bench, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415  # after the backend is chosen
 
-    colours = {OURS: "#1f77b4", FLOOR: "#7f7f7f", OLD: "#d95f02", NGINX: "#2ca02c"}
-    live_rows = {"live-1": "5,000/s\nto 1", "live-100": "1,000/s\nto 100", "live-1000": "100/s\nto 1,000"}
-    replay_rows = {"replay-1": "1 client", "replay-10": "10 clients"}
+    fan_outs = {"live-1": "5,000/s\nto 1", "live-100": "1,000/s\nto 100", "live-1000": "100/s\nto 1,000"}
+    replays = {"replay-1": "1 client", "replay-10": "10 clients"}
     panels = [
-        ("Live delivery, median latency", "µs (log)", P50, live_rows, (OURS, FLOOR, OLD)),
-        ("Live delivery, 99th percentile", "µs (log)", P99, live_rows, (OURS, FLOOR, OLD)),
-        ("Live delivery, server's processor time", "CPU seconds in 4 s", SERVER_CPU, live_rows, (OURS, FLOOR, OLD)),
-        ("Replay of a hot 2 GB file", "MB/s", MB_PER_S, replay_rows, (OURS, FLOOR, NGINX, OLD)),
+        ("Live delivery, median latency", "µs (log)", P50, fan_outs, (OURS, FLOOR, OLD)),
+        ("Live delivery, 99th percentile", "µs (log)", P99, fan_outs, (OURS, FLOOR, OLD)),
+        ("Live delivery, server's processor time", "CPU seconds in 4 s", SERVER_CPU, fan_outs, (OURS, FLOOR, OLD)),
+        ("Replay of a hot 2 GB file", "MB/s", MB_PER_S, replays, (OURS, FLOOR, OLD, NGINX)),
     ]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for ax, (title, unit, measure, rows, systems) in zip(axes.flat, panels, strict=True):
-        width = 0.8 / len(systems)
         for place, system in enumerate(systems):
-            for group, row in enumerate(rows):
-                spread = bench.report.spread(row, measure, system)
-                at = group + (place - (len(systems) - 1) / 2) * width
-                if spread is None:
-                    ax.annotate(
-                        "fails", (at, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="center", fontsize=8
-                    )
-                    continue
-                error = [[spread.median - spread.least], [spread.most - spread.median]]
-                ax.bar(
-                    at,
-                    spread.median,
-                    width * 0.92,
-                    yerr=error,
-                    capsize=3,
-                    color=colours[system],
-                    label=system if group == 0 else None,
-                )
-        ax.set_title(title)
-        ax.set_ylabel(unit)
+            spreads = [bench.report.spread(row, measure, system) for row in rows]
+            bars(
+                ax, system, spreads, at=(place - (len(systems) - 1) / 2) / len(systems) * 0.8, width=0.74 / len(systems)
+            )
+        ax.set(title=title, ylabel=unit, xlim=(-0.5, len(rows) - 0.5))
         ax.set_xticks(range(len(rows)), list(rows.values()))
         if "log" in unit:
             ax.set_yscale("log")
+            ax.set_ylim(bottom=10)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", alpha=0.3)
         ax.set_axisbelow(True)
-        ax.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"tailsrv beside its floor and its neighbours (medians of {bench.rounds} runs, least to greatest)")
-    figure.savefig(path, dpi=120)
+    handles, labels = axes.flat[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(
+        f"tailsrv beside its floor and its neighbours ({bench.rounds} runs in turn: median, least, greatest)"
+    )
+    figure.savefig(path, dpi=110)
+
+
+def bars(ax: Axes, system: str, spreads: Sequence[Spread | None], *, at: float, width: float) -> None:
+    """Draw one system's bar in every group; where it has no figure, say so."""
+    label: str | None = system
+    for group, spread in enumerate(spreads):
+        if spread is None:
+            place = (group + at, 0.03)
+            ax.annotate(
+                "fails", place, xycoords=("data", "axes fraction"), rotation=90, ha="center", color=COLOURS[system]
+            )
+            continue
+        error = [[spread.median - spread.least], [spread.most - spread.median]]
+        ax.bar(group + at, spread.median, width, yerr=error, capsize=3, color=COLOURS[system], label=label)
+        label = None
 
 
 ROWS: dict[str, Callable[[Bench], None]] = {

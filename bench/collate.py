@@ -99,8 +99,8 @@ def prefix(bench: Bench, framing: str) -> None:
         runs = harness.in_turn({OURS: partial(produce, collator, bench.folder, load, framing=framing)}, bench.rounds)
         work = f"raw lane, never, {framing}, {connections} producer{'s' if connections > 1 else ''}"
         rates = [r["messages_per_s"] for r in runs.rounds[OURS]]
-        bench.report.limit("prefix", work, rates, heading="messages/s", bar=Bar("≥", 3_000_000))
-        bench.report.show("prefix", work, runs, [MB_PER_S, MESSAGES_PER_S, SERVER_CPU, CLIENT_CPU])
+        bench.report.limit(framing, work, rates, heading="messages/s", bar=Bar("≥", 3_000_000))
+        bench.report.show(framing, work, runs, [MB_PER_S, MESSAGES_PER_S, SERVER_CPU, CLIENT_CPU])
 
 
 def bare_sync(bench: Bench) -> Result:

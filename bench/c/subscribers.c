@@ -6,6 +6,7 @@
  *   --produce-port Q     send the messages to a collator's raw lane there, instead of appending to FILE
  *   --replayers K        K more clients that read FILE from byte 0 meanwhile (evict it first, for cold data)
  *   --idle SECONDS       publish nothing: count the server's wake-ups and processor time for so long
+ *   --quiet-seconds S    so long without any delivery, and what has not come is missing (default 10)
  *   --server-pid PID     whose processor time is reported, with its descendants; --server-pid-2 for a second one
  *
  * A message is ASCII: when it was published, its number, padding, newline. Latency runs from right before the
@@ -18,7 +19,6 @@
 #define STAMP_DIGITS 19
 #define NUMBER_DIGITS 11
 #define LEAST_SIZE (STAMP_DIGITS + 1 + NUMBER_DIGITS + 1)
-#define QUIET_SECONDS 10     /* without any delivery, and what has not come is missing */
 
 struct subscriber {
     int fd;
@@ -27,7 +27,7 @@ struct subscriber {
     char *rest;       /* the beginning of a message whose end has not come yet */
 };
 
-static long size, message_count, client_count, warm_up = WARM_UP;
+static long size, message_count, client_count, quiet_seconds, warm_up = WARM_UP;
 static int publish_fd, epoll;
 static bool to_socket;
 static struct subscriber *subscribers;
@@ -105,7 +105,7 @@ static void take(struct subscriber *subscriber)
     memcpy(subscriber->rest, message, subscriber->rest_bytes);
 }
 
-/* Reads until that many deliveries have come in all; false if nothing came for QUIET_SECONDS. */
+/* Reads until that many deliveries have come in all; false if nothing comes any more. */
 static bool take_until(int64_t wanted)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
@@ -113,7 +113,7 @@ static bool take_until(int64_t wanted)
         int count = epoll_wait(epoll, events, EVENTS_AT_ONCE, 1000);
         for (int i = 0; i < count; i++) take(events[i].data.ptr);
         quiet = count > 0 ? 0 : quiet + 1;
-        if (quiet == QUIET_SECONDS || closed == client_count) return false;
+        if (quiet == quiet_seconds || closed == client_count) return false;
     }
     return true;
 }
@@ -183,6 +183,7 @@ int main(int argc, char **argv)
     if (!file || !port) usage("subscribers --port P --file FILE [options: see the head of subscribers.c]");
     signal(SIGPIPE, SIG_IGN);
     raise_descriptor_limit();
+    quiet_seconds = number_option(argc, argv, "--quiet-seconds", 10);
     client_count = number_option(argc, argv, "--clients", 1);
     size = number_option(argc, argv, "--size", 100);
     if (size < LEAST_SIZE) usage("--size of at least 32");
