@@ -172,9 +172,10 @@ def memory(bench: Bench) -> None:
     with harness.serving(command(empty, bench.folder / "empty.index")) as server:
         await_count(server, 0)
         idle = harness.anonymous_bytes(server.pid)
-    building = [0]
+    building = []
     with harness.serving(command(file, index)) as server:
         await_count(server, messages, lambda: building.append(harness.anonymous_bytes(server.pid)))
+        building.append(harness.anonymous_bytes(server.pid))
     ready, serving = [], []
     for _ in range(bench.rounds):
         with harness.serving(command(file, index)) as server:

@@ -103,7 +103,7 @@ class Bar(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if self.other:
             return f"{self.sign} {self.limit:g} x {self.other}"
-        return f"{self.sign} {self.limit:,g} {self.unit}".rstrip()
+        return f"{self.sign} {number(self.limit)} {self.unit}".rstrip()
 
     def verdict(self, value: float) -> str:
         """Return what the table says of a figure."""
@@ -129,8 +129,9 @@ class Report:
         """Add a table of every system's figures."""
         self.runs[row] = runs
         rows = [
-            [system, *(str(Spread.of(r.get(f.name, 0.0) for r in results)) if results else "" for f in figures)]
+            [system, *(str(Spread.of(r[f.name] for r in results)) if f.name in have else "" for f in figures)]
             for system, results in runs.rounds.items()
+            for have in [results[0] if results else {}]
         ]
         self.details += ["", f"### {work}", "", *table(["system", *(f.heading for f in figures)], rows)]
         for system, failure in runs.failures.items():
