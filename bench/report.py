@@ -128,11 +128,7 @@ class Report:
     def show(self, row: str, work: str, runs: harness.Runs, figures: Sequence[Figure]) -> None:
         """Add a table of every system's figures."""
         self.runs[row] = runs
-        rows = [
-            [system, *(str(Spread.of(r[f.name] for r in results)) if f.name in have else "" for f in figures)]
-            for system, results in runs.rounds.items()
-            for have in [results[0] if results else {}]
-        ]
+        rows = [[system, *(cell(results, figure) for figure in figures)] for system, results in runs.rounds.items()]
         self.details += ["", f"### {work}", "", *table(["system", *(f.heading for f in figures)], rows)]
         for system, failure in runs.failures.items():
             self.notes.append(f"{system} could not do {work}: {shorten(failure)}")
@@ -163,6 +159,11 @@ class Report:
         """Return the table of the bars."""
         headings = ["work", "measure", "bar", "measured", "reference", "ratio", "verdict"]
         return table(headings, [verdict.cells for verdict in self.verdicts])
+
+
+def cell(results: Sequence[harness.Result], figure: Figure) -> str:
+    """Return a system's figure as a table shows it: blank where there is none."""
+    return str(Spread.of(r[figure.name] for r in results)) if results and figure.name in results[0] else ""
 
 
 def shorten(text: str, most: int = 300) -> str:
