@@ -11,7 +11,7 @@
  *
  * A message is ASCII: when it was published, its number, padding, newline. Latency runs from right before the
  * publisher's write to right after the consumer's recv, for every delivery. Numbers are checked: a delivery that
- * is not the next one of its client counts as wrong.
+ * is not the next one of its client ends the run without figures.
  */
 #include "common.h"
 
@@ -233,6 +233,10 @@ int main(int argc, char **argv)
     if (replayer_count) pthread_join(replayer, NULL);
     if (rate) pthread_join(publisher, NULL);
 
+    if (wrong) {
+        fprintf(stderr, "%ld deliveries were not the next message of their client\n", (long)wrong);
+        return 1;
+    }
     int64_t got = deliveries - warm_up * client_count;
     printf("{\"clients\": %ld, \"messages\": %ld, \"size\": %ld, \"rate\": %ld, ", client_count, message_count, size, rate);
     print_latencies(&latencies);
@@ -240,8 +244,8 @@ int main(int argc, char **argv)
         qsort(lateness.ns, lateness.count, sizeof *lateness.ns, ascending);
         printf("\"publisher_late_p99_us\": %.2f, ", quantile_us(&lateness, 0.99));
     }
-    printf("\"deliveries\": %ld, \"missing\": %ld, \"wrong\": %ld, \"closed\": %ld, ", (long)got,
-           (long)(message_count * client_count - got), (long)wrong, (long)closed);
+    printf("\"deliveries\": %ld, \"missing\": %ld, \"closed\": %ld, ", (long)got,
+           (long)(message_count * client_count - got), (long)closed);
     printf("\"replayed_mb_per_s\": %.1f, \"connect_seconds\": %.3f, ", replayed_bytes / 1e6 / seconds, connect_seconds);
     printf("\"seconds\": %.3f, \"deliveries_per_s\": %.0f, \"server_cpu\": %.4f, \"client_cpu\": %.4f}\n", seconds,
            got / seconds, server_cpu, own_cpu);
