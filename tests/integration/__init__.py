@@ -1,0 +1,1 @@
+"""Real programs from Debian, and the commands that a newcomer types."""
