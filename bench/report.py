@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -241,7 +240,7 @@ def main(
             try:
                 rows[row](bench)
             except (harness.SystemFailedError, OSError, subprocess.SubprocessError) as error:
-                traceback.print_exception(error)
+                print(f"{name}: {row} failed: {error}", file=sys.stderr)
                 failed.append(row)
                 verdict = f"failed: {shorten(str(error))}"
                 bench.report.verdicts.append(Verdict(row, row, "", "", verdict=verdict))
