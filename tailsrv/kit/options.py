@@ -87,7 +87,8 @@ def common_settings(values: dict[str, Any]) -> dict[str, Any]:
     Raises `UsageError` for networks that are none, before anything else happens.
     """
     AllowList(values["allow"])
-    return {**values, "listen": addresses(values.pop("port"), values["listen"])}
+    listen = addresses(values.pop("port"), values["listen"])
+    return {**values, "listen": listen}
 
 
 def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
