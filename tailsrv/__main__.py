@@ -1,0 +1,5 @@
+"""`python -m tailsrv`."""
+
+from tailsrv.cli import main
+
+main()

@@ -1,0 +1,262 @@
+"""New bytes to everybody who waits for them.
+
+Subscribers that have everything are *live*: they stand at one common offset, so an append is read once and each of them
+gets one non-blocking send. That loop is where a broadcaster's time goes; nothing is allocated, logged or looked up in
+it. Who can't take its bytes whole falls *behind* and is served by sendfile, in turns of bounded length, whenever its
+socket has room. Who has got to where the file's bytes are not yet is *waiting*, in a heap by offset.
+
+Live subscribers come first in each round of the reactor: turns are taken after its events.
+
+Knows nothing of headers, listeners or how a connection is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import os
+from typing import TYPE_CHECKING, Final
+
+from tailsrv.header import NEVER
+from tailsrv.kit.errors import FatalError, reason
+from tailsrv.kit.reactor import HANGUP, WRITE
+from tailsrv.subscriber import BEHIND, LIVE, WAITING, Subscriber
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tailsrv.kit.reactor import Reactor
+    from tailsrv.kit.stream import Stream
+
+CHUNK_BYTES: Final = 1 << 16
+"""What is read at a time for live subscribers: it stays in the processor's cache while it is copied to all of them."""
+
+TURN_BYTES: Final = 1 << 18
+"""What one subscriber that is behind gets at a time."""
+
+TURNS_PER_ROUND: Final = 8
+"""How many such turns there are between two looks at the live ones."""
+
+SCATTER_BYTES: Final = 1 << 20
+"""When the end runs ahead of the live ones by so much, each catches up by itself: sendfile copies nothing."""
+
+FILE_ERRORS: Final = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.ENODATA}
+)
+"""What sendfile says when it is the file that can't be read; everything else is the peer's."""
+
+
+def unreadable(path: str, offset: int, error: OSError) -> FatalError:
+    """The end of a daemon whose file can't be read."""
+    return FatalError(f"cannot read {path} at byte {offset}: {reason(error)}; check its disk or file system")
+
+
+class Fanout:
+    """Sends a stream's bytes to subscribers.
+
+    `finished(subscriber)` is called for one that has all it asked for, `lost(subscriber)` for one whose connection
+    broke. Both are out of our hands then, but still registered with the reactor.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        stream: Stream,
+        finished: Callable[[Subscriber], None],
+        lost: Callable[[Subscriber], None],
+    ) -> None:
+        self._reactor = reactor
+        self._stream = stream
+        self._finished = finished
+        self._lost = lost
+        self.at = stream.end
+        """What live subscribers have been sent."""
+        self.sent = 0
+        """Bytes that sockets took, ever."""
+        self._live: dict[Callable[[bytes], int], Subscriber] = {}
+        self._waiting: list[tuple[int, int, Subscriber]] = []
+        self._order = itertools.count()
+        self._due: dict[Subscriber, None] = {}
+        self._advancing = False
+        reactor.after_round(self._take_turns)
+
+    # --- subscribers come and go
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Serve it from its offset on. It is registered with the reactor, for any event."""
+        subscriber.state = BEHIND
+        self._catch_up(subscriber)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Forget it; also one that we never had."""
+        self._live.pop(subscriber.send, None)
+        self._due.pop(subscriber, None)
+        # In the heap it stays until its turn; there are no more of those than there are appends to come.
+        subscriber.state = ""
+
+    def offset(self, subscriber: Subscriber) -> int:
+        """The next byte that it gets."""
+        return self.at if subscriber.state is LIVE else subscriber.offset
+
+    def stop_at(self, end: int, subscribers: Iterable[Subscriber]) -> None:
+        """Let none of `subscribers`, which are all there are, go beyond `end`: who is there has finished."""
+        for subscriber in tuple(self._live.values()):
+            self._leave_live(subscriber, self.at)
+        self.at = max(self.at, end)
+        self._waiting.clear()
+        for subscriber in tuple(subscribers):
+            subscriber.stop = min(subscriber.stop, max(subscriber.offset, end))
+            if subscriber.state in {BEHIND, WAITING}:
+                subscriber.state = BEHIND
+                self._settle(subscriber)
+
+    # --- the file grows
+
+    def advance(self) -> None:
+        """The stream's end may have moved: send what is new."""
+        at, end = self.at, self._stream.end
+        if end <= at:
+            if end < at:
+                self._go_back()
+        elif not self._live:
+            self.at = end
+        elif end - at > SCATTER_BYTES:
+            self._scatter(end)
+        else:
+            self._feed(at, end)
+        if self._waiting:
+            self._wake_waiting()
+
+    def _feed(self, at: int, end: int) -> None:
+        live = self._live
+        try:
+            data = os.pread(self._stream.fd, min(end - at, CHUNK_BYTES), at)
+        except OSError as error:
+            raise unreadable(self._stream.path, at, error) from None
+        length = len(data)
+        short: list[tuple[Callable[[bytes], int], int]] = []
+        for send in live:
+            try:
+                sent = send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = -1
+            if sent != length:
+                short.append((send, sent))
+        self.at = at + length
+        self.sent += length * len(live)
+        for send, sent in short:
+            self._fell_short(live[send], at, length, sent)
+        if self.at < end and length:
+            self._advance_again()
+
+    def _advance_again(self) -> None:
+        """There is more than a chunk: go on after others had a turn."""
+        if not self._advancing:
+            self._advancing = True
+            self._reactor.call_later(0, self._go_on)
+
+    def _go_on(self) -> None:
+        self._advancing = False
+        self.advance()
+
+    def _fell_short(self, subscriber: Subscriber, at: int, length: int, sent: int) -> None:
+        self.sent -= length - max(sent, 0)
+        if sent < 0:
+            self._lost(subscriber)
+        else:
+            self._leave_live(subscriber, at + sent)
+            self._want(subscriber, WRITE)
+
+    def _leave_live(self, subscriber: Subscriber, offset: int) -> None:
+        del self._live[subscriber.send]
+        subscriber.state = BEHIND
+        subscriber.offset = offset
+
+    def _scatter(self, end: int) -> None:
+        at, self.at = self.at, end
+        for subscriber in tuple(self._live.values()):
+            self._leave_live(subscriber, at)
+            self._want(subscriber, WRITE)
+
+    def _go_back(self) -> None:
+        """The file was truncated: nobody gets anything until it exceeds what has been sent."""
+        for subscriber in tuple(self._live.values()):
+            self._leave_live(subscriber, self.at)
+            self._wait(subscriber)
+        self.at = self._stream.end
+
+    def _wake_waiting(self) -> None:
+        waiting = self._waiting
+        woken = []
+        while waiting and waiting[0][0] < self.at:
+            woken.append(heapq.heappop(waiting)[2])
+        for subscriber in woken:
+            if subscriber.state is WAITING:
+                subscriber.state = BEHIND
+                self._catch_up(subscriber)
+
+    # --- those who are not live
+
+    def on_event(self, subscriber: Subscriber, mask: int) -> None:
+        """A subscriber's socket has room, or its peer has gone."""
+        if mask & HANGUP:
+            self._lost(subscriber)
+        elif subscriber.state is BEHIND:
+            self._due[subscriber] = None
+
+    def _take_turns(self) -> None:
+        due = self._due
+        if due:
+            # Who is left out has waited longest when the next round comes; its socket has room still.
+            for subscriber in tuple(itertools.islice(due, TURNS_PER_ROUND)):
+                del due[subscriber]
+                self._catch_up(subscriber)
+
+    def _catch_up(self, subscriber: Subscriber) -> None:
+        """One turn."""
+        offset = subscriber.offset
+        ready = min(self.at, subscriber.stop) - offset
+        if ready > 0:
+            try:
+                sent = os.sendfile(subscriber.fd, self._stream.fd, offset, min(ready, TURN_BYTES))
+            except BlockingIOError:
+                self._want(subscriber, WRITE)
+                return
+            except OSError as error:
+                if error.errno in FILE_ERRORS:
+                    raise unreadable(self._stream.path, offset, error) from None
+                self._lost(subscriber)
+                return
+            if not sent:  # truncated a moment ago; we are about to hear of it
+                self._wait(subscriber)
+                return
+            self.sent += sent
+            subscriber.offset = offset + sent
+        self._settle(subscriber)
+
+    def _settle(self, subscriber: Subscriber) -> None:
+        """Put it where its offset says."""
+        offset = subscriber.offset
+        if offset >= subscriber.stop:
+            self._finished(subscriber)
+        elif offset < self.at:
+            self._want(subscriber, WRITE)
+        elif offset == self.at and subscriber.stop == NEVER:
+            self._want(subscriber, 0)
+            subscriber.state = LIVE
+            self._live[subscriber.send] = subscriber
+        else:
+            self._wait(subscriber)
+
+    def _wait(self, subscriber: Subscriber) -> None:
+        self._want(subscriber, 0)
+        subscriber.state = WAITING
+        heapq.heappush(self._waiting, (subscriber.offset, next(self._order), subscriber))
+
+    def _want(self, subscriber: Subscriber, events: int) -> None:
+        if subscriber.events != events:
+            subscriber.events = events
+            self._reactor.modify(subscriber.fd, events)

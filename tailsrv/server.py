@@ -1,0 +1,287 @@
+"""The broadcaster: one file, any number of clients.
+
+This is where connections, headers and the ends of things meet: the bytes themselves go through `fanout`. One thread;
+nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from tailsrv.closing import Closer
+from tailsrv.fanout import Fanout
+from tailsrv.header import HEADER_BYTES, HeaderError, parse
+from tailsrv.kit.acceptor import Acceptor
+from tailsrv.kit.access import AllowList
+from tailsrv.kit.addresses import Listener, bind_all, inherited_listeners
+from tailsrv.kit.deadlines import Deadlines
+from tailsrv.kit.errors import FatalError, UsageError
+from tailsrv.kit.logs import Repeated, printable
+from tailsrv.kit.measures import Measure
+from tailsrv.kit.reactor import HANGUP, READ
+from tailsrv.kit.stream import Stream
+from tailsrv.subscriber import ASKING, Subscriber
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+    from tailsrv.options import Options
+
+DRAIN_LOOK_SECONDS: Final = 0.02
+"""How often it is looked whether clients have acknowledged their last bytes, while the daemon ends."""
+
+STALLED_SECONDS: Final = 1.0
+"""Who takes nothing for so long while the daemon stops is not waited for."""
+
+DESCRIBED_PER_ROUND: Final = 64
+"""Clients that SIGUSR1 logs before others have a turn."""
+
+
+class Broadcaster:
+    """Serves one file. A `Server` for `run_daemon`."""
+
+    def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
+        self.addresses: tuple[str, ...] = ()
+        self._reactor = reactor
+        self._options = options
+        self._log = log
+        self._stream = Stream(
+            reactor,
+            options.file,
+            log,
+            changed=self._changed,
+            gone=self._gone,
+            failed=self._failed,
+            use_mark=options.commit_mark,
+            poll_seconds=options.poll,
+        )
+        self._fanout = Fanout(reactor, self._stream, self._finished, self._lost)
+        self._closer = Closer(reactor)
+        self._headers: dict[Subscriber, bytes] = {}
+        self._header_limits: Deadlines[Subscriber] = Deadlines(reactor, options.header_timeout, self._too_late)
+        self._subscribers: dict[int, Subscriber] = {}
+        self._acceptors: list[Acceptor] = []
+        self._draining = False
+        self._bad_headers = 0
+        self._log_bad_header = Repeated(log.warning, "bad header")
+
+    # --- a server's four verbs
+
+    def bind(self) -> None:
+        """Open the file and listen."""
+        listeners = listeners_for(self._options)
+        self._stream.open()
+        self._fanout.advance()
+        self.serve(listeners)
+
+    def serve(self, listeners: list[Listener]) -> None:
+        """Accept on listeners that somebody else has bound."""
+        allow = AllowList(self._options.allow)
+        self._acceptors = [
+            Acceptor(self._reactor, listener, allow, self._connected, self._log) for listener in listeners
+        ]
+        self.addresses = tuple(listener.address for listener in listeners)
+        self._reactor.on_signal(signal.SIGUSR1, self._describe)
+        gc.freeze()  # what stands now stays: no collection need look at it again
+
+    def stop(self) -> None:
+        """Send what is due to those who read, then end. The second time: end."""
+        if self._draining:
+            self._reactor.stop()
+        else:
+            self._drain(STALLED_SECONDS)
+
+    def close(self) -> None:
+        """Give everything back; still without a reset."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for subscriber in tuple(self._subscribers.values()):
+            self._lost(subscriber)
+        self._closer.close()
+        self._stream.close()
+
+    # --- connections and headers
+
+    def _connected(self, sock: socket.socket, peer: str) -> None:
+        subscriber = Subscriber(sock, peer)
+        self._subscribers[subscriber.fd] = subscriber
+        self._headers[subscriber] = b""
+        self._header_limits.start(subscriber)
+        self._reactor.register(subscriber.fd, READ, functools.partial(self._on_event, subscriber))
+
+    def _on_event(self, subscriber: Subscriber, mask: int) -> None:
+        if subscriber.state is not ASKING:
+            self._fanout.on_event(subscriber, mask)
+        elif mask & HANGUP:
+            self._lost(subscriber)
+        else:
+            self._read_header(subscriber)
+
+    def _read_header(self, subscriber: Subscriber) -> None:
+        received = self._headers[subscriber]
+        try:
+            data = subscriber.sock.recv(HEADER_BYTES - len(received))
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lost(subscriber)
+            return
+        received += data
+        try:
+            request = parse(received, ended=not data)
+        except HeaderError as error:
+            self._bad_headers += 1
+            # A connection that ends without a byte is somebody's health check.
+            if received:
+                self._log_bad_header(peer=subscriber.peer, error=str(error), header=printable(received))
+            self._finished(subscriber)
+            return
+        if request is None:
+            self._headers[subscriber] = received
+            return
+        self._forget_header(subscriber)
+        if request.needs_end:
+            self._look()
+        subscriber.offset, subscriber.stop = request.range(self._stream.end)
+        self._fanout.add(subscriber)
+
+    def _too_late(self, subscriber: Subscriber) -> None:
+        self._bad_headers += 1
+        self._log_bad_header(peer=subscriber.peer, error="too late", header=printable(self._headers[subscriber]))
+        self._lost(subscriber)
+
+    def _forget_header(self, subscriber: Subscriber) -> None:
+        if self._headers.pop(subscriber, None) is not None:
+            self._header_limits.cancel(subscriber)
+
+    def _finished(self, subscriber: Subscriber) -> None:
+        self._forget(subscriber)
+        self._closer.end(subscriber.sock)
+
+    def _lost(self, subscriber: Subscriber) -> None:
+        self._forget(subscriber)
+        self._closer.abandon(subscriber.sock)
+
+    def _forget(self, subscriber: Subscriber) -> None:
+        del self._subscribers[subscriber.fd]
+        self._forget_header(subscriber)
+        self._fanout.remove(subscriber)
+
+    # --- the file
+
+    def _changed(self) -> None:
+        self._fanout.advance()
+
+    def _look(self) -> None:
+        """Know the end as it is now: what the kernel has told is what was a moment ago."""
+        self._stream.refresh()
+        self._fanout.advance()
+
+    def _gone(self) -> None:
+        if self._options.linger_after_file_is_gone:
+            self._log.warning("file gone", file=self._options.file, advice="serving it until this daemon is stopped")
+        else:
+            self._log.warning("file gone", file=self._options.file, drain_seconds=self._options.drain)
+            self._drain(self._options.drain)
+
+    def _failed(self, error: FatalError) -> None:
+        raise error
+
+    # --- the end
+
+    def _drain(self, patience: float) -> None:
+        """Send what is due to those who read, then stop.
+
+        That is when all have it, when the time for it is over, or when nobody took anything for `patience` seconds.
+        """
+        if self._draining:
+            return
+        self._draining = True
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for subscriber in tuple(self._headers):
+            self._lost(subscriber)
+        self._look()
+        self._fanout.stop_at(self._stream.end, self._subscribers.values())
+        now = time.monotonic()
+        self._watch_drain(now + self._options.drain, patience, now, (0, 0))
+
+    def _watch_drain(self, end: float, patience: float, since: float, before: tuple[int, int]) -> None:
+        left = self._closer.hurry()
+        if not self._subscribers and not self._closer:
+            self._reactor.stop()
+            return
+        now, progress = time.monotonic(), (self._fanout.sent, left)
+        if progress != before:
+            since = now
+        if now >= end or now - since >= patience:
+            self._log.warning("clients did not read", clients=len(self._subscribers) + len(self._closer))
+            self._reactor.stop()
+            return
+        self._reactor.call_later(
+            DRAIN_LOOK_SECONDS, functools.partial(self._watch_drain, end, patience, since, progress)
+        )
+
+    # --- what can be asked
+
+    def measures(self) -> Iterator[Measure]:
+        """See `Measured`."""
+        end = self._stream.end
+        lags = (
+            max(0, end - self._fanout.offset(each)) for each in self._subscribers.values() if each.state is not ASKING
+        )
+        yield Measure("gauge", "tailsrv_clients", "Connected clients.", len(self._subscribers))
+        yield Measure("counter", "tailsrv_sent_bytes", "Bytes given to clients' sockets.", self._fanout.sent)
+        yield Measure("gauge", "tailsrv_file_bytes", "Size of the file.", self._stream.size)
+        yield Measure("gauge", "tailsrv_committed_bytes", "How far clients may read.", end)
+        yield Measure(
+            "gauge", "tailsrv_slowest_lag_bytes", "What the slowest client still lacks.", max(lags, default=0)
+        )
+        accepted = sum(acceptor.accepted for acceptor in self._acceptors)
+        refused = sum(acceptor.refused for acceptor in self._acceptors)
+        yield Measure("counter", "tailsrv_accepted_connections", "Connections that were let in.", accepted)
+        yield Measure("counter", "tailsrv_refused_connections", "Connections that --allow kept out.", refused)
+        yield Measure("counter", "tailsrv_bad_headers", "Connections without a proper header.", self._bad_headers)
+
+    def unhealthy(self) -> str | None:
+        """See `Measured`."""
+        if self._draining:
+            return "stopping"
+        return f"{self._options.file} does not exist yet" if self._stream.fd < 0 else None
+
+    def _describe(self) -> None:
+        """Log each client, some at a time."""
+        self._describe_some(list(self._subscribers.values()))
+
+    def _describe_some(self, left: list[Subscriber]) -> None:
+        now = time.monotonic()
+        for subscriber in left[-DESCRIBED_PER_ROUND:]:
+            offset = self._fanout.offset(subscriber)
+            self._log.info(
+                "client",
+                peer=subscriber.peer,
+                state=subscriber.state,
+                offset=offset,
+                lag=max(0, self._stream.end - offset),
+                seconds=round(now - subscriber.since, 3),
+            )
+        del left[-DESCRIBED_PER_ROUND:]
+        if left:
+            self._reactor.call_later(0, functools.partial(self._describe_some, left))
+
+
+def listeners_for(options: Options, *, reuse_port: bool = False) -> list[Listener]:
+    """Where the options say, or systemd. Raises `UsageError` when neither does."""
+    if options.listen:
+        return bind_all(options.listen, reuse_port=reuse_port)
+    listeners = [listener for named in inherited_listeners().values() for listener in named]
+    if not listeners:
+        raise UsageError("nowhere to listen; give --port or --listen")
+    return listeners
