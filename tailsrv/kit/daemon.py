@@ -45,13 +45,15 @@ class Server(Measured, Protocol):
 
 
 def run_daemon(name: str, options: CommonOptions, make: Callable[[Reactor, Log], Server]) -> int:
-    """Run a server in a loop of its own until it stops; the process's exit code."""
+    """Run a server in a loop of its own until it stops; the process's exit code. Raises `UsageError` alone."""
     log = logs.configure(name, options.log_level, options.log_format)
     if options.ready_fd is not None:
         _check_descriptor(options.ready_fd)
     raise_descriptor_limit()
     try:
         return _serve(options, make, log)
+    except UsageError:
+        raise
     except FatalError as error:
         log.error("failed", error=str(error))
     except OSError as error:
