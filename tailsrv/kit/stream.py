@@ -9,6 +9,7 @@ Knows nothing of messages, sockets or clients.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Final
@@ -78,19 +79,14 @@ class Stream:
         self._is_gone = False
         self._file_watch = self._mark_watch = self._directory_watch = -1
         self._usual_events: tuple[bytes, ...] = ()
-        self._inotify = INotify(nonblocking=True)
+        self._inotify = _new_inotify()
         self._uncommitted_timer: Timer | None = None
         self._uncommitted_since: int | None = None
         self._told_uncommitted = False
 
     def open(self) -> None:
         """Begin to watch; a missing file is waited for. Raises `FatalError` for one that can't be served."""
-        try:
-            self._directory_watch = self._inotify.add_watch(self._directory or ".", _DIRECTORY_EVENTS)
-        except OSError as error:
-            raise FatalError(
-                f"cannot watch {self._directory or '.'}: {reason(error)}; the directory of the stream has to exist"
-            ) from None
+        self._directory_watch = self._watch(self._directory or ".", _DIRECTORY_EVENTS)
         self._open_file()
         if self._use_mark:
             self._open_mark()
@@ -147,7 +143,7 @@ class Stream:
             raise FatalError(f"{self.path} is not a regular file; a stream is a file that grows")
         self.fd = fd
         # By descriptor: the name may mean another file by now.
-        self._file_watch = self._inotify.add_watch(f"/proc/self/fd/{fd}", _FILE_EVENTS)
+        self._file_watch = self._watch(f"/proc/self/fd/{fd}", _FILE_EVENTS)
         self._note_usual_events()
 
     def _open_mark(self) -> None:
@@ -161,8 +157,18 @@ class Stream:
             raise FatalError(
                 f"cannot read {self.path + SUFFIX}: {reason(error)}; make it readable, or give --no-commit-mark"
             ) from None
-        self._mark_watch = self._inotify.add_watch(f"/proc/self/fd/{self._mark.fd}", _FILE_EVENTS)
+        self._mark_watch = self._watch(f"/proc/self/fd/{self._mark.fd}", _FILE_EVENTS)
         self._note_usual_events()
+
+    def _watch(self, path: str, events: int) -> int:
+        try:
+            watch: int = self._inotify.add_watch(path, events)
+        except OSError as error:
+            advice = "the stream's directory has to exist"
+            if error.errno == errno.ENOSPC:
+                advice = "raise fs.inotify.max_user_watches"
+            raise FatalError(f"cannot watch {path}: {reason(error)}; {advice}") from None
+        return watch
 
     def _note_usual_events(self) -> None:
         """The bytes that inotify returns after an append or a commit, so that they need no parsing."""
@@ -274,3 +280,10 @@ class Stream:
             size=self.size,
             advice="start its collator, or give --no-commit-mark if it has none",
         )
+
+
+def _new_inotify() -> INotify:
+    try:
+        return INotify(nonblocking=True)
+    except OSError as error:
+        raise FatalError(f"cannot watch files: {reason(error)}; raise fs.inotify.max_user_instances") from None
