@@ -1,0 +1,166 @@
+"""Those who ask: each connection's lines in, its replies out, and nothing that one of them does costs another.
+
+A turn answers `LINES_PER_TURN` requests of a connection; then others have theirs. Nothing is read from a client
+that has requests waiting, or replies that it does not take: what it costs is one buffer of each, and its socket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from indexer.query import LINE_BYTES, render_error
+from tailsrv.kit.reactor import READ, WRITE
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from tailsrv.kit.reactor import Reactor
+
+RECEIVE_BYTES: Final = 16384
+"""Read at once: two thousand short requests, so that a client that pipelines is read from rarely."""
+
+LINES_PER_TURN: Final = 32
+"""Half a millisecond's work."""
+
+TOO_LONG: Final = f"a request has {LINE_BYTES} bytes at most"
+
+
+class Client:
+    """One connection."""
+
+    __slots__ = ("ended", "events", "lines", "outgoing", "rest", "skipping", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.events = READ
+        """What is waited for on its socket."""
+        self.lines: list[bytes] = []
+        """Requests that wait for their turn, the next one last."""
+        self.rest = b""
+        """The beginning of one that is not whole."""
+        self.skipping = False
+        """Inside a line that is too long, which has been answered."""
+        self.ended = False
+        """It will ask no more."""
+        self.outgoing = b""
+
+
+class Clients:
+    """All connections."""
+
+    def __init__(self, reactor: Reactor, answer: Callable[[bytes], bytes], before: Callable[[], None]) -> None:
+        """``answer(line)`` makes a reply of a request without its newline; `before` is called before some of these."""
+        self._reactor = reactor
+        self._answer = answer
+        self._before = before
+        self._clients: set[Client] = set()
+        self._waiting: list[Client] = []
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def add(self, sock: socket.socket) -> None:
+        """Serve this one."""
+        client = Client(sock)
+        self._clients.add(client)
+        self._reactor.register(sock.fileno(), READ, lambda _mask: self._on_ready(client))
+
+    def close(self) -> None:
+        """End all connections."""
+        for client in tuple(self._clients):
+            self._end(client)
+
+    def _end(self, client: Client) -> None:
+        self._clients.discard(client)
+        self._reactor.unregister(client.sock.fileno())
+        client.sock.close()
+
+    def _on_ready(self, client: Client) -> None:
+        if client not in self._clients:
+            return
+        if client.outgoing:
+            self._send(client)
+        elif not client.lines and not client.ended:
+            self._receive(client)
+
+    def _receive(self, client: Client) -> None:
+        try:
+            data = client.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(client)
+            return
+        if data:
+            self._split(client, data)
+        else:
+            client.ended = True
+            if client.rest:
+                # No newline will come any more: printf 1000 | nc -N …
+                client.lines.append(client.rest)
+        self._turn(client)
+
+    def _split(self, client: Client, data: bytes) -> None:
+        """Make lines of what has come. Of one that is too long only the fact is kept."""
+        lines = (client.rest + data).split(b"\n")
+        client.rest = lines.pop()
+        if client.skipping and lines:
+            client.skipping = False
+            del lines[0]
+        if client.skipping:
+            client.rest = b""
+        elif len(client.rest) > LINE_BYTES + 1:
+            client.skipping = True
+            lines.append(client.rest)
+            client.rest = b""
+        lines.reverse()
+        client.lines = lines
+
+    def _turn(self, client: Client) -> None:
+        """Answer some of what it asked."""
+        replies = []
+        if client.lines:
+            self._before()
+        for _ in range(min(len(client.lines), LINES_PER_TURN)):
+            line = client.lines.pop().removesuffix(b"\r")
+            if len(line) > LINE_BYTES:
+                replies.append(render_error(TOO_LONG, line.startswith(b"{")))
+            else:
+                replies.append(self._answer(line))
+        client.outgoing = b"".join(replies)
+        self._send(client)
+
+    def _send(self, client: Client) -> None:
+        if client.outgoing:
+            try:
+                sent = client.sock.send(client.outgoing)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._end(client)
+                return
+            client.outgoing = client.outgoing[sent:]
+        if client.outgoing:
+            self._wait_for(client, WRITE)
+        elif client.lines:
+            self._wait_for(client, 0)
+            self._waiting.append(client)
+            if len(self._waiting) == 1:
+                self._reactor.post(self._give_turns)
+        elif client.ended:
+            self._end(client)
+        else:
+            self._wait_for(client, READ)
+
+    def _give_turns(self) -> None:
+        """Whoever has more to ask gets on with it, after everybody else had a turn."""
+        waiting, self._waiting = self._waiting, []
+        for client in waiting:
+            if client in self._clients:
+                self._turn(client)
+
+    def _wait_for(self, client: Client, events: int) -> None:
+        if events != client.events:
+            client.events = events
+            self._reactor.modify(client.sock.fileno(), events)

@@ -1,0 +1,121 @@
+"""The index file: a header of 64 bytes, then entries of 24 bytes, in the order of the stream. All numbers big-endian.
+
+    header   0  magic               8 bytes  "tailidx1": the format and its version
+             8  framing             8 bytes  its name, filled up with zeros
+            16  interval            8 bytes  N: the stream is thought of as cells of N bytes
+            24  created             8 bytes  nanoseconds since 1970
+            32  head length         4 bytes  so many of the stream's first bytes the next field covers; 0: not yet known
+            36  head CRC-32         4 bytes
+            40  zeros              20 bytes
+            60  CRC-32              4 bytes  of the header's bytes before it
+
+    entry    0  number              7 bytes  how many messages stand before `offset`: the number of the one that starts
+             7  offset              7 bytes  a message boundary, the first one of its cell
+            14  time                8 bytes  nanoseconds since 1970, never less than the entry's before: by then all
+                                             messages before `offset` were there. The top bit is set when nobody
+                                             watched them arrive, and this is when they were indexed
+            22  check               2 bytes  CRC-16 of the entry's bytes before it, begun with the fingerprint
+
+The fingerprint of an offset is the CRC-16 of the (up to) 32 bytes of the stream before it, begun with the CRC-16 of
+the header's first 32 bytes. So an entry holds for this index and this stream only; one that is torn, flipped, or left
+over from another file shows. CRC-16 is the CCITT polynomial 0x1021, not reflected; CRC-32 is zlib's.
+
+There is no entry for offset 0, nor for a cell without a boundary (a message that spans it). What entries there are,
+and where, depends on the stream alone: an index that was built at once and one that grew differ in their times only.
+
+Pure: bytes in, values out.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from binascii import crc_hqx
+from typing import Final, NamedTuple
+
+import msgspec
+
+MAGIC: Final = b"tailidx1"
+HEADER_BYTES: Final = 64
+ENTRY_BYTES: Final = 24
+CONTEXT_BYTES: Final = 32
+"""How much of the stream before an entry's offset goes into its fingerprint."""
+
+HEAD_BYTES: Final = 4096
+"""How many of the stream's first bytes identify it, where it has as many before its first entry."""
+
+LIMIT: Final = 1 << 56
+"""Numbers and offsets are smaller than this: 64 PiB, eight times what XFS and ext4 make of a file."""
+
+_HEADER: Final = struct.Struct(">8s8sQQII20x")
+_SEEDED: Final = 32  # what of the header never changes
+_PACKED: Final = ENTRY_BYTES - 2
+_INEXACT: Final = 1 << 63
+
+
+class Header(msgspec.Struct, frozen=True):
+    """What an index says about itself."""
+
+    framing: str
+    interval: int
+    """Bytes, at least 1."""
+    created: int
+    """Nanoseconds since 1970."""
+    head_bytes: int = 0
+    head_crc: int = 0
+
+    def encode(self) -> bytes:
+        """The header's bytes."""
+        fields = _HEADER.pack(MAGIC, self.framing.encode(), self.interval, self.created, self.head_bytes, self.head_crc)
+        return fields + zlib.crc32(fields).to_bytes(4, "big")
+
+    def seed(self) -> int:
+        """What fingerprints of this index begin with."""
+        return crc_hqx(self.encode()[:_SEEDED], 0)
+
+
+def decode_header(content: bytes) -> Header | None:
+    """The header that a file begins with; None when it is torn, damaged or of another kind."""
+    if len(content) < HEADER_BYTES:
+        return None
+    fields, crc = content[: HEADER_BYTES - 4], content[HEADER_BYTES - 4 : HEADER_BYTES]
+    magic, framing, interval, created, head_bytes, head_crc = _HEADER.unpack(fields)
+    if magic != MAGIC or zlib.crc32(fields).to_bytes(4, "big") != crc or interval < 1:
+        return None
+    return Header(framing.rstrip(b"\0").decode("ascii", "replace"), interval, created, head_bytes, head_crc)
+
+
+class Entry(NamedTuple):
+    """At `time`, the `number` messages before `offset` were there."""
+
+    number: int
+    offset: int
+    time: int
+    """Nanoseconds since 1970."""
+    exact: bool
+    """Whether they were seen to arrive; otherwise `time` is when they were indexed."""
+
+
+def fingerprint(context: bytes, seed: int) -> int:
+    """Of the offset that these (up to `CONTEXT_BYTES`) bytes stand before."""
+    return crc_hqx(context, seed)
+
+
+def encode_entry(entry: Entry, mark: int) -> bytes:
+    """The entry's bytes; `mark` is its offset's fingerprint."""
+    number, offset, time, exact = entry
+    packed = (number << 120 | offset << 64 | (time if exact else time | _INEXACT)).to_bytes(_PACKED, "big")
+    return packed + crc_hqx(packed, mark).to_bytes(2, "big")
+
+
+def decode_entry(packed: bytes) -> Entry:
+    """What an entry's bytes say, right or wrong: see `holds`."""
+    time = int.from_bytes(packed[14:22], "big")
+    return Entry(
+        int.from_bytes(packed[:7], "big"), int.from_bytes(packed[7:14], "big"), time & ~_INEXACT, time < _INEXACT
+    )
+
+
+def holds(packed: bytes, mark: int) -> bool:
+    """Whether an entry is whole and was made for a stream with this fingerprint at its offset."""
+    return len(packed) == ENTRY_BYTES and crc_hqx(packed[:_PACKED], mark).to_bytes(2, "big") == packed[_PACKED:]

@@ -1,0 +1,275 @@
+"""Keeps the index abreast of the stream: reads what has come, numbers it, writes entries, notes arrivals.
+
+A small piece is walked at once, in the loop; what would take long is left to workers (`building`), and what they find
+is joined here. In both cases queries are answered from what is known so far.
+
+An index that does not belong to the stream, or a stream that contradicts what was read of it, is not argued with: the
+index is set aside and begun anew.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from indexer.entries import CONTEXT_BYTES, HEAD_BYTES, Entry, Header, encode_entry, fingerprint, holds
+from indexer.file import IndexFile
+from indexer.lookup import Arrivals, Lookup
+from indexer.walker import RAW_FIELDS, RewrittenError, Walker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collator.framing import Framing
+    from indexer.options import Options
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor, Timer
+
+PIECE_BYTES: Final = 1 << 15
+"""Walked at once. A third of a millisecond where messages are of ordinary length."""
+
+TURN_SECONDS: Final = 0.0005
+"""How long the loop may be kept from its clients."""
+
+RETRY_SECONDS: Final = 1.0
+"""How soon writing the index is tried again when there was no room for it."""
+
+SAMPLES: Final = 8
+"""Entries that a start compares with the stream, spread over the index, besides the last one."""
+
+TORN_ENTRIES: Final = 4096
+"""So many entries at the end may be damaged (a page of zeros after a power cut); with more, it is not our index."""
+
+
+class Follower:
+    """The index of one stream. The stream is told by `attach` and `advance`."""
+
+    def __init__(self, reactor: Reactor, options: Options, framing: Framing, log: Log) -> None:
+        self._reactor = reactor
+        self._options = options
+        self._framing = framing
+        self._log = log
+        self.fd = -1
+        """The stream."""
+        self.end = 0
+        """How far it may be read."""
+        self.index = IndexFile(options.index)
+        self.walker: Walker
+        self.arrivals: Arrivals
+        self.lookup: Lookup
+        self.live = False
+        """Whether all that there was has been read: what comes now is seen to arrive."""
+        self.behind_since: float | None = None
+        """When there was something to read that has not been read yet, in seconds of the monotonic clock."""
+        self.rebuilt = 0
+        """How often an index was set aside."""
+        self._posted = False
+        self._retry: Timer | None = None
+        self._told_nonsense = False
+
+    def close(self) -> None:
+        """Give back the index."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self.index.close()
+
+    # --- beginning
+
+    def open(self) -> None:
+        """Take up the index that there is if it is one of these options, whatever the stream may be."""
+        if self._options.rebuild and not self.index.is_empty():
+            self._set_aside("--rebuild")
+        elif self.index.is_empty():
+            self._begin()
+        elif not self.index.load():
+            self._set_aside("it is damaged, or no index")
+        else:
+            header = self.index.header
+            assert header is not None  # noqa: S101 - for the type checker: it was loaded
+            if header.framing != self._framing.name or header.interval != self._options.interval_bytes:
+                self._set_aside(f"it was made with --framing {header.framing} --interval-bytes {header.interval}")
+            else:
+                self._resume()
+
+    def attach(self, fd: int, end: int) -> None:
+        """The stream is there. An index that is not this stream's is set aside."""
+        self.fd, self.end = fd, end
+        self.live = False
+        why = self._disagreement()
+        if why is not None:
+            self._set_aside(why)
+        else:
+            self._resume()
+        self.advance(end)
+
+    def start_over(self, why: str) -> None:
+        """Set the index aside and begin anew."""
+        self.live = False
+        self._set_aside(why)
+        self.advance(self.end)
+
+    def _set_aside(self, why: str) -> None:
+        aside = self.index.set_aside()
+        self.rebuilt += 1
+        self._log.warning("index set aside", index=self._options.index, renamed=aside, because=why)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.index.begin(Header(self._framing.name, self._options.interval_bytes, time.time_ns()))
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on behind the last entry."""
+        header = self.index.header
+        assert header is not None  # noqa: S101 - for the type checker: it has begun
+        last = self.index.entry(self.index.count - 1)
+        seed = header.seed()
+        self.walker = Walker(self._framing, header.interval, seed, last.offset, last.number)
+        self.arrivals = Arrivals()
+        self.arrivals.add(last)
+        self.lookup = Lookup(self._framing, self.index, self.arrivals, seed, self.read)
+        self._told_nonsense = False
+
+    # --- identity
+
+    def _disagreement(self) -> str | None:
+        """Why the index can't be this stream's; None when it can. Cuts off damaged entries at its end."""
+        index, header = self.index, self.index.header
+        assert header is not None  # noqa: S101 - for the type checker: it has begun
+        if not index.count:
+            return None
+        head = self.read(0, header.head_bytes)
+        if header.head_bytes == 0 or len(head) < header.head_bytes or zlib.crc32(head) != header.head_crc:
+            return "the stream begins with other bytes"
+        seed = header.seed()
+        count = index.count
+        while count and not self._fits(count - 1, seed):
+            count -= 1
+            if index.count - count > TORN_ENTRIES:
+                break
+        if not count or index.count - count > TORN_ENTRIES:
+            return "the stream has other bytes before the last entry"
+        before = Entry(0, 0, 0, exact=False)
+        for position in sorted({count * sample // SAMPLES for sample in range(SAMPLES)} | {count - 1}):
+            entry = index.entry(position)
+            if not self._fits(position, seed) or min(entry.number - before.number, entry.time - before.time) < 0:
+                return f"the stream has other bytes before entry {position}"
+            before = entry
+        if count < index.count:
+            self._log.warning("index repaired", index=index.path, cut=index.count - count)
+            index.cut(count)
+        return None
+
+    def _fits(self, position: int, seed: int) -> bool:
+        offset = self.index.entry(position).offset
+        if offset > self.end:
+            return False
+        context = min(CONTEXT_BYTES, offset)
+        return holds(self.index.packed(position), fingerprint(self.read(offset - context, context), seed))
+
+    # --- following
+
+    def read(self, offset: int, count: int) -> bytes:
+        """As many of the stream's bytes as there are."""
+        return os.pread(self.fd, count, offset) if self.fd >= 0 else b""
+
+    def advance(self, end: int) -> None:
+        """The stream ends here now: read on, for as long as a turn may take."""
+        self.end = end
+        walker = self.walker
+        if end < walker.boundary:
+            self.start_over(f"the stream shrank to {end} bytes, {walker.boundary} had been indexed")
+            return
+        try:
+            self._read_on()
+        except RewrittenError:
+            self.start_over(f"the stream has other bytes before offset {walker.boundary} than were read there")
+
+    def is_behind(self) -> bool:
+        """Whether there is something to read that could be read."""
+        return self.end >= self.walker.wanted and self.walker.nonsense is None
+
+    def _read_on(self) -> None:
+        walker, deadline = self.walker, time.monotonic() + TURN_SECONDS
+        while self.is_behind() and not self.index.is_full():
+            size = min(PIECE_BYTES, self.end - walker.position)
+            data = self.read(walker.position, size)
+            raw = walker.feed(data)
+            self._note(raw, walker.number, walker.boundary, exact=self.live)
+            if len(data) < size:
+                return  # it has just been cut: the event is on its way
+            if time.monotonic() > deadline:
+                break
+        if not self.is_behind():
+            self.live = True
+            self.behind_since = None
+            self._tell_nonsense()
+            return
+        if self.behind_since is None:
+            self.behind_since = time.monotonic()
+        if not self.index.is_full() and not self._posted:
+            self._posted = True
+            self._reactor.post(self._go_on)
+
+    def _go_on(self) -> None:
+        self._posted = False
+        if self.fd >= 0:
+            self.advance(self.end)
+
+    def _note(self, raw: Sequence[int], number: int, boundary: int, *, exact: bool) -> None:
+        """Put down what was found: entries, and that the messages before `boundary` are there."""
+        last = self.arrivals.last()
+        if number == last.number:
+            return
+        now = max(time.time_ns(), last.time)  # a clock that is set back stands still here
+        if raw:
+            if not self.index.count:
+                self._identify()
+            packed = [
+                encode_entry(Entry(raw[at], raw[at + 1], now, exact), raw[at + 2])
+                for at in range(0, len(raw), RAW_FIELDS)
+            ]
+            self.index.append(b"".join(packed))
+            if self.index.trouble is not None:
+                self._retry_later()
+        self.arrivals.add(Entry(number, boundary, now, exact))
+
+    def _identify(self) -> None:
+        """Before the first entry: put into the header what the stream begins with."""
+        header = self.index.header
+        assert header is not None  # noqa: S101 - for the type checker: it has begun
+        head = self.read(0, min(HEAD_BYTES, self._options.interval_bytes))
+        self.index.identify(
+            Header(header.framing, header.interval, header.created, len(head), zlib.crc32(head)),
+        )
+
+    # --- trouble
+
+    def _tell_nonsense(self) -> None:
+        if self.walker.nonsense is not None and not self._told_nonsense:
+            self._told_nonsense = True
+            self._log.error(
+                "stream makes no sense",
+                file=self._options.file,
+                offset=self.walker.boundary,
+                number=self.walker.number,
+                error=self.walker.nonsense,
+                advice="what lies before is answered; is --framing right?",
+            )
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._log.warning("index not written", index=self.index.path, error=self.index.trouble, advice="make room")
+            self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self.index.flush()
+        if self.index.trouble is not None:
+            self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)
+            return
+        self._retry = None
+        self._log.info("index written again", index=self.index.path)
+        if self.fd >= 0:
+            self.advance(self.end)

@@ -1,0 +1,174 @@
+"""The daemon: listens, follows the stream, answers queries."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from collator.framing import make_framing
+from indexer.clients import Clients
+from indexer.following import Follower
+from indexer.lookup import MismatchError, UnknownError
+from indexer.query import KINDS, Malformed, Query, parse, render, render_error
+from tailsrv.kit.acceptor import Acceptor
+from tailsrv.kit.access import AllowList
+from tailsrv.kit.addresses import Listener, bind_all, inherited_listeners
+from tailsrv.kit.errors import FatalError, UsageError
+from tailsrv.kit.measures import Histogram, Measure
+from tailsrv.kit.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from indexer.options import Options
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+
+QUERY_SECONDS: Final = (
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
+)  # fmt: skip
+
+
+class IndexServer:
+    """`tailsrv-index` for one file."""
+
+    def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
+        self._reactor = reactor
+        self._options = options
+        self._log = log
+        self.addresses: tuple[str, ...] = ()
+        self._listeners: list[Listener] = []
+        self._acceptors: list[Acceptor] = []
+        self._stream: Stream | None = None
+        self._follower: Follower | None = None
+        self._clients = Clients(reactor, self._answer, self._look)
+        self._asked = dict.fromkeys((*KINDS, "malformed"), 0)
+        self._failed = 0
+        self._duration = Histogram("tailsrv_index_query_seconds", "Time to answer a query.", QUERY_SECONDS)
+
+    # --- life
+
+    def bind(self) -> None:
+        """Open index and stream, and listen."""
+        options = self._options
+        self._listeners = _listeners(options)
+        framing = make_framing(options.framing, options.max_message_bytes)
+        self._follower = Follower(self._reactor, options, framing, self._log)
+        self._follower.open()
+        self._open_stream()
+        allow = AllowList(options.allow)
+        for listener in self._listeners:
+            self._acceptors.append(
+                Acceptor(self._reactor, listener, allow, lambda sock, _peer: self._clients.add(sock), self._log)
+            )
+        self.addresses = tuple(listener.address for listener in self._listeners)
+
+    def stop(self) -> None:
+        """Nothing is promised that is not done: what was answered is answered."""
+        self._reactor.stop()
+
+    def close(self) -> None:
+        """Give everything back."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for listener in self._listeners[len(self._acceptors) :]:
+            listener.close()
+        self._clients.close()
+        if self._stream is not None:
+            self._stream.close()
+        if self._follower is not None:
+            self._follower.close()
+
+    # --- the stream
+
+    def _open_stream(self) -> None:
+        self._stream = Stream(
+            self._reactor,
+            self._options.file,
+            self._log,
+            changed=self._on_changed,
+            gone=self._on_gone,
+            failed=self._on_failed,
+            use_mark=self._options.commit_mark,
+            poll_seconds=self._options.poll,
+        )
+        self._stream.open()
+        self._on_changed()
+
+    def _on_changed(self) -> None:
+        stream, follower = self._stream, self._follower
+        assert stream is not None  # noqa: S101 - for the type checker: its callback
+        assert follower is not None  # noqa: S101 - for the type checker: it is made first
+        if stream.fd < 0:
+            return
+        if follower.fd != stream.fd:
+            follower.attach(stream.fd, stream.end)
+        else:
+            follower.advance(stream.end)
+
+    def _on_gone(self) -> None:
+        self._log.warning("the file is gone", file=self._options.file, advice="a new one is awaited")
+
+    def _on_failed(self, error: FatalError) -> None:
+        raise error
+
+    # --- queries
+
+    def _look(self) -> None:
+        """Who asks after an append gets an answer that knows of it, whether the kernel's event has come or not."""
+        stream = self._stream
+        assert stream is not None  # noqa: S101 - for the type checker: there are clients, so there is a stream
+        before = stream.end
+        stream.refresh()
+        if stream.end != before:
+            self._on_changed()
+
+    def _answer(self, line: bytes) -> bytes:
+        begin = time.perf_counter()
+        query = parse(line)
+        if isinstance(query, Malformed):
+            self._asked["malformed"] += 1
+            return render_error(query.reason, query.is_json)
+        self._asked[query.kind] += 1
+        try:
+            reply = self._find(query)
+        except UnknownError as error:
+            reply = render_error(str(error), query.is_json)
+        except MismatchError as error:
+            self._failed += 1
+            assert self._follower is not None  # noqa: S101 - for the type checker: it was asked
+            self._follower.start_over(str(error))
+            reply = render_error(f"{error}; the index is being rebuilt, ask again", query.is_json)
+        self._duration.observe(time.perf_counter() - begin)
+        return reply
+
+    def _find(self, query: Query) -> bytes:
+        assert self._follower is not None  # noqa: S101 - for the type checker: there are clients
+        lookup = self._follower.lookup
+        if query.is_json:
+            return render(lookup.answer(query))
+        end = self._follower.arrivals.last()
+        number = query.value if query.kind == "number" else max(0, end.number - query.value)
+        if number > end.number:
+            raise UnknownError(f"message {number} is beyond the stream, which has {end.number}")
+        return b"%d\n" % lookup.offset_of(number)
+
+    # --- how it is
+
+    def measures(self) -> Iterable[Measure | Histogram]:
+        """What it counts."""
+        return ()
+
+    def unhealthy(self) -> str | None:
+        """Why it can't answer."""
+        return None
+
+
+def _listeners(options: Options) -> list[Listener]:
+    """Where the options say, or systemd. Raises `UsageError` when neither does."""
+    if options.listen:
+        return bind_all(options.listen)
+    listeners = [listener for named in inherited_listeners().values() for listener in named]
+    if not listeners:
+        raise UsageError("nowhere to listen; give --port or --listen")
+    return listeners

@@ -1,0 +1,138 @@
+"""Numbers messages and finds those that get an entry: bytes in, entries out.
+
+A walker knows how many messages stand before a boundary, and goes on from there. It asks for bytes from `position`
+on, once the stream reaches `wanted`, and is given some. What it asks for again is never more than a few bytes: the
+context of the next boundary, which shows at once when the stream was rewritten behind our back; and a length prefix
+that was not whole. Payloads behind a length prefix are not read at all when they are long.
+
+Knows nothing of files, clocks, or what becomes of the entries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from collator.framing import VARINT_MAX_BYTES, Framing, FramingError
+from indexer.entries import CONTEXT_BYTES, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PREFIX_MAX_BYTES: Final = VARINT_MAX_BYTES
+"""No framing needs more bytes to know how long a message is."""
+
+RAW_FIELDS: Final = 3
+"""A raw entry is three numbers in a row: number, offset, fingerprint."""
+
+
+class RewrittenError(Exception):
+    """The stream is not what it was: bytes that had been read are different now, or gone."""
+
+
+class Walker:
+    """Stands at a boundary of a stream and walks on as bytes come in."""
+
+    def __init__(self, framing: Framing, interval: int, seed: int, boundary: int = 0, number: int = 0) -> None:
+        """Start at the byte `boundary`, before which `number` messages stand."""
+        self.boundary = boundary
+        """How far the stream is made of whole messages, in bytes."""
+        self.number = number
+        """How many messages these are."""
+        self.position = max(0, boundary - CONTEXT_BYTES)
+        """Where the bytes have to begin that `feed` gets next."""
+        self.wanted = boundary + 1
+        """Nothing more can be known before the stream has so many bytes."""
+        self.nonsense: str | None = None
+        """Why the bytes at `boundary` can't be a message. Nothing more will be read then."""
+
+        self._framing = framing
+        self._interval = interval
+        self._seed = seed
+        self._due = (boundary // interval + 1) * interval
+        self._seen = boundary
+        self._context: bytes | None = None
+
+    def feed(self, data: bytes) -> Sequence[int]:
+        """Walk over `data`, which stands at `position`. Returns raw entries, see `RAW_FIELDS`.
+
+        Raises `RewrittenError`.
+        """
+        at = self.position
+        seen = self._seen - at
+        if len(data) < seen or (self._context is not None and data[:seen] != self._context):
+            raise RewrittenError
+        start = self.boundary - at
+        if seen > start:
+            finished = self._finish(data, seen)
+            if finished < 0:
+                return ()
+            start = finished
+        entries: list[int] = []
+        start = self._walk(data, start, entries)
+        self.boundary = at + start
+        self._stop(data, start)
+        return entries
+
+    def _walk(self, data: bytes, start: int, entries: list[int]) -> int:
+        """Step over whole messages from the boundary `start` on. Returns the boundary reached."""
+        walk, at, stop, interval, number = self._framing.walk, self.position, len(data), self._interval, self.number
+        due = self._due - at
+        while True:
+            if start >= due:
+                context = data[start - CONTEXT_BYTES if start > CONTEXT_BYTES else 0 : start]
+                entries += (number, at + start, fingerprint(context, self._seed))
+                due = ((at + start) // interval + 1) * interval - at
+            start, count = walk(data, start, stop, due)
+            number += count
+            if start < due:
+                self._due = due + at
+                self.number = number
+                return start
+
+    def _finish(self, data: bytes, seen: int) -> int:
+        """Look for the end of the message that began in earlier bytes. Returns where it is, -1 without."""
+        framing, at = self._framing, self.position
+        if not framing.terminator:
+            end = seen  # it was known, and waited for
+        else:
+            end = data.find(framing.terminator, seen) + 1
+            length = (at + end if end else at + len(data)) - self.boundary
+            if length > framing.max_message_bytes or (not end and length == framing.max_message_bytes):
+                self.nonsense = f"a message of {length} bytes or more; the limit is {framing.max_message_bytes} bytes"
+                return -1
+            if not end:
+                self._look_on(data, len(data))
+                return -1
+        self.number += 1
+        self.boundary = at + end
+        return end
+
+    def _stop(self, data: bytes, start: int) -> None:
+        """Note what has to come before it makes sense to go on, where no whole message is left."""
+        stop = len(data)
+        if start == stop:
+            self._look_on(data, stop)
+            return
+        try:
+            missing = self._framing.missing(data, start, stop)
+        except FramingError as error:
+            self.nonsense = str(error)
+            return
+        if self._framing.terminator:
+            self._look_on(data, stop)
+        elif stop - start >= PREFIX_MAX_BYTES:
+            # Its length is known: go on where it ends. What stands there before has not been read.
+            self._seen = self.wanted = self.position + stop + missing
+            self._context = None
+            self.position = self._seen - CONTEXT_BYTES if self._seen > CONTEXT_BYTES else 0
+        else:
+            self._look_on(data, start)
+            self.wanted = self._seen + stop - start + missing
+
+    def _look_on(self, data: bytes, seen: int) -> None:
+        """Ask for what comes behind ``data[:seen]``."""
+        begin = max(0, seen - CONTEXT_BYTES)
+        self._context = data[begin:seen]
+        self._seen = self.position + seen
+        self.wanted = self._seen + 1
+        self.position += begin
