@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 SCENARIOS: Final = {
     "storm": "kills:storm",
+    "order": "traced:order",
+    "sweep": "traced:sweep",
+    "refusals": "traced:refusals",
+    "full": "rooms:full_disks",
+    "inodes": "rooms:no_inodes",
+    "stopped": "peers:stopped",
+    "crowd": "peers:crowd",
+    "slow": "peers:slow",
+    "visitors": "peers:visitors",
+    "memory": "peers:memory",
+    "shippers": "shippers:shippers",
     "power": "power:power_cuts",
     "cache": "power:volatile_caches",
     "writeback": "power:failed_writeback",
@@ -57,6 +68,10 @@ def _subject(name: str) -> Subject:
     return control(*bugs) if kind == "control" else product(bugs[0] if bugs else None)
 
 
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # the table is what this program is for
+
+
 def _leave(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)  # through every `finally`: mounts and processes go
 
@@ -67,11 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)}; default: all")
     parser.add_argument("--long", action="store_true", help="the whole proof; else a few seconds each")
     parser.add_argument("--subject", default="collator", help="collator, or control+BUG+… (the harness's own)")
+    parser.add_argument("--no-tailsrv", action="store_true", help="the consumer reads the commit mark by itself")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _leave)
-    plan = Plan(_subject(options.subject), long=options.long, seed=options.seed)
-    print("| " + " | ".join(_HEAD) + " |\n" + "| --- " * 2 + "| ---: " * 8 + "| --- |", flush=True)
+    plan = Plan(_subject(options.subject), long=options.long, seed=options.seed, through_tailsrv=not options.no_tailsrv)
+    _say("| " + " | ".join(_HEAD) + " |\n" + "| --- " * 2 + "| ---: " * 8 + "| --- |")
     broken = False
     isolated = False
     for name in options.scenario or SCENARIOS:
@@ -80,13 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 isolate()
                 isolated = True
             for row in scenario(name)(plan):
-                print(line(row), flush=True)
+                _say(line(row))
                 if not row.passed:
                     broken = True
                     for note in row.findings.notes:
-                        print(f"  {note}", file=sys.stderr)
+                        _say(f"  {note}")
         except MissingRigError as missing:
-            print(f"| {name} | rig missing: {missing} |", flush=True)
+            _say(f"| {name} | rig missing: {missing} |")
             broken = True
     return 1 if broken else 0
 

@@ -69,6 +69,8 @@ class Collator:
         self.turn = 0
         self.known: dict[str, list[int]] = {}
         self.length = 0
+        self.recorded = 0
+        self.unrecorded = b""
         self.recover()
         self.pending: list[tuple[Connection, bytes]] = []
         self.connections: dict[int, Connection] = {}
@@ -112,10 +114,12 @@ class Collator:
         elif size > self.length:
             self.length = size
         os.ftruncate(self.journal, good)
-        os.lseek(self.journal, 0, os.SEEK_END)
+        self.recorded = good
         os.ftruncate(self.marks, 0)
         if not journal:
             self.note(0, 0, {})
+            self.recorded = os.pwrite(self.journal, self.unrecorded, 0)
+            self.unrecorded = b""
         self.mark()
         for fd in (self.fd, self.journal, self.marks):
             self.sync(fd)
@@ -151,12 +155,22 @@ class Collator:
 
     def mark(self) -> None:
         digits = b"%020d" % self.length
-        os.pwrite(self.marks, b"%s %08x\n" % (digits, zlib.crc32(digits)), 30 * self.turn)
+        while not self.write(self.marks, b"%s %08x\n" % (digits, zlib.crc32(digits)), 30 * self.turn):
+            time.sleep(0.01)
         self.turn ^= 1
 
     def note(self, added: int, crc: int, told: dict[str, list[int]]) -> None:
         body = json.dumps({"end": self.length, "added": added, "crc": crc, "told": told}).encode() + b"\n"
-        os.write(self.journal, b"%08x %s" % (zlib.crc32(body), body))
+        self.unrecorded = b"%08x %s" % (zlib.crc32(body), body)
+
+    def write(self, fd: int, data: bytes | memoryview, at: int) -> int:
+        """Write what there is room for; gives the number of bytes."""
+        try:
+            return os.pwrite(fd, data, at)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return len(data) if "skip-full" in self.bugs else 0
 
     def whole(self, held: bytearray) -> int:
         """How many bytes of `held` are whole messages."""
@@ -186,24 +200,25 @@ class Collator:
 
     def commit(self) -> bool:
         """Write, sync, show, tell; False while there is no room for it."""
-        while self.unwritten:
-            try:
-                wrote = os.pwrite(self.fd, self.unwritten, self.length + len(self.adding) - len(self.unwritten))
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                if "skip-full" not in self.bugs:
+        if not self.unrecorded:
+            while self.unwritten:
+                at = self.length + len(self.adding) - len(self.unwritten)
+                if not (wrote := self.write(self.fd, self.unwritten, at)):
                     return False
-                wrote = len(self.unwritten)
-            self.unwritten = self.unwritten[wrote:]
-        self.length += len(self.adding)
-        told = self.telling()
-        if "ack-first" in self.bugs:
-            self.tell()
-        if "withdraw" in self.bugs:
-            self.mark()
-        self.sync(self.fd)
-        self.note(len(self.adding), zlib.crc32(self.adding), {} if "forget" in self.bugs else told)
+                self.unwritten = self.unwritten[wrote:]
+            self.length += len(self.adding)
+            told = self.telling()
+            if "ack-first" in self.bugs:
+                self.tell()
+            if "withdraw" in self.bugs:
+                self.mark()
+            self.sync(self.fd)
+            self.note(len(self.adding), zlib.crc32(self.adding), {} if "forget" in self.bugs else told)
+        while self.unrecorded:
+            if not (wrote := self.write(self.journal, self.unrecorded, self.recorded)):
+                return False
+            self.recorded += wrote
+            self.unrecorded = self.unrecorded[wrote:]
         self.sync(self.journal)
         self.mark()
         if "ack-first" not in self.bugs:
@@ -298,7 +313,7 @@ class Collator:
                         sock.setblocking(False)
                         self.connections[sock.fileno()] = Connection(sock, acknowledged=bool(self.options.ack_listen))
                         poller.register(sock, select.EPOLLIN)
-                elif number in self.connections and not full:
+                elif number in self.connections and not full and self.held_bytes() < self.options.buffer_bytes:
                     self.receive(self.connections[number])
                 elif event & (select.EPOLLHUP | select.EPOLLERR) and full:
                     self.connections[number].dead = True
@@ -307,6 +322,8 @@ class Collator:
                 self.gather()
             if self.pending:
                 self.commit()
+            if self.held_bytes() >= self.options.buffer_bytes and not self.pending:
+                max(self.connections.values(), key=lambda one: len(one.held)).dead = True
             self.close_ended(poller)
             for connection in self.connections.values():
                 if connection.out:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 READY_SECONDS: Final = 30.0
+_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")  # nothing outlives a harness that is killed
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 Address = tuple[str, int]
@@ -81,7 +82,7 @@ class Daemon:
     ) -> None:
         self.log = log
         reader, writer = os.pipe()
-        command = [*wrapper, *argv, "--ready-fd", str(writer)]
+        command = [*_WITH_PARENT, *wrapper, *argv, "--ready-fd", str(writer)]
         with log.open("ab") as sink:
             self.log_start = sink.tell()
             self.process = subprocess.Popen(
@@ -145,11 +146,14 @@ class Daemon:
             self.signal(signal.SIGKILL)
         return self.process.wait(20)
 
-    def stop(self, timeout: float = 20) -> int:
-        """SIGTERM, and wait; gives the exit code."""
+    def stop(self, timeout: float = 10) -> int | None:
+        """SIGTERM, and wait; gives the exit code, or None when it had to be killed after `timeout` seconds."""
         self._close_pipe()
         self.signal(signal.SIGTERM)
-        return self.process.wait(timeout)
+        code = self.wait(timeout)
+        if code is None:
+            self.kill()
+        return code
 
     def wait(self, timeout: float) -> int | None:
         """Wait until it ends by itself; None when it does not in time."""

@@ -6,12 +6,10 @@ hears the same from a real `tailsrv`. Both keep the bytes in a file outside of t
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import select
 import socket
-import subprocess
 import sys
 import threading
 import zlib
@@ -155,14 +153,3 @@ class ServedFollower(_Keeper):
         os.close(self._wake)
         os.close(self._waker)
         self._daemon.kill()
-
-
-@functools.cache
-def _tailsrv_is_there() -> bool:
-    tailsrv = Path(sys.executable).with_name("tailsrv")
-    return tailsrv.exists() and subprocess.run([tailsrv, "--version"], capture_output=True, check=False).returncode == 0
-
-
-def follow(file: Path, kept: Path) -> Follower:
-    """Give a consumer through tailsrv where that is installed, else one that reads the mark itself."""
-    return ServedFollower(file, kept) if _tailsrv_is_there() else MarkFollower(file, kept)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.daemon import NotReadyError
+from tests.faults.follower import ServedFollower
 from tests.faults.scenario import Bench, Plan, Row, folder, timed
 
 if TYPE_CHECKING:
@@ -20,9 +22,16 @@ _LIFE: Final = 0.12  # s; the longest that a collator lives under load
 _BEFORE_READY: Final = 0.2  # the share of kills that fall into start and recovery
 
 
-def storm_round(subject: Subject, framing: str, sync: str, kills: int, seed: int) -> Findings:
+def storm_round(
+    subject: Subject, framing: str, sync: str, kills: int, seed: int, *, through_tailsrv: bool = False
+) -> Findings:
     """Kill a collator `kills` times over one file; then let it finish and check everything."""
-    with folder() as home, Bench(home, subject, framing=framing, sync=sync, seed=seed) as bench:
+    with folder() as home, contextlib.ExitStack() as stack:
+        file = home / "stream.log"
+        follower = ServedFollower(file, home / "seen") if through_tailsrv else None
+        bench = stack.enter_context(
+            Bench(home, subject, framing=framing, sync=sync, seed=seed, file=file, follower=follower)
+        )
         start_seconds = 0.1
         never = threading.Event()
         for _ in range(kills):
@@ -48,7 +57,10 @@ def storm(plan: Plan) -> Iterator[Row]:
                 left = plan.times(5, 500)
                 while left > 0:
                     kills = min(left, _KILLS_A_FILE)
-                    row.findings.add(storm_round(plan.subject, framing, sync, kills, plan.seed + left))
+                    served = plan.through_tailsrv
+                    row.findings.add(
+                        storm_round(plan.subject, framing, sync, kills, plan.seed + left, through_tailsrv=served)
+                    )
                     row.runs += kills
                     left -= kills
             yield row

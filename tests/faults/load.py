@@ -50,8 +50,8 @@ class _Connection:
     heard: bytearray = field(default_factory=bytearray)
     out: bytearray = field(default_factory=bytearray)
     told: int | None = None
+    edge: int = 0
     position: int = 0
-    half_closed: bool = False
 
 
 @dataclass(eq=False)
@@ -72,9 +72,9 @@ class Producer:
 class Load:
     """Drives all producers in a thread until `finish`.
 
-    `window`: bytes that a producer sends ahead of what is acknowledged. `zombies`: the share of ACKED lines
-    after which a producer takes its own name over while its old connection still sends. `messages`: stop by
-    itself after that many messages each; None goes on until `finish`.
+    `window`: bytes that a producer sends ahead of what is acknowledged, or one message if that is larger.
+    `zombies`: the share of ACKED lines after which a producer takes its own name over while its old connection
+    still sends. `messages`: stop by itself after that many messages each; None goes on until `finish`.
     """
 
     def __init__(
@@ -291,6 +291,7 @@ class Load:
         elif acked > connection.told:
             self.pieces.append(Piece(stream, connection.told, acked, at))
         connection.told = acked
+        connection.edge = max(acked + self.window, stream.end(stream.count_upto(acked) or 0))
         producer.promised = acked
         producer.lines += 1
         self.progress.set()
@@ -302,7 +303,9 @@ class Load:
         producer = connection.producer
         stream = producer.stream
         if acked > producer.sent + _CHUNK or stream.count_upto(acked) is None:
-            self._broken(f"{stream.name} has sent {producer.sent} bytes and hears {acked}: too far, or inside a message")
+            self._broken(
+                f"{stream.name} has sent {producer.sent} bytes and hears {acked}: too far, or inside a message"
+            )
             return False
         if connection is producer.zombie:
             if producer.zombie_limit is not None and acked > producer.zombie_limit:
@@ -340,7 +343,7 @@ class Load:
         producer = connection.producer
         haunting = connection is producer.zombie
         if not connection.out and connection.told is not None and not haunting:
-            end = min(connection.told + self.window, connection.position + _CHUNK)
+            end = min(connection.edge, connection.position + _CHUNK)
             if producer.goal is not None:
                 end = min(end, producer.goal)
             if end > connection.position:
@@ -353,7 +356,7 @@ class Load:
                 producer.sent = max(producer.sent, connection.position)
         wants = bool(connection.out) or (
             connection.told is not None
-            and connection.position < connection.told + self.window
+            and connection.position < connection.edge
             and (producer.goal is None or connection.position < producer.goal)
         )
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wants and not haunting else 0)

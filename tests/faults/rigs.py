@@ -17,23 +17,28 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.scenario import MissingRigError, need
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _CLONE_NEWNS: Final = 0x00020000
 _FS_IOC_SHUTDOWN: Final = 0x8004587D
 _NO_LOG_FLUSH: Final = struct.pack("I", 2)
 _MEBIBYTE: Final = 1 << 20
-_SIZE: Final = {"ext4": 192 * _MEBIBYTE, "ext4-nojournal": 192 * _MEBIBYTE, "xfs": 320 * _MEBIBYTE}
+_SIZE: Final = {
+    "ext4": 192 * _MEBIBYTE,
+    "ext4-nojournal": 192 * _MEBIBYTE,
+    "ext4-small": 24 * _MEBIBYTE,
+    "xfs": 320 * _MEBIBYTE,
+}
 _MAKE: Final = {
     "ext4": ("mkfs.ext4", "-q", "-F"),
     "ext4-nojournal": ("mkfs.ext4", "-q", "-F", "-O", "^has_journal"),
+    "ext4-small": ("mkfs.ext4", "-q", "-F"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
 }
 WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")
@@ -52,6 +57,12 @@ def run(*command: str | Path) -> None:
     done = subprocess.run([str(word) for word in command], capture_output=True, check=False)
     if done.returncode != 0:
         raise MissingRigError(f"{' '.join(str(word) for word in command)}: {done.stderr.decode().strip()}")
+
+
+def strace(*words: str) -> tuple[str, ...]:
+    """Give what to put before a command for strace to run it: `-D` leaves the daemon our own child."""
+    need("strace")
+    return ("strace", "-D", "-f", "-qq", "-e", "signal=none", "-o", "/dev/null", *words)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from tests.faults.checker import Findings, check_file
 from tests.faults.daemon import Daemon, Subject, Target
-from tests.faults.follower import Follower, follow
+from tests.faults.follower import Follower, MarkFollower
 from tests.faults.load import Load, check_pieces
 from tests.faults.messages import Stream
 
@@ -60,6 +60,7 @@ class Plan:
 
     subject: Subject
     long: bool = False
+    through_tailsrv: bool = True
     seed: int = 0
 
     def times(self, short: int, long: int) -> int:
@@ -121,7 +122,7 @@ class Bench:
         self.load.target = self.target
         self.findings = Findings()
         self.log = home / "collator.log"
-        self.follower = follower or follow(self.file, home / "seen")
+        self.follower = follower or MarkFollower(self.file, home / "seen")
         self.load.start()
 
     def __enter__(self) -> Self:
@@ -139,6 +140,11 @@ class Bench:
         """Wait until it is ready and send the producers there."""
         self.target.move(daemon.wait_ready())
 
+    def broke(self, text: str) -> None:
+        """Note a promise broken that is none of lost, twice, torn or changed."""
+        self.findings.other += 1
+        self.findings.note(text)
+
     def kill(self, daemon: Daemon) -> None:
         """SIGKILL it, and look at once whether what was seen still stands."""
         daemon.kill()
@@ -151,12 +157,10 @@ class Bench:
             self.serve(daemon)
             if not self.load.finish(FINISH_SECONDS):
                 waiting = [one.stream.name for one in self.load.producers if one.promised != one.goal]
-                self.findings.other += 1
-                self.findings.note(f"after {FINISH_SECONDS:.0f} s {', '.join(waiting[:4])} … are still waiting")
+                self.broke(f"after {FINISH_SECONDS:.0f} s {', '.join(waiting[:4])} … are still waiting")
             code = daemon.stop()
             if code != 0:
-                self.findings.other += 1
-                self.findings.note(f"SIGTERM ended it with {code}: {daemon.said()[-500:]}")
+                self.broke(f"SIGTERM ended it with {code}: {daemon.said()[-500:]}")
         self.judge(complete=self.load.complete())
 
     def judge(self, *, complete: bool) -> None:
