@@ -1,0 +1,71 @@
+"""Fuzz target: the broadcaster's header parser.
+
+Invariant: whatever the bytes, `parse` returns a request within its limits, or None for fewer than 64 bytes without a
+newline and without an end, or raises `HeaderError`; never anything else. What it says of the first 64 bytes it also
+says when they come one by one, and whatever stands behind them.
+
+    python -m tests.fuzz.fuzz_header [atheris' options]
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from tailsrv.header import HEADER_BYTES, NEVER, OFFSET_LIMIT, HeaderError, Request, parse
+
+ALPHABET = b"0123456789+- endow\t\r\n"
+
+
+def judge(received: bytes, *, ended: bool) -> Request | str | None:
+    """What the parser says; errors by name, so that answers can be compared."""
+    try:
+        return parse(received, ended=ended)
+    except HeaderError:
+        return "error"
+
+
+def one_input(data: bytes) -> None:
+    """Check the invariant."""
+    for ended in (False, True):
+        verdict = judge(data, ended=ended)
+        if verdict is None:
+            assert not ended
+            assert len(data) < HEADER_BYTES
+            assert b"\n" not in data
+        elif isinstance(verdict, Request):
+            assert 0 <= verdict.start <= OFFSET_LIMIT
+            assert verdict.count is None or 0 <= verdict.count < OFFSET_LIMIT
+            start, stop = verdict.range(1000)
+            assert start >= 0
+            assert stop == NEVER or stop >= start or verdict.until_now
+    first = None
+    for length in range(1, len(data) + 1):
+        first = judge(data[:length], ended=False)
+        if first is not None:
+            break
+    assert first == judge(data, ended=False)
+
+
+def shaped(data: bytes) -> bytes:
+    """The same entropy spent on bytes that headers are made of."""
+    return bytes(ALPHABET[byte % len(ALPHABET)] for byte in data)
+
+
+def main() -> None:
+    """Run under atheris."""
+    atheris: Any = importlib.import_module("atheris")  # an extra that only fuzzing needs
+
+    atheris.instrument_all()
+
+    def target(data: bytes) -> None:
+        one_input(data)
+        one_input(shaped(data))
+
+    atheris.Setup(sys.argv, target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""Every client gets the file's bytes from where it said on, and nothing else."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tailsrv.kit.mark import MarkWriter
+from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
+from tests.tailsrv.support import MIB, append, ask, content, describe, serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BEGINNING = b"0123456789" * 10
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "events.log"
+    path.write_bytes(BEGINNING)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "first"),
+    [
+        (b"0\n", 0),
+        (b"+42\r\n", 42),
+        (b" 99\t\n", 99),
+        (b"100\n", 100),
+        (b"-1\n", 99),
+        (b"-100\n", 0),
+        (b"-101\n", 0),
+        (b"-9223372036854775808\n", 0),
+        (b"-0\n", 100),
+        (b"end\n", 100),
+    ],
+)
+def test_a_client_gets_everything_from_its_start_on_and_then_what_is_appended(
+    path: Path, header: bytes, first: int
+) -> None:
+    with serve(path) as daemon, ask(daemon, header) as client:
+        expected = BEGINNING[first:]
+        assert read_exactly(client, len(expected)) == expected
+        # Relative starts are worked out as the header is read: be sure that it has been.
+        with ask(daemon, b"0 now\n") as other:
+            read_to_end(other)
+        for data in (b"a", b"bc\n", b"d" * 70_000, b"e" * 3 * MIB, b"f"):
+            append(path, data)
+            assert read_exactly(client, len(data)) == data
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (b"0 now\n", BEGINNING),
+        (b"90 now\n", BEGINNING[90:]),
+        (b"-10 now\n", BEGINNING[-10:]),
+        (b"end now\n", b""),
+        (b"100 now\n", b""),
+        (b"101 now\n", b""),
+        (b"0 0\n", b""),
+        (b"5000 0\n", b""),
+        (b"10 20\n", BEGINNING[10:30]),
+        (b"-10 5\n", BEGINNING[90:95]),
+        (b"0 100\n", BEGINNING),
+    ],
+)
+def test_a_stop_ends_the_stream_there(path: Path, header: bytes, expected: bytes) -> None:
+    with serve(path) as daemon, ask(daemon, header) as client:
+        assert read_to_end(client) == expected
+
+
+def test_a_count_beyond_the_end_is_served_as_the_file_grows_and_no_further(path: Path) -> None:
+    with serve(path) as daemon, ask(daemon, b"-10 25\n") as client, ask(daemon, b"103 4\n") as beyond:
+        assert read_exactly(client, 10) == BEGINNING[-10:]
+        append(path, b"abcdefgh")
+        assert read_exactly(client, 8) == b"abcdefgh"
+        assert read_to_end(beyond) == b"defg"
+        append(path, b"ijklmnopqrst")
+        assert read_to_end(client) == b"ijklmno"
+
+
+def test_a_start_beyond_the_end_waits_until_the_file_gets_there(path: Path) -> None:
+    with (
+        serve(path) as daemon,
+        ask(daemon, b"105\n") as near,
+        ask(daemon, b"200\n") as far,
+        ask(daemon, b"0\n") as all_,
+    ):
+        append(path, b"abcde")
+        assert read_exactly(all_, 105) == BEGINNING + b"abcde"
+        append(path, b"f")
+        assert read_exactly(near, 1) == b"f"
+        append(path, b"x" * 94 + b"yz")
+        assert read_exactly(near, 96) == b"x" * 94 + b"yz"
+        assert read_exactly(far, 2) == b"yz"
+
+
+def test_now_and_end_count_what_was_appended_right_before_the_header(path: Path) -> None:
+    with serve(path) as daemon:
+        for number in range(50):
+            append(path, b"line %d\n" % number)
+            with ask(daemon, b"0 now\n") as client:
+                assert read_to_end(client) == path.read_bytes()
+            with ask(daemon, b"-5 now\n") as client:
+                assert read_to_end(client) == path.read_bytes()[-5:]
+
+
+def test_a_fin_ends_the_header_and_netcat_is_served_after_its_half_close(path: Path) -> None:
+    with serve(path) as daemon:
+        with ask(daemon, b"90") as client:
+            client.shutdown(socket.SHUT_WR)
+            assert read_exactly(client, 10) == BEGINNING[90:]
+            append(path, b"more")
+            assert read_exactly(client, 4) == b"more"
+        command = ["nc", "-N", "127.0.0.1", str(daemon.port())]
+        done = subprocess.run(command, input=b"0 now\n", capture_output=True, check=True, timeout=30)
+        assert done.stdout == path.read_bytes()
+
+
+def test_what_follows_the_header_is_ignored(path: Path) -> None:
+    with serve(path) as daemon, ask(daemon, b"95\n5 now\nGET / HTTP/1.0\r\n\r\n" + bytes(100_000)) as client:
+        assert read_exactly(client, 5) == BEGINNING[95:]
+        client.sendall(b"more of it")
+        append(path, b"abc")
+        assert read_exactly(client, 3) == b"abc"
+
+
+def test_a_header_may_come_byte_by_byte(path: Path) -> None:
+    with serve(path) as daemon, daemon.connect() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in b"  90  5\r\n":
+            client.send(bytes([byte]))
+        assert read_to_end(client) == BEGINNING[90:95]
+
+
+def test_many_clients_at_different_offsets_all_get_a_large_file_that_grows(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    whole = content(24 * MIB)
+    path.write_bytes(whole[: 16 * MIB])
+    wrong: list[int] = []
+
+    def consume(client: socket.socket, start: int) -> None:
+        if read_exactly(client, len(whole) - start) != whole[start:]:
+            wrong.append(start)
+
+    with serve(path) as daemon:
+        starts = [0, 1, 4095, 5 * MIB + 7, 12 * MIB, 16 * MIB - 1, 16 * MIB, 16 * MIB + 100_001, 23 * MIB]
+        clients = [ask(daemon, b"%d\n" % start) for start in starts]
+        threads = [
+            threading.Thread(target=consume, args=(client, start))
+            for client, start in zip(clients, starts, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        position = 16 * MIB
+        for size in (1, 99, 65_536, 65_537, 1_000_000, MIB + 1, 3 * MIB):
+            append(path, whole[position : position + size])
+            position += size
+        append(path, whole[position:])
+        for thread in threads:
+            thread.join(60)
+        for client in clients:
+            client.close()
+        assert not wrong
+
+
+def test_a_missing_file_is_waited_for_and_clients_may_connect_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "later"
+    with serve(path) as daemon:
+        daemon.wait_log("waiting for the file")
+        with ask(daemon, b"0\n") as early, ask(daemon, b"3\n") as beyond, ask(daemon, b"0 now\n") as now:
+            assert read_to_end(now) == b""
+            path.write_bytes(b"abcdef")
+            assert read_exactly(early, 6) == b"abcdef"
+            assert read_exactly(beyond, 3) == b"def"
+
+
+def test_every_address_serves_also_a_unix_socket_and_ipv6(path: Path, tmp_path: Path) -> None:
+    unix = tmp_path / "socket"
+    with serve(path, "--listen", f"unix:{unix}", "--port", "0") as daemon:
+        assert len(daemon.addresses) == 3
+        for number, address in enumerate(daemon.addresses):
+            with ask(daemon, b"-7\n", number) as client:
+                assert read_exactly(client, 7) == BEGINNING[-7:], address
+        port = next(int(each.rpartition(":")[2]) for each in daemon.addresses if each.startswith("[::]"))
+        if socket.has_ipv6:
+            with socket.create_connection(("::1", port), 30) as client:
+                client.sendall(b"0 now\n")
+                assert read_to_end(client) == BEGINNING
+        assert daemon.wait_log("listening")["addresses"] == daemon.addresses
+        assert daemon.stop() == 0
+        assert not unix.exists()
+
+
+# --- the commit mark
+
+
+def test_only_committed_bytes_are_sent_and_relative_starts_count_from_there(path: Path) -> None:
+    mark = MarkWriter(f"{path}.commit", 60)
+    with serve(path) as daemon, ask(daemon, b"50\n") as client, ask(daemon, b"0 now\n") as now:
+        assert read_exactly(client, 10) == BEGINNING[50:60]
+        assert read_to_end(now) == BEGINNING[:60]
+        with ask(daemon, b"-5 now\n") as last:
+            assert read_to_end(last) == BEGINNING[55:60]
+        with ask(daemon, b"end 10\n") as end:
+            assert describe(daemon, end)["offset"] == 60
+            mark.move(75)
+            assert read_to_end(end) == BEGINNING[60:70]
+        assert read_exactly(client, 15) == BEGINNING[60:75]
+        mark.move(100)
+        assert read_exactly(client, 25) == BEGINNING[75:]
+        mark.move(110)
+        append(path, b"a" * 20)
+        assert read_exactly(client, 10) == b"a" * 10
+    mark.close()
+
+
+def test_a_mark_that_appears_later_is_honoured_from_then_on(path: Path) -> None:
+    with serve(path) as daemon, ask(daemon, b"0\n") as client:
+        assert read_exactly(client, 100) == BEGINNING
+        mark = MarkWriter(f"{path}.commit", 100)
+        append(path, b"abcdef")
+        with ask(daemon, b"100 now\n") as now:
+            assert read_to_end(now) == b""
+        mark.move(103)
+        assert read_exactly(client, 3) == b"abc"
+        mark.close()
+
+
+def test_no_commit_mark_ignores_it(path: Path) -> None:
+    MarkWriter(f"{path}.commit", 10).close()
+    with serve(path, "--no-commit-mark") as daemon, ask(daemon, b"0 now\n") as client:
+        assert read_to_end(client) == BEGINNING
+
+
+def test_bytes_that_stay_uncommitted_are_reported_once(path: Path) -> None:
+    MarkWriter(f"{path}.commit", 10).close()
+    with serve(path) as daemon:
+        assert daemon.wait_log("uncommitted bytes")["committed"] == 10
+        append(path, b"more")
+        with ask(daemon, b"0 now\n") as client:
+            assert len(read_to_end(client)) == 10
+        assert [entry["event"] for entry in daemon.events()].count("uncommitted bytes") == 1
+
+
+# --- the file goes back, or away
+
+
+def test_after_a_truncation_nothing_is_sent_until_the_file_exceeds_what_was(path: Path) -> None:
+    with serve(path) as daemon, ask(daemon, b"0\n") as live, ask(daemon, b"90 30\n") as counted:
+        assert read_exactly(live, 100) == BEGINNING
+        assert read_exactly(counted, 10) == BEGINNING[90:]
+        os.truncate(path, 50)
+        daemon.wait_log("file truncated")
+        with ask(daemon, b"0 now\n") as now:
+            assert read_to_end(now) == BEGINNING[:50]
+        with ask(daemon, b"40\n") as fresh:
+            assert read_exactly(fresh, 10) == BEGINNING[40:50]
+            append(path, b"x" * 49)
+            assert read_exactly(fresh, 49) == b"x" * 49
+            append(path, b"yz")
+            assert read_exactly(fresh, 2) == b"yz"
+        assert read_exactly(live, 1) == b"z"
+        append(path, b"!")
+        assert read_exactly(live, 1) == b"!"
+        assert read_exactly(counted, 2) == b"z!"
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted"])
+def test_a_file_that_goes_away_is_sent_to_its_end_and_the_daemon_ends_well(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "going"
+    whole = content(30 * MIB)
+    path.write_bytes(whole)
+    with (
+        serve(path) as daemon,
+        ask(daemon, b"0\n") as slow,
+        ask(daemon, b"end\n") as live,
+        ask(daemon, b"%d\n" % 2**40),
+    ):
+        assert read_exactly(slow, MIB) == whole[:MIB]
+        if how == "moved":
+            path.rename(tmp_path / "gone")
+        else:
+            path.unlink()
+        assert read_to_end(live) == b""
+        assert read_to_end(slow) == whole[MIB:]
+        assert daemon.wait() == 0
+        assert daemon.wait_log("file gone")
+
+
+def test_who_does_not_read_is_not_waited_for_beyond_the_drain_time(tmp_path: Path) -> None:
+    path = tmp_path / "going"
+    path.write_bytes(bytes(30 * MIB))
+    with serve(path, "--drain", "0.3") as daemon, ask(daemon, b"0\n") as stalled:
+        read_exactly(stalled, 1)
+        path.unlink()
+        assert daemon.wait() == 0
+        assert daemon.wait_log("clients did not read")["clients"] == 1
+
+
+def test_it_can_linger_on_a_file_that_is_gone(path: Path) -> None:
+    with path.open("ab", buffering=0) as writer, serve(path, "--linger-after-file-is-gone") as daemon:
+        with ask(daemon, b"0\n") as client:
+            assert read_exactly(client, 100) == BEGINNING
+            path.unlink()
+            daemon.wait_log("file gone")
+            writer.write(b"still here")
+            assert read_exactly(client, 10) == b"still here"
+            with ask(daemon, b"-10 now\n") as late:
+                assert read_to_end(late) == b"still here"
+        assert daemon.stop() == 0
+
+
+def test_poll_finds_what_inotify_does_not_tell(path: Path) -> None:
+    """Stores through a mapping are what inotify is silent about on every file system."""
+    mark = MarkWriter(f"{path}.commit", 100)
+    append(path, b"abcdef")
+    with serve(path, "--poll", "0.05") as daemon, ask(daemon, b"0\n") as client:
+        assert read_exactly(client, 100) == BEGINNING
+        with open(f"{path}.commit", "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+            other = path.with_name("other")
+            MarkWriter(str(other), 103).close()
+            mapping[:] = other.read_bytes()
+        assert read_exactly(client, 3) == b"abc"
+    mark.close()
+
+
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_sockets_that_were_handed_over_are_used_when_no_address_is_named(path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd = listener.fileno()
+        prefix = (sys.executable, "-c", HAND_OVER, str(fd))
+        with Daemon("tailsrv", path, prefix=prefix, pass_fds=(fd,)) as daemon, ask(daemon, b"0 now\n") as client:
+            assert read_to_end(client) == BEGINNING
+            assert daemon.port() == listener.getsockname()[1]
+            assert daemon.stop() == 0
+
+
+def test_metrics_say_who_is_connected_and_how_far_behind(path: Path) -> None:
+    with (
+        serve(path, "--metrics", "127.0.0.1:0") as daemon,
+        ask(daemon, b"0\n") as client,
+        ask(daemon, b"x\n") as wrong,
+    ):
+        assert read_to_end(wrong) == b""
+        assert read_exactly(client, 100) == BEGINNING
+        metrics = daemon.wait_log("serving metrics")["addresses"][0]
+
+        def get(target: str) -> str:
+            host, _, port = metrics.rpartition(":")
+            with socket.create_connection((host, int(port)), 30) as http:
+                http.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+                return read_to_end(http).decode()
+
+        text = get("/metrics")
+        for line in (
+            "tailsrv_clients 1.0",
+            "tailsrv_sent_bytes_total 100.0",
+            "tailsrv_file_bytes 100.0",
+            "tailsrv_committed_bytes 100.0",
+            "tailsrv_slowest_lag_bytes 0.0",
+            "tailsrv_accepted_connections_total 2.0",
+            "tailsrv_refused_connections_total 0.0",
+            "tailsrv_bad_headers_total 1.0",
+        ):
+            assert f"\n{line}\n" in text
+        assert get("/healthz").startswith("HTTP/1.1 200")
+
+
+def test_sigusr1_describes_each_client(path: Path) -> None:
+    with (
+        serve(path) as daemon,
+        ask(daemon, b"0\n") as client,
+        ask(daemon, b"150\n") as waiting,
+        daemon.connect() as mute,
+    ):
+        assert read_exactly(client, 100) == BEGINNING
+        entry = describe(daemon, waiting)
+        assert (entry["state"], entry["offset"], entry["lag"]) == ("waiting", 150, 0)
+        entry = describe(daemon, client)
+        assert (entry["state"], entry["offset"], entry["lag"]) == ("live", 100, 0)
+        assert 0 <= entry["seconds"] < 60
+        peer = "{}:{}".format(*mute.getsockname())
+        wait_until(lambda: any(each.get("peer") == peer for each in daemon.events()))
+
+
+def test_refused_peers_are_closed_without_a_byte_and_told_to_the_operator(path: Path) -> None:
+    with serve(path, "--allow", "10.0.0.0/8") as daemon, ask(daemon, b"") as client:
+        assert client.recv(1) == b""
+        assert daemon.wait_log("peer refused")["admit"] == "--allow 127.0.0.1"

@@ -1,0 +1,131 @@
+"""How connections and the daemon end: every byte due before the FIN, and never a reset."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemons import read_exactly, read_to_end, wait_until
+from tests.tailsrv.support import MIB, append, ask, content, is_reset, listens, serve, stalled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JUNK = b"what nobody reads\n" * 5000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "events.log"
+    path.write_bytes(content(MIB))
+    return path
+
+
+def test_junk_behind_the_header_does_not_make_the_close_a_reset(path: Path) -> None:
+    with serve(path) as daemon:
+        for _ in range(10):
+            with ask(daemon, b"0 now\n" + JUNK) as client:
+                assert read_to_end(client) == path.read_bytes()
+                assert not is_reset(client)
+
+
+def test_who_sends_while_it_is_served_gets_all_and_can_go_on_sending_after_the_fin(path: Path) -> None:
+    with serve(path) as daemon, ask(daemon, b"0 now\n") as client:
+        read_exactly(client, MIB // 2)
+        client.sendall(JUNK)
+        rest = read_to_end(client)
+        assert rest == path.read_bytes()[MIB // 2 :]
+        client.sendall(JUNK)
+        client.sendall(JUNK)
+        client.shutdown(socket.SHUT_WR)
+        assert not is_reset(client)
+        wait_until(lambda: daemon.descriptors() < 15, "the connection is closed")
+
+
+@pytest.mark.parametrize("header", [b"nonsense\n", b"x" * 65536, b"\n" + JUNK, b"5 5 5\n"])
+def test_a_bad_header_ends_without_a_byte_and_without_a_reset(path: Path, header: bytes) -> None:
+    with serve(path) as daemon, ask(daemon, header) as client:
+        assert client.recv(1) == b""
+        client.sendall(JUNK)
+        client.shutdown(socket.SHUT_WR)
+        assert not is_reset(client)
+
+
+@pytest.mark.parametrize("header", [b"", b"12"])
+def test_a_header_that_does_not_come_in_time_ends_the_connection(path: Path, header: bytes) -> None:
+    with serve(path, "--header-timeout", "0.2") as daemon, ask(daemon, header) as client:
+        assert client.recv(1) == b""
+        assert daemon.wait_log("bad header")["error"] == "too late"
+
+
+def test_a_client_that_was_in_time_is_not_bound_by_the_header_timeout(path: Path) -> None:
+    with serve(path, "--header-timeout", "0.2") as daemon, ask(daemon, b"end\n") as client, daemon.connect() as mute:
+        assert mute.recv(1) == b""  # its time is over, and so would be the other one's
+        append(path, b"abc")
+        assert read_exactly(client, 3) == b"abc"
+
+
+def test_a_slow_reader_gets_the_last_byte_before_the_fin(path: Path) -> None:
+    with serve(path) as daemon, stalled(daemon, b"0 now\n") as client:
+        client.shutdown(socket.SHUT_WR)
+        # All of it has left our hands for the socket's when the next client is served.
+        with ask(daemon, b"0 1\n") as other:
+            assert len(read_to_end(other)) == 1
+        assert read_to_end(client) == path.read_bytes()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_daemon_with_a_fin_for_everybody(path: Path, signum: int) -> None:
+    with (
+        serve(path) as daemon,
+        ask(daemon, b"0\n" + JUNK) as live,
+        ask(daemon, b"0\n") as unread,
+        ask(daemon, b"%d\n" % 2**40) as waiting,
+        daemon.connect() as mute,
+    ):
+        assert read_exactly(live, MIB) == path.read_bytes()
+        live.sendall(JUNK)
+        daemon.signal(signum)
+        assert read_to_end(unread) == path.read_bytes()
+        for client in (live, waiting, mute):
+            assert not is_reset(client)
+        assert daemon.wait() == 0
+        assert "Traceback" not in daemon.log()
+
+
+def test_a_stop_is_not_held_up_by_who_does_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(20 * MIB))
+    with serve(path) as daemon, stalled(daemon, b"0\n") as client:
+        read_exactly(client, 1)
+        begin = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - begin < 4
+
+
+def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(20 * MIB))
+    with serve(path) as daemon, stalled(daemon, b"0\n") as client:
+        read_exactly(client, 1)
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: not listens(daemon.port()), "it has begun to stop")
+        begin = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - begin < 0.9
+
+
+def test_a_replay_that_is_under_way_is_finished_when_the_daemon_stops(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    whole = content(40 * MIB)
+    path.write_bytes(whole)
+    with serve(path) as daemon, ask(daemon, b"0\n") as client:
+        received = read_exactly(client, MIB)
+        daemon.signal(signal.SIGTERM)
+        received += read_to_end(client)
+        assert received == whole
+        assert daemon.wait() == 0
