@@ -76,7 +76,12 @@ class Framing(ABC):
     def wrap(self, payload: bytes) -> bytes:
         """The message that carries `payload`. Raises `FramingError` when none can (too long, holds the terminator)."""
 
-    def _too_long(self, what: str) -> FramingError:
+    def reach(self, data: Buffer, start: int, stop: int) -> int:
+        """The boundary that `walk` reaches without limits; cheaper where nobody needs to know how many messages."""
+        return self.walk(data, start, stop)[0]
+
+    def too_long(self, what: str) -> FramingError:
+        """The error for `what`, which is longer than a message may be."""
         return FramingError(f"{what}; the limit is {self.max_message_bytes} bytes (--max-message-bytes)")
 
 
@@ -101,7 +106,7 @@ class Terminated(Framing):
                 stop = found + 1
         if most != NO_LIMIT:
             return self._skip(data, start, stop, most)
-        boundary = self._last_boundary(data, start, stop)
+        boundary = self.reach(data, start, stop)
         return boundary, data.count(self.terminator, start, boundary)
 
     def _skip(self, data: Buffer, start: int, stop: int, most: int) -> tuple[int, int]:
@@ -115,7 +120,8 @@ class Terminated(Framing):
             count += 1
         return boundary, count
 
-    def _last_boundary(self, data: Buffer, start: int, stop: int) -> int:
+    def reach(self, data: Buffer, start: int, stop: int) -> int:
+        """See `Framing.reach`."""
         longest = self.max_message_bytes
         boundary = start
         # Where no message may span what is left, the last terminator in reach is a boundary that all before it
@@ -131,7 +137,7 @@ class Terminated(Framing):
         """See `Framing.missing`."""
         longest = self.max_message_bytes
         if stop - start >= longest and data.find(self.terminator, start, start + longest) < 0:
-            raise self._too_long(f"a message of {stop - start} bytes or more without its terminator ({self.name})")
+            raise self.too_long(f"a message of {stop - start} bytes or more without its terminator ({self.name})")
         return 1
 
     def payloads(self, data: Buffer, start: int, stop: int) -> list[bytes]:
@@ -145,7 +151,7 @@ class Terminated(Framing):
         if self.terminator in payload:
             raise FramingError(f"the payload holds the terminator of {self.name} framing; choose a length prefix")
         if len(payload) >= self.max_message_bytes:
-            raise self._too_long(f"a message of {len(payload) + 1} bytes")
+            raise self.too_long(f"a message of {len(payload) + 1} bytes")
         return payload + self.terminator
 
 
@@ -181,7 +187,7 @@ class FixedPrefix(Framing):
             return width - (stop - start)
         size: int = width + self._prefix.unpack_from(data, start)[0]
         if size > self.max_message_bytes:
-            raise self._too_long(f"a {self.name} prefix announces a message of {size} bytes")
+            raise self.too_long(f"a {self.name} prefix announces a message of {size} bytes")
         return max(1, start + size - stop)
 
     def payloads(self, data: Buffer, start: int, stop: int) -> list[bytes]:
@@ -238,7 +244,7 @@ class Varint(Framing):
             return 1
         size = begin + length - start
         if size > self.max_message_bytes:
-            raise self._too_long(f"a varint prefix announces a message of {size} bytes")
+            raise self.too_long(f"a varint prefix announces a message of {size} bytes")
         return max(1, start + size - stop)
 
     def payloads(self, data: Buffer, start: int, stop: int) -> list[bytes]:
@@ -259,7 +265,7 @@ class Varint(Framing):
             length >>= 7
         prefix.append(length)
         if len(prefix) + len(payload) > self.max_message_bytes:
-            raise self._too_long(f"a message of {len(prefix) + len(payload)} bytes")
+            raise self.too_long(f"a message of {len(prefix) + len(payload)} bytes")
         return bytes(prefix) + payload
 
 

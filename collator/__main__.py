@@ -1,0 +1,5 @@
+"""`python -m collator` is `tailsrv-collate`."""
+
+from collator.cli import main
+
+main()

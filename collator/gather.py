@@ -1,0 +1,277 @@
+"""Many producers' bytes in; batches of whole messages out.
+
+Bytes are received where they will be written from. A batch is one chunk of memory (or a few): each producer's bytes go
+behind the last whole message of the one before, its incomplete tail is taken out again, and the next producer's bytes
+overwrite it. So a batch is one contiguous slice, and a message costs a slice of one recv and one writev.
+
+A tail that grows beyond `SMALL_BYTES` stays apart in memory of its own, is searched only where it is new, and becomes a
+piece of the batch when it is whole: a large message in small parts costs no more than a copy.
+
+Knows no sockets, files or clocks. All that it holds is counted, and there is room for nothing more than that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collator.framing import Framing
+
+CHUNK_BYTES: Final = 1 << 20
+"""What a chunk holds: it should fit the processor's cache between recv and writev."""
+
+RECEIVE_BYTES: Final = 1 << 18
+"""What one producer may deliver in its turn."""
+
+SMALL_BYTES: Final = 1 << 14
+"""A tail up to this size is cheaper copied than kept apart."""
+
+BATCH_CHUNKS: Final = 16
+"""How far a batch grows while the one before it is being synced."""
+
+SPARE_CHUNKS: Final = 3
+"""Empty chunks that are kept rather than given back."""
+
+Piece = bytes | bytearray | memoryview
+
+
+class Inbox:
+    """What one producer has sent that is no whole message yet."""
+
+    __slots__ = ("carry", "large", "missing")
+
+    def __init__(self) -> None:
+        self.carry: bytes | bytearray = b""
+        self.large = False
+        self.missing = 0
+        """Of a large message: how many bytes it lacks at least."""
+
+
+class Batch:
+    """Whole messages that are committed together."""
+
+    __slots__ = ("apart", "chunks", "messages", "pieces", "runs", "size", "start", "turns")
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        """Where in the file it will stand."""
+        self.size = 0
+        """Its bytes."""
+        self.messages = 0
+        self.turns = 0
+        """Deliveries that it is made of."""
+        self.pieces: list[Piece] = []
+        """Its bytes in order, once it is taken."""
+        self.chunks: list[_Chunk] = []
+        self.apart = 0
+        """Bytes of pieces that are not in chunks."""
+        self.runs: dict[object, list[int]] = {}
+        """For whoever contributed and wants to know: its own note of what stands where."""
+
+    @property
+    def end(self) -> int:
+        """The offset in the file behind its last byte."""
+        return self.start + self.size
+
+
+class _Chunk:
+    __slots__ = ("data", "segment", "used", "view")
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+        self.view = memoryview(self.data)
+        self.used = 0
+        self.segment = 0  # where what is not yet a piece of the batch begins
+
+
+class Gatherer:
+    """Gathers one batch at a time.
+
+    A turn: ``space(inbox)``, receive into it, ``received(inbox, n)``. Nothing else may come between.
+    """
+
+    def __init__(
+        self,
+        framing: Framing,
+        buffer_bytes: int,
+        *,
+        start: int = 0,
+        batch_chunks: int = BATCH_CHUNKS,
+        count: bool = True,
+    ) -> None:
+        """`start`: where the first batch will stand. `batch_chunks`: how many chunks a batch may fill.
+
+        `count`: whether messages are counted where the framing does not have to visit them anyway.
+        """
+        self._framing = framing
+        self._budget = buffer_bytes
+        self._count = count or not framing.terminator
+        self._chunk_bytes = min(CHUNK_BYTES, buffer_bytes // 4)
+        self._receive_bytes = min(RECEIVE_BYTES, self._chunk_bytes // 2)
+        self._least_bytes = self._receive_bytes // 4
+        self._small_bytes = min(SMALL_BYTES, self._receive_bytes // 4)
+        self._batch_chunks = batch_chunks
+        self._chunk: _Chunk | None = None
+        self._spare: list[_Chunk] = []
+        self._at = 0  # where in the chunk the bytes to be received begin
+        self.batch = Batch(start)
+        self.held = 0
+        """Bytes of memory that hold what is not committed yet."""
+
+    # --- a producer's turn
+
+    def space(self, inbox: Inbox) -> memoryview | None:
+        """Where this producer's next bytes go; None when there is no room before a commit."""
+        if self.held + self._receive_bytes > self._budget:
+            return None
+        chunk = self._chunk
+        front = 0 if inbox.large else len(inbox.carry)
+        if chunk is None or self._chunk_bytes - chunk.used - front < self._least_bytes:
+            chunk = self._next_chunk()
+            if chunk is None:
+                return None
+        used = chunk.used
+        self._at = at = used + front
+        if front:
+            chunk.data[used:at] = inbox.carry
+        return chunk.view[at : at + self._receive_bytes]
+
+    def received(self, inbox: Inbox, count: int) -> int:
+        """Take in the `count` bytes that are now in the space; the bytes of whole messages that this added.
+
+        Raises `FramingError` when what follows these messages can't be one; they are in the batch nevertheless.
+        """
+        chunk, batch = self._chunk, self.batch
+        assert chunk is not None  # noqa: S101 - for the type checker: space() has seen to it
+        start, stop, before = chunk.used, self._at + count, batch.size
+        if inbox.large:
+            end = self._complete(inbox, start, stop)
+            if end is None:
+                return 0
+            batch.size += len(inbox.carry) + end - start
+            self._apart(inbox.carry)
+            self._keep(inbox, b"")
+            inbox.large = False
+            batch.messages += 1
+        else:
+            end = start
+        framing, data = self._framing, chunk.data
+        if self._count:
+            boundary, messages = framing.walk(data, end, stop)
+            batch.messages += messages
+        else:
+            boundary = framing.reach(data, end, stop)
+        chunk.used = boundary
+        batch.size += boundary - end
+        if boundary == stop:
+            if inbox.carry:
+                self._keep(inbox, b"")
+        else:
+            self._take_out(inbox, chunk, boundary, stop)
+        added = batch.size - before
+        if added:
+            batch.turns += 1
+        return added
+
+    def finish(self, inbox: Inbox) -> int:
+        """The producer ended cleanly: complete its last message where the framing can. The bytes that this added."""
+        framing, carry = self._framing, inbox.carry
+        if not carry or not framing.terminator or len(carry) >= framing.max_message_bytes:
+            return 0
+        self._apart(bytes(carry) + framing.terminator)
+        self._keep(inbox, b"")
+        self.batch.turns += 1
+        self.batch.messages += 1
+        self.batch.size += len(carry) + 1
+        return len(carry) + 1
+
+    def drop(self, inbox: Inbox) -> int:
+        """Forget a producer's incomplete message; its bytes."""
+        dropped = len(inbox.carry)
+        self._keep(inbox, b"")
+        inbox.large = False
+        return dropped
+
+    # --- batches
+
+    def take(self) -> Batch:
+        """The batch as far as it is gathered, to be committed; another one begins behind it."""
+        batch = self.batch
+        self._seal()
+        self._chunk = None
+        self.batch = Batch(batch.end)
+        return batch
+
+    def release(self, batch: Batch) -> None:
+        """`batch` is committed: its memory is free. Its pieces must not be used any more."""
+        batch.pieces.clear()
+        for chunk in batch.chunks:
+            self.held -= self._chunk_bytes
+            if len(self._spare) < SPARE_CHUNKS:
+                chunk.used = chunk.segment = 0
+                self._spare.append(chunk)
+        batch.chunks.clear()
+        self.held -= batch.apart
+        batch.apart = 0
+
+    # --- inside
+
+    def _next_chunk(self) -> _Chunk | None:
+        batch = self.batch
+        if len(batch.chunks) >= self._batch_chunks:
+            return None
+        if self.held + self._chunk_bytes + self._receive_bytes > self._budget:
+            return None
+        self._seal()
+        self._chunk = chunk = self._spare.pop() if self._spare else _Chunk(self._chunk_bytes)
+        batch.chunks.append(chunk)
+        self.held += self._chunk_bytes
+        return chunk
+
+    def _seal(self) -> None:
+        """Make what the chunk has gathered a piece of the batch."""
+        chunk = self._chunk
+        if chunk is not None and chunk.used > chunk.segment:
+            self.batch.pieces.append(chunk.view[chunk.segment : chunk.used])
+            chunk.segment = chunk.used
+
+    def _apart(self, piece: bytes | bytearray) -> None:
+        self._seal()
+        self.batch.pieces.append(piece)
+        self.batch.apart += len(piece)
+        self.held += len(piece)
+
+    def _keep(self, inbox: Inbox, carry: bytes | bytearray) -> None:
+        self.held += len(carry) - len(inbox.carry)
+        inbox.carry = carry
+
+    def _take_out(self, inbox: Inbox, chunk: _Chunk, boundary: int, stop: int) -> None:
+        """Keep the incomplete message that begins at `boundary`; what it leaves behind may be overwritten."""
+        tail = stop - boundary
+        if tail > self._small_bytes:
+            self._keep(inbox, bytearray(chunk.view[boundary:stop]))
+            inbox.large = True
+        else:
+            self._keep(inbox, bytes(chunk.view[boundary:stop]))
+        inbox.missing = self._framing.missing(chunk.data, boundary, stop)
+
+    def _complete(self, inbox: Inbox, start: int, stop: int) -> int | None:
+        """Where in the chunk the large message ends; None when it goes on, and then it has taken in all bytes."""
+        chunk, carry, framing = self._chunk, inbox.carry, self._framing
+        assert chunk is not None  # noqa: S101 - for the type checker
+        assert isinstance(carry, bytearray)  # noqa: S101 - the same: large ones are
+        if framing.terminator:
+            end = chunk.data.find(framing.terminator, start, stop) + 1 or None
+        else:
+            end = start + inbox.missing if inbox.missing <= stop - start else None
+        if end is not None:
+            if len(carry) + end - start > framing.max_message_bytes:
+                raise framing.too_long(f"a message of {len(carry) + end - start} bytes")
+            return end
+        carry += chunk.view[start:stop]
+        inbox.carry = carry
+        self.held += stop - start
+        inbox.missing -= stop - start
+        if framing.terminator and len(carry) >= framing.max_message_bytes:
+            raise framing.too_long(f"a message of {len(carry)} bytes or more without its terminator")
+        return None

@@ -1,0 +1,170 @@
+"""Who may deliver, and when.
+
+A connection that is ready gets one bounded receive a round. When there is no room for it, or nothing can be written,
+it is parked: taken off the loop, so that it costs nothing, and served before everybody else when there is room again,
+in the order of parking. Nothing is read that can't be held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from collator.framing import FramingError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from collator.gather import Gatherer, Inbox
+    from tailsrv.kit.reactor import Reactor
+
+
+class Source(Protocol):
+    """A connection that delivers messages."""
+
+    sock: socket.socket
+    fd: int
+    inbox: Inbox
+
+    def on_ready(self, mask: int) -> None:
+        """The loop's handler."""
+
+    def interest(self) -> int:
+        """Which events it wants."""
+
+    def delivered(self, added: int) -> None:
+        """So many bytes of its messages have just joined the end of the batch."""
+
+    def ended(self) -> None:
+        """It has sent all it will send, and said so (FIN)."""
+
+    def lost(self, error: OSError) -> None:
+        """It is gone without saying so."""
+
+    def misframed(self, error: FramingError) -> None:
+        """What it sends can't be a message; what came before has been delivered."""
+
+    def evicted(self) -> None:
+        """There is no room but what its incomplete message takes."""
+
+
+class Intake:
+    """Takes turns among the sources."""
+
+    def __init__(
+        self, reactor: Reactor, gatherer: Gatherer, commit: Callable[[], bool], busy: Callable[[], bool]
+    ) -> None:
+        """``commit()``: commit what is gathered, if that can begin now; whether it did. ``busy()``: one is under way."""
+        self._reactor = reactor
+        self._gatherer = gatherer
+        self._commit = commit
+        self._busy = busy
+        self._parked: deque[Source] = deque()
+        self.closed = False
+        """Whether nothing is read at present, room or not."""
+        self.sources: set[Source] = set()
+
+    def add(self, source: Source) -> None:
+        """Serve `source` from now on."""
+        self.sources.add(source)
+        self._register(source)
+
+    def remove(self, source: Source) -> None:
+        """Serve it no more, before its socket is closed. Its incomplete message is forgotten."""
+        self.sources.discard(source)
+        self._reactor.unregister(source.fd)
+        self._gatherer.drop(source.inbox)
+
+    def turn(self, source: Source) -> None:
+        """`source` is ready: receive what it has, once."""
+        if self.closed or self._parked:
+            self._park(source)
+            return
+        self._receive(source)
+
+    def resume(self) -> None:
+        """There may be room: let those who were parked have their turn."""
+        parked = self._parked
+        for _ in range(len(parked)):
+            if self.closed:
+                return
+            source = parked.popleft()
+            if source not in self.sources:
+                continue  # it was closed while it waited
+            if not self._receive(source, parked=True):
+                return
+            if source in self.sources:
+                self._register(source)
+
+    def watch(self, source: Source) -> None:
+        """Its interest has changed."""
+        if source not in self._parked:
+            self._reactor.modify(source.fd, source.interest())
+
+    def drain(self) -> None:
+        """One more turn for everybody, before the end."""
+        for source in tuple(self.sources):
+            if source in self.sources and not self.closed:
+                self._receive(source)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody is parked."""
+        return bool(self._parked)
+
+    def _register(self, source: Source) -> None:
+        self._reactor.register(source.fd, source.interest(), source.on_ready)
+
+    def _receive(self, source: Source, *, parked: bool = False) -> bool:
+        """Whether there was room."""
+        gatherer, inbox = self._gatherer, source.inbox
+        space = gatherer.space(inbox)
+        while space is None:
+            if not self._make_room():
+                if parked:
+                    self._parked.appendleft(source)
+                else:
+                    self._park(source)
+                return False
+            if source not in self.sources:
+                return True  # it was the one that had to go
+            space = gatherer.space(inbox)
+        try:
+            count = source.sock.recv_into(space)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            source.lost(error)
+            return True
+        if not count:
+            source.ended()
+            return True
+        before = gatherer.batch.size
+        try:
+            added = gatherer.received(inbox, count)
+        except FramingError as error:
+            added = gatherer.batch.size - before
+            if added:
+                source.delivered(added)
+            source.misframed(error)
+            return True
+        if added:
+            source.delivered(added)
+        return True
+
+    def _make_room(self) -> bool:
+        """Commit, or close who holds most: whether it is worth asking for space again."""
+        if self._commit():
+            return True
+        if self._busy():
+            return False
+        hoarder = max(self.sources, key=lambda source: len(source.inbox.carry), default=None)
+        if hoarder is None or not hoarder.inbox.carry:
+            return False
+        hoarder.evicted()
+        return True
+
+    def _park(self, source: Source) -> None:
+        self._reactor.unregister(source.fd)
+        self._parked.append(source)

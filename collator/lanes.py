@@ -1,0 +1,464 @@
+"""The two lanes: what a connection is to the producer at its other end.
+
+A raw producer sends messages and hears nothing. A producer of the acknowledged lane says its name, hears how far its
+stream has come, goes on from there, and hears again after every commit that holds some of it.
+
+A connection of the acknowledged lane goes through: naming → waiting (a predecessor of its name has bytes under way) →
+streaming → leaving (its last bytes are being committed) → lingering (it was told why; what it still sends is thrown
+away, so that the line reaches it and no reset does).
+"""
+
+from __future__ import annotations
+
+import socket
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from collator.acks import NAME_LINE_BYTES, NameError_, Progress, error_line, note_run, read_name, run_lines
+from collator.gather import Inbox
+from tailsrv.kit.deadlines import Deadlines
+from tailsrv.kit.errors import reason
+from tailsrv.kit.logs import Repeated, printable
+from tailsrv.kit.reactor import READ, WRITE
+
+if TYPE_CHECKING:
+    from collator.framing import FramingError
+    from collator.gather import Batch, Gatherer
+    from collator.intake import Intake
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+
+NAMING_SECONDS: Final = 30.0
+LINGER_SECONDS: Final = 30.0
+"""How long a producer has to take its last line."""
+
+UNREAD_BYTES: Final = 1 << 16
+"""So many bytes of acknowledgements may wait for a producer to read them; then it is not read from either."""
+
+DISCARD_BYTES: Final = 1 << 16
+
+
+class Counts:
+    """What became of connections and messages, by reason."""
+
+    def __init__(self) -> None:
+        self.dropped: dict[str, int] = dict.fromkeys(
+            ("reset", "unfinished", "misframed", "superseded", "no room", "stopped"), 0
+        )
+        """Incomplete messages that were dropped."""
+        self.rejected: dict[str, int] = dict.fromkeys(("misframed", "name", "superseded", "no room", "late"), 0)
+        """Connections that the collator closed."""
+        self.completed = 0
+        """Last messages that got their terminator here."""
+
+
+class RawLane:
+    """Producers who hear nothing."""
+
+    def __init__(self, intake: Intake, gatherer: Gatherer, log: Log) -> None:
+        self.intake = intake
+        self.gatherer = gatherer
+        self.counts = Counts()
+        self.producers: set[RawProducer] = set()
+        self.log_dropped = Repeated(log.info, "incomplete message dropped")
+        self.log_completed = Repeated(log.info, "last message completed")
+        self.log_closed = Repeated(log.warning, "producer closed")
+
+    def connected(self, sock: socket.socket, peer: str) -> None:
+        """A producer came."""
+        producer = RawProducer(self, sock, peer)
+        self.producers.add(producer)
+        self.intake.add(producer)
+
+    def close(self) -> None:
+        """Close all connections; what is incomplete is dropped."""
+        for producer in tuple(self.producers):
+            producer.close("stopped")
+
+
+class RawProducer:
+    """One connection of the raw lane."""
+
+    __slots__ = ("fd", "inbox", "lane", "peer", "sock")
+
+    def __init__(self, lane: RawLane, sock: socket.socket, peer: str) -> None:
+        self.lane = lane
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.peer = peer
+        self.inbox = Inbox()
+
+    def on_ready(self, _mask: int) -> None:
+        """Take a turn."""
+        self.lane.intake.turn(self)
+
+    def interest(self) -> int:
+        """What it sends, and no more."""
+        return READ
+
+    def delivered(self, added: int) -> None:
+        """Nobody wants to know."""
+
+    def ended(self) -> None:
+        """Complete its last message where the framing can."""
+        if self.lane.gatherer.finish(self.inbox):
+            self.lane.counts.completed += 1
+            self.lane.log_completed(peer=self.peer)
+        self.close("unfinished")
+
+    def lost(self, error: OSError) -> None:
+        """What it did not finish, it did not say."""
+        self.close("reset", error=reason(error))
+
+    def misframed(self, error: FramingError) -> None:
+        """Nothing behind this point can be told apart."""
+        self.lane.counts.rejected["misframed"] += 1
+        self.lane.log_closed(peer=self.peer, error=str(error))
+        self.close("misframed")
+
+    def evicted(self) -> None:
+        """Its incomplete message was the largest."""
+        self.lane.counts.rejected["no room"] += 1
+        self.lane.log_closed(peer=self.peer, error=no_room(self.inbox))
+        self.close("no room")
+
+    def close(self, why: str, **facts: object) -> None:
+        """Close the connection and drop what is incomplete, because of `why`."""
+        carry = len(self.inbox.carry)
+        if carry:
+            self.lane.counts.dropped[why] += 1
+            self.lane.log_dropped(peer=self.peer, bytes=carry, reason=why, **facts)
+        self.lane.intake.remove(self)
+        self.lane.producers.discard(self)
+        self.sock.close()
+
+
+def no_room(inbox: Inbox) -> str:
+    """Why the holder of `inbox` had to go."""
+    return f"--buffer-bytes is full of incomplete messages, and this one's is the largest ({len(inbox.carry)} bytes)"
+
+
+class State(Enum):
+    """Where a connection of the acknowledged lane is; see above."""
+
+    NAMING = 0
+    WAITING = 1
+    STREAMING = 2
+    LEAVING = 3
+    LINGERING = 4
+    CLOSED = 5
+
+
+class AckLane:
+    """Producers who are told."""
+
+    def __init__(
+        self, reactor: Reactor, intake: Intake, gatherer: Gatherer, known: dict[bytes, Progress], log: Log
+    ) -> None:
+        """`known`: every named producer that there ever was."""
+        self.reactor = reactor
+        self.intake = intake
+        self.gatherer = gatherer
+        self.known = known
+        self.counts = Counts()
+        self.connections: set[AckProducer] = set()
+        self.streaming: dict[bytes, AckProducer] = {}
+        """Who speaks for a name."""
+        self.waiting: dict[Progress, AckProducer] = {}
+        self.deadlines: Deadlines[AckProducer] = Deadlines(reactor, NAMING_SECONDS, lambda late: late.expired())
+        self.log_dropped = Repeated(log.info, "incomplete message dropped")
+        self.log_closed = Repeated(log.warning, "producer closed")
+        self.log_superseded = Repeated(log.info, "producer superseded")
+
+    def connected(self, sock: socket.socket, peer: str) -> None:
+        """A producer came; its name comes next."""
+        connection = AckProducer(self, sock, peer)
+        self.connections.add(connection)
+        self.deadlines.start(connection)
+        self.reactor.register(connection.fd, READ, connection.on_name)
+
+    def moved(self, batch: Batch) -> list[tuple[bytes, Progress, int, int]]:
+        """The named producers that have bytes in `batch`, which is about to be committed, and how far it takes them."""
+        moved = []
+        for producer, runs in batch.runs.items():
+            assert isinstance(producer, AckProducer)  # noqa: S101 - for the type checker: nobody else writes there
+            if producer.name:
+                moved.append((producer.name, producer.progress, runs[-2], runs[-1]))
+        return moved
+
+    def committed(self, batch: Batch) -> None:
+        """Tell everybody who has bytes in `batch`."""
+        for producer, runs in batch.runs.items():
+            assert isinstance(producer, AckProducer)  # noqa: S101 - as above
+            progress = producer.progress
+            progress.acked, progress.at = runs[-2], runs[-1]
+            progress.in_flight -= 1
+            producer.send(run_lines(runs))
+            if not progress.in_flight:
+                if producer.state is State.LEAVING:
+                    producer.leave()
+                heir = self.waiting.pop(progress, None) if self.waiting else None
+                if heir is not None:
+                    heir.greet()
+
+    def close(self) -> None:
+        """Close all connections; what is incomplete is dropped."""
+        for connection in tuple(self.connections):
+            connection.close("stopped")
+
+
+class AckProducer:
+    """One connection of the acknowledged lane."""
+
+    __slots__ = (
+        "fd", "inbox", "lane", "last_words", "name", "outgoing", "peer", "progress", "reading", "sock", "state", "typed",
+    )  # fmt: skip
+
+    def __init__(self, lane: AckLane, sock: socket.socket, peer: str) -> None:
+        self.lane = lane
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.peer = peer
+        self.inbox = Inbox()
+        self.state = State.NAMING
+        self.typed = b""
+        """Of the name line, what has come so far."""
+        self.name = b""
+        self.progress = Progress()
+        self.outgoing = b""
+        """Lines that the socket did not take."""
+        self.last_words: bytes | None = None
+        """The error line to leave with; None: the last line once more."""
+        self.reading = False
+        """Whether the intake serves it."""
+
+    # --- naming
+
+    def on_name(self, _mask: int) -> None:
+        """Take the name line, and not a byte more: the stream is the intake's."""
+        try:
+            seen = self.sock.recv(NAME_LINE_BYTES - len(self.typed), socket.MSG_PEEK)
+            if seen:
+                self.typed += self.sock.recv(seen.find(b"\n") + 1 or len(seen))
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close("reset")
+            return
+        try:
+            name = read_name(self.typed)
+        except NameError_ as error:
+            self._reject("name", str(error), name=printable(self.typed))
+            return
+        if name is not None:
+            self._named(name)
+        elif not seen and not self.typed:
+            self.close("unfinished")
+        elif not seen:
+            self._reject("name", "the name line has no end", name=printable(self.typed))
+
+    def _named(self, name: bytes) -> None:
+        lane = self.lane
+        lane.deadlines.cancel(self)
+        self.name = name
+        if name:
+            self._supersede()
+        lane.reactor.unregister(self.fd)
+        if self.progress.in_flight:
+            self.state = State.WAITING
+            lane.waiting[self.progress] = self
+        else:
+            self.greet()
+
+    def _supersede(self) -> None:
+        """Take over from whoever has the name: a producer that lost its connection may know before we do."""
+        lane, name = self.lane, self.name
+        predecessor = lane.streaming.get(name)
+        if predecessor is not None:
+            lane.counts.rejected["superseded"] += 1
+            lane.log_superseded(name=name.decode(), peer=predecessor.peer, by=self.peer)
+            predecessor.close("superseded")
+        progress = lane.known.get(name)
+        if progress is None:
+            progress = lane.known[name] = Progress()
+        self.progress = progress
+        lane.streaming[name] = self
+
+    def greet(self) -> None:
+        """Say how far its stream is, and go on from there."""
+        self.state = State.STREAMING
+        self.reading = True
+        self.lane.intake.add(self)
+        self.send(self.progress.line())
+
+    # --- streaming
+
+    def on_ready(self, mask: int) -> None:
+        """Take a turn, or send on."""
+        if self.outgoing and mask & ~READ:
+            self._flush()
+        if self.reading and mask & ~WRITE and len(self.outgoing) < UNREAD_BYTES:
+            self.lane.intake.turn(self)
+
+    def delivered(self, added: int) -> None:
+        """Note where its bytes stand."""
+        batch, progress = self.lane.gatherer.batch, self.progress
+        runs = batch.runs.get(self)
+        if runs is None:
+            runs = batch.runs[self] = []
+            progress.in_flight += 1
+        progress.gathered += added
+        note_run(runs, progress.gathered, batch.end - added, batch.end)
+
+    def ended(self) -> None:
+        """Half-closed: it hears the last line once more when all is committed. An incomplete message is dropped."""
+        self._drop("unfinished")
+        self._part()
+
+    def lost(self, error: OSError) -> None:
+        """Gone; what it delivered is committed all the same."""
+        self.close("reset", error=reason(error))
+
+    def misframed(self, error: FramingError) -> None:
+        """Tell it why, once what came before is committed."""
+        self._reject("misframed", str(error))
+
+    def evicted(self) -> None:
+        """Its incomplete message was the largest."""
+        self._reject("no room", no_room(self.inbox))
+
+    # --- leaving
+
+    def expired(self) -> None:
+        """It took too long to say its name, or to take its last line."""
+        if self.state is State.NAMING:
+            self._reject("late", f"no name within {NAMING_SECONDS:.0f} seconds")
+        else:
+            self.close("unfinished")
+
+    def _reject(self, why: str, text: str, **facts: object) -> None:
+        self.lane.counts.rejected[why] += 1
+        self.lane.log_closed(peer=self.peer, error=text, **({"name": self.name.decode()} if self.name else {}), **facts)
+        self.last_words = error_line(text)
+        self._drop(why)
+        self._part()
+
+    def _part(self) -> None:
+        """Read nothing more; leave as soon as everything is committed."""
+        self._stop_reading()
+        self.state = State.LEAVING
+        if not self.progress.in_flight:
+            self.leave()
+
+    def leave(self) -> None:
+        """Say the last words."""
+        rejected = self.last_words is not None
+        self.state = State.LINGERING
+        self.lane.deadlines.start(self)
+        self.lane.reactor.unregister(self.fd)
+        self.send(self.last_words if self.last_words is not None else self.progress.line())
+        if self.state is not State.LINGERING:
+            return
+        self.lane.reactor.register(self.fd, self.interest(), self._on_lingering)
+        if not self.outgoing:
+            self._said(rejected=rejected)
+
+    def _on_lingering(self, mask: int) -> None:
+        """Send on; then wait for its end, throwing away what it still sends."""
+        rejected = self.last_words is not None
+        if self.outgoing:
+            if mask & ~READ:
+                self._flush()
+            if self.state is State.LINGERING and not self.outgoing:
+                self._said(rejected=rejected)
+            return
+        try:
+            if self.sock.recv(DISCARD_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # gone, too
+        self.close("unfinished")
+
+    def _said(self, *, rejected: bool) -> None:
+        """Everything is sent. Who ended by itself is done; who was rejected may still be sending."""
+        if not rejected:
+            self.close("unfinished")
+            return
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close("reset")
+
+    # --- its lines
+
+    def send(self, lines: bytes) -> None:
+        """Send lines, behind those that still wait."""
+        if self.state is State.CLOSED:
+            return
+        if self.outgoing:
+            self.outgoing += lines
+            return
+        try:
+            sent = self.sock.send(lines)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.close("reset", error=reason(error))
+            return
+        if sent < len(lines):
+            self.outgoing = lines[sent:]
+            self._watch()
+
+    def _flush(self) -> None:
+        waiting, self.outgoing = self.outgoing, b""
+        self.send(waiting)
+        if not self.outgoing:
+            self._watch()
+
+    def interest(self) -> int:
+        """Which events it waits for."""
+        if self.state is State.LINGERING:
+            return WRITE if self.outgoing else READ
+        return (WRITE if self.outgoing else 0) | (READ if len(self.outgoing) < UNREAD_BYTES else 0)
+
+    def _watch(self) -> None:
+        if self.state is State.STREAMING:
+            self.lane.intake.watch(self)
+        elif self.state is State.LINGERING:
+            self.lane.reactor.modify(self.fd, self.interest())
+
+    # --- its end
+
+    def _drop(self, why: str) -> None:
+        carry = len(self.inbox.carry)
+        if carry:
+            self.lane.counts.dropped[why] += 1
+            self.lane.log_dropped(peer=self.peer, name=self.name.decode(), bytes=carry, reason=why)
+            self.lane.gatherer.drop(self.inbox)
+
+    def _stop_reading(self) -> None:
+        if self.reading:
+            self.reading = False
+            self.lane.intake.remove(self)
+        if self.name and self.lane.streaming.get(self.name) is self:
+            del self.lane.streaming[self.name]
+
+    def close(self, why: str, **_facts: object) -> None:
+        """Close the connection now, and drop what is incomplete because of `why`."""
+        if self.state is State.CLOSED:
+            return
+        lane = self.lane
+        self._drop(why)
+        self._stop_reading()
+        lane.deadlines.cancel(self)
+        lane.reactor.unregister(self.fd)
+        lane.connections.discard(self)
+        if lane.waiting.get(self.progress) is self:
+            del lane.waiting[self.progress]
+        if self.name and not self.progress.gathered and self.name not in lane.streaming:
+            lane.known.pop(self.name, None)  # who never delivered a message is nobody
+        self.state = State.CLOSED
+        self.outgoing = b""
+        self.sock.close()

@@ -1,0 +1,204 @@
+"""The journal's format: bytes in, records out. All numbers are little-endian and unsigned.
+
+    header, 64 bytes
+        0   8  "tsrvjrn1"
+        8  16  random: no two journals are alike
+       24  16  the boot in which it was written (random/boot_id of Linux); zeros: not known
+       40  16  the stream's framing, padded with zeros
+       56   1  how it is synced: 0 always, 1 interval, 2 never
+       57   3  zeros
+       60   4  CRC-32 of these 60 bytes
+    record
+        0   4  bytes of the body
+        4   4  CRC-32 of the body, begun with the header's CRC-32
+        8      body
+    body
+        0   8  start: where the bytes of the commit begin in FILE
+        8   8  end: where they end; FILE is so long
+       16   8  synced: FILE and this journal are durable up to this offset
+       24   4  CRC-32 of the bytes from start to end
+       28   4  how many producers follow by number
+       32   4  how many producers follow by name
+       36      by number, 20 bytes each: number 4, ACKED 8, AT 8
+               by name: length 1, name, ACKED 8, AT 8; they are numbered from 0 in the order in which they appear
+
+The first record stands for all that was before it: its bytes are the last ones of FILE at that time (a sample that tells
+whether this is the journal's file), and it names every producer. From there on each commit begins where the one before
+ended. Behind the last record there are zeros, written beforehand, so that a record overwrites blocks that are there.
+
+A record that does not check out, with nothing valid behind it, is the torn end that a crash leaves. One that had been
+durable when a later record was written is damage, and so is a lost header. A claimed length is checked against what is
+there before it is believed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAGIC: Final = b"tsrvjrn1"
+HEADER: Final = struct.Struct("<8s16s16s16sB3xI")
+SYNCS: Final = ("always", "interval", "never")
+FRAME: Final = struct.Struct("<II")
+BODY: Final = struct.Struct("<QQQIII")
+BY_NUMBER: Final = struct.Struct("<IQQ")
+PROGRESS: Final = struct.Struct("<QQ")
+
+
+class JournalError(ValueError):
+    """The journal is damaged where a crash damages nothing."""
+
+
+class Header(msgspec.Struct, frozen=True):
+    """Whose journal it is."""
+
+    ident: bytes
+    boot: bytes
+    framing: str
+    sync: str
+    """One of `SYNCS`."""
+
+    def encode(self) -> bytes:
+        """The header's 64 bytes."""
+        packed = HEADER.pack(MAGIC, self.ident, self.boot, self.framing.encode("ascii"), SYNCS.index(self.sync), 0)[:-4]
+        return packed + zlib.crc32(packed).to_bytes(4, "little")
+
+
+class Record(msgspec.Struct):
+    """One commit, without its producers."""
+
+    start: int
+    end: int
+    synced: int
+    crc: int
+
+
+class Journal(msgspec.Struct):
+    """What a journal says, as far as it can be believed."""
+
+    header: Header
+    records: list[Record]
+    positions: list[int]
+    """Where in the journal each record ends, in bytes."""
+    torn: int = 0
+    """Bytes behind the last record that are not zeros."""
+
+
+def seed(header: bytes) -> int:
+    """What the checksums of a journal with this header begin with."""
+    return int.from_bytes(header[60:64], "little")
+
+
+def encode_named(name: bytes, acked: int, at: int) -> bytes:
+    """A producer's progress under its name (1 to 128 bytes)."""
+    return bytes((len(name),)) + name + PROGRESS.pack(acked, at)
+
+
+def encode_record(seeded: int, record: Record, numbered: Iterable[bytes], named: Iterable[bytes]) -> bytes:
+    """One record; `numbered` and `named` are its producers, each encoded."""
+    numbered, named = list(numbered), list(named)
+    body = b"".join(
+        (
+            BODY.pack(record.start, record.end, record.synced, record.crc, len(numbered), len(named)),
+            *numbered,
+            *named,
+        )
+    )
+    return FRAME.pack(len(body), zlib.crc32(body, seeded)) + body
+
+
+def decode_header(data: bytes) -> Header:
+    """The header of a journal. Raises `JournalError` when there is none, or one of another version."""
+    if len(data) < HEADER.size:
+        raise JournalError(f"it has {len(data)} bytes; its header alone has {HEADER.size}")
+    magic, ident, boot, framing, sync, crc = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise JournalError("it does not begin as a journal does")
+    if crc != zlib.crc32(data[: HEADER.size - 4]) or sync >= len(SYNCS):
+        raise JournalError("its header is damaged")
+    return Header(ident, boot, framing.rstrip(b"\0").decode("ascii", "replace"), SYNCS[sync])
+
+
+def decode(data: bytes, boot: bytes = b"") -> Journal:
+    """Read a whole journal. `boot`: the present one.
+
+    Raises `JournalError` for damage. Within the boot that wrote it nothing that was written can be missing, so there
+    any record behind a bad one shows damage; after a power cut only those do that knew the bad one to be durable.
+    """
+    header = decode_header(data)
+    seeded = seed(data)
+    journal = Journal(header, [], [])
+    position, end = HEADER.size, 0
+    while True:
+        record, after = _record_at(data, position, seeded)
+        if record is None or (journal.records and record.start != end) or record.end < record.start:
+            break
+        journal.records.append(record)
+        journal.positions.append(after)
+        position, end = after, record.end
+    if not journal.records:
+        raise JournalError(f"its first record, at byte {position}, is damaged")
+    rest = data[position:]
+    torn = len(rest.rstrip(b"\0"))
+    if torn:
+        journal.torn = torn
+        same_boot = header.boot == boot and bool(boot.strip(b"\0"))
+        later = _later_record(data, position, seeded, end, same_boot=same_boot)
+        if later is not None:
+            raise JournalError(f"the record at byte {position} is damaged, while one at byte {later} is whole")
+    return journal
+
+
+def producers(data: bytes, journal: Journal, count: int) -> dict[bytes, tuple[int, int]]:
+    """Every producer's ACKED and AT as of the first `count` records."""
+    names: list[bytes] = []
+    progress: list[tuple[int, int]] = []
+    position = HEADER.size
+    for after in journal.positions[:count]:
+        *_, numbered, named = BODY.unpack_from(data, position + FRAME.size)
+        position += FRAME.size + BODY.size
+        split = position + numbered * BY_NUMBER.size
+        for number, acked, at in BY_NUMBER.iter_unpack(memoryview(data)[position:split]):
+            progress[number] = acked, at
+        position = split
+        for _ in range(named):
+            begin = position + 1
+            position = begin + data[position]
+            names.append(data[begin:position])
+            progress.append(PROGRESS.unpack_from(data, position))
+            position += PROGRESS.size
+        position = after
+    return dict(zip(names, progress, strict=True))
+
+
+def _record_at(data: bytes, position: int, seeded: int) -> tuple[Record | None, int]:
+    """The record that begins at `position` and where it ends; None where there is no valid one."""
+    begin = position + FRAME.size
+    if begin + BODY.size > len(data):
+        return None, position
+    length, crc = FRAME.unpack_from(data, position)
+    if length < BODY.size or length > len(data) - begin:
+        return None, position
+    if zlib.crc32(memoryview(data)[begin : begin + length], seeded) != crc:
+        return None, position
+    start, end, synced, covered, _, _ = BODY.unpack_from(data, begin)
+    return Record(start, end, synced, covered), begin + length
+
+
+def _later_record(data: bytes, position: int, seeded: int, end: int, *, same_boot: bool) -> int | None:
+    """Where behind `position` a valid record begins that shows the one there to be damaged; None if nowhere."""
+    last = len(data.rstrip(b"\0"))
+    for begin in range(position + 1, last):
+        length = int.from_bytes(data[begin : begin + 4], "little")
+        # A cheap look before the checksum: a record can't begin before the end that is known, nor be of no length.
+        if BODY.size <= length <= len(data) - begin - FRAME.size:
+            record, _ = _record_at(data, begin, seeded)
+            if record is not None and (same_boot or record.synced > end):
+                return begin
+    return None
