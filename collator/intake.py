@@ -55,7 +55,7 @@ class Intake:
     def __init__(
         self, reactor: Reactor, gatherer: Gatherer, commit: Callable[[], bool], busy: Callable[[], bool]
     ) -> None:
-        """``commit()``: commit what is gathered, if that can begin now; whether it did. ``busy()``: one is under way."""
+        """``commit()`` begins to commit what is gathered and returns whether it could. ``busy()``: one is under way."""
         self._reactor = reactor
         self._gatherer = gatherer
         self._commit = commit
@@ -117,9 +117,8 @@ class Intake:
         self._reactor.register(source.fd, source.interest(), source.on_ready)
 
     def _receive(self, source: Source, *, parked: bool = False) -> bool:
-        """Whether there was room."""
-        gatherer, inbox = self._gatherer, source.inbox
-        space = gatherer.space(inbox)
+        """Receive from `source`, or park it (again, in front): whether there was room."""
+        space = self._gatherer.space(source.inbox)
         while space is None:
             if not self._make_room():
                 if parked:
@@ -129,7 +128,7 @@ class Intake:
                 return False
             if source not in self.sources:
                 return True  # it was the one that had to go
-            space = gatherer.space(inbox)
+            space = self._gatherer.space(source.inbox)
         try:
             count = source.sock.recv_into(space)
         except BlockingIOError:
@@ -137,21 +136,24 @@ class Intake:
         except OSError as error:
             source.lost(error)
             return True
-        if not count:
+        if count:
+            self._take_in(source, count)
+        else:
             source.ended()
-            return True
-        before = gatherer.batch.size
-        try:
-            added = gatherer.received(inbox, count)
-        except FramingError as error:
-            added = gatherer.batch.size - before
-            if added:
-                source.delivered(added)
-            source.misframed(error)
-            return True
-        if added:
-            source.delivered(added)
         return True
+
+    def _take_in(self, source: Source, count: int) -> None:
+        batch = self._gatherer.batch
+        before = batch.size
+        wrong: FramingError | None = None
+        try:
+            self._gatherer.received(source.inbox, count)
+        except FramingError as error:
+            wrong = error
+        if batch.size != before:
+            source.delivered(batch.size - before)
+        if wrong is not None:
+            source.misframed(wrong)
 
     def _make_room(self) -> bool:
         """Commit, or close who holds most: whether it is worth asking for space again."""

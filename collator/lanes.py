@@ -211,7 +211,8 @@ class AckProducer:
     """One connection of the acknowledged lane."""
 
     __slots__ = (
-        "fd", "inbox", "lane", "last_words", "name", "outgoing", "peer", "progress", "reading", "sock", "state", "typed",
+        "fd", "inbox", "lane", "last_words", "name", "outgoing",
+        "peer", "progress", "reading", "sock", "state", "typed",
     )  # fmt: skip
 
     def __init__(self, lane: AckLane, sock: socket.socket, peer: str) -> None:

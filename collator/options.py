@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, FRAMINGS
-from tailsrv.kit.addresses import Address
+from tailsrv.kit.addresses import Address  # noqa: TC001 - msgspec reads annotations
 from tailsrv.kit.errors import UsageError
 from tailsrv.kit.options import CommonOptions
 

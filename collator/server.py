@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from inotify_simple import INotify, flags
 
-from collator.acks import Progress
 from collator.committer import Committer
 from collator.framing import make_framing
 from collator.gather import BATCH_CHUNKS, Gatherer
@@ -32,6 +31,7 @@ from tailsrv.kit.reactor import READ
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from collator.acks import Progress
     from collator.gather import Batch
     from collator.journal import JournalFile
     from collator.lanes import Counts
