@@ -141,7 +141,8 @@ class Committer:
     def _sync_both(self) -> tuple[BaseException | None, ...]:
         """Make FILE and the journal durable at the same time. On any thread."""
         began = time.monotonic()
-        if not self._journal_done:
+        journal_began = not self._journal_done  # the worker sets it: asked again below, its end might go unheard
+        if journal_began:
             self._journal_worker.begin(self._journal_durably)
         error: BaseException | None = None
         try:
@@ -151,7 +152,7 @@ class Committer:
                 self._file_done = True
         except (OSError, FatalError) as raised:
             error = raised
-        journal_error = None if self._journal_done else self._journal_worker.join()
+        journal_error = self._journal_worker.join() if journal_began else None
         self._sync_seconds = time.monotonic() - began
         return error, journal_error
 

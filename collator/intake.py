@@ -8,7 +8,7 @@ in the order of parking. Nothing is read that can't be held.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from collator.framing import FramingError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from collator.gather import Gatherer, Inbox
     from tailsrv.kit.reactor import Reactor
+
+DRAIN_TURNS: Final = 64
+"""How many turns a producer gets at the end: who never stops sending is cut off somewhere."""
 
 
 class Source(Protocol):
@@ -89,11 +92,11 @@ class Intake:
         for _ in range(len(parked)):
             if self.closed:
                 return
-            source = parked.popleft()
-            if source not in self.sources:
-                continue  # it was closed while it waited
-            if not self._receive(source, parked=True):
+            source = parked[0]
+            # It may have been closed while it waited, or by what its turn led to.
+            if source in self.sources and not self._receive(source, parked=True):
                 return
+            parked.popleft()
             if source in self.sources:
                 self._register(source)
 
@@ -103,10 +106,16 @@ class Intake:
             self._reactor.modify(source.fd, source.interest())
 
     def drain(self) -> None:
-        """One more turn for everybody, before the end."""
+        """Take in what the kernel holds for everybody, before the end: what was sent and forgotten is there."""
+        batch = self._gatherer.batch
         for source in tuple(self.sources):
-            if source in self.sources and not self.closed:
-                self._receive(source)
+            for _ in range(DRAIN_TURNS):
+                before = batch.size, len(source.inbox.carry)
+                if source not in self.sources or self.closed or not self._receive(source):
+                    break
+                batch = self._gatherer.batch
+                if before == (batch.size, len(source.inbox.carry)):
+                    break
 
     @property
     def crowded(self) -> bool:
@@ -117,13 +126,11 @@ class Intake:
         self._reactor.register(source.fd, source.interest(), source.on_ready)
 
     def _receive(self, source: Source, *, parked: bool = False) -> bool:
-        """Receive from `source`, or park it (again, in front): whether there was room."""
+        """Receive from `source`, or park it: whether there was room."""
         space = self._gatherer.space(source.inbox)
         while space is None:
             if not self._make_room():
-                if parked:
-                    self._parked.appendleft(source)
-                else:
+                if not parked:
                     self._park(source)
                 return False
             if source not in self.sources:

@@ -22,8 +22,8 @@
        36      by number, 20 bytes each: number 4, ACKED 8, AT 8
                by name: length 1, name, ACKED 8, AT 8; they are numbered from 0 in the order in which they appear
 
-The first record stands for all that was before it: its bytes are the last ones of FILE then (a sample that tells whether
-this is the journal's file), and it names every producer. From there on each commit begins where the one before
+The first record stands for all that was before it: its bytes are the last ones of FILE then (a sample that tells
+whether this is the journal's file), and it names every producer. From there on each commit begins where the one before
 ended. Behind the last record there are zeros, written beforehand, so that a record overwrites blocks that are there.
 
 A record that does not check out, with nothing valid behind it, is the torn end that a crash leaves. One that had been

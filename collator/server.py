@@ -59,7 +59,7 @@ class Collator:
         self._mark: MarkWriter | None = None
         self._inotify: INotify | None = None
         self._committer: Committer
-        self._stopping = False
+        self._opened = self._stopping = False
         self._bytes = self._messages = 0
 
     # --- the daemon's life
@@ -140,6 +140,7 @@ class Collator:
         self._intake = Intake(reactor, self._gatherer, self._try_commit, lambda: self._committer.busy)
         self._raw = RawLane(self._intake, self._gatherer, log)
         self._ack = AckLane(reactor, self._intake, self._gatherer, self._known, log)
+        self._opened = True
         self._inotify = INotify(nonblocking=True)
         # By descriptor: the name may mean another file by now.
         self._inotify.add_watch(f"/proc/self/fd/{file.fd}", flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB)
@@ -165,7 +166,7 @@ class Collator:
         if self._file is None:
             self._close_listeners()
             return
-        if hasattr(self, "_committer"):
+        if self._opened:
             self._committer.close()
             self._raw.close()
             self._ack.close()
