@@ -65,14 +65,14 @@ class IndexFile:
 
     def is_empty(self) -> bool:
         """Whether the file holds nothing at all."""
-        return os.fstat(self._fd).st_size == 0
+        return self.size() == 0
 
     def load(self) -> bool:
         """Take up what the file holds. False when that is no index. A torn last entry is cut off."""
         self.header = decode_header(os.pread(self._fd, HEADER_BYTES, 0))
         if self.header is None:
             return False
-        self.count = (os.fstat(self._fd).st_size - HEADER_BYTES) // ENTRY_BYTES
+        self.count = (self.size() - HEADER_BYTES) // ENTRY_BYTES
         self.cut(self.count)
         return True
 
@@ -120,6 +120,10 @@ class IndexFile:
         self.count += len(packed) // ENTRY_BYTES
         self.flush()
 
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._fd).st_size
+
     def is_full(self) -> bool:
         """Whether more entries would have to be kept in memory than is bearable."""
         return len(self._recent) - self._written > UNWRITTEN_BYTES
@@ -131,10 +135,9 @@ class IndexFile:
         try:
             if self.trouble is not None:
                 write_at(self._fd, self.header.encode(), 0)
-            # From the beginning of an entry on, so that one that was torn by a full disk is made whole.
-            begin = self._written // ENTRY_BYTES * ENTRY_BYTES
-            offset = HEADER_BYTES + self._mapped * ENTRY_BYTES + begin
-            write_at(self._fd, bytes(self._recent[begin:]), offset)
+            # What a full disk tore is written again from its beginning: only what was taken whole counts as written.
+            offset = HEADER_BYTES + self._mapped * ENTRY_BYTES + self._written
+            write_at(self._fd, bytes(self._recent[self._written :]), offset)
         except OSError as error:
             self.trouble = reason(error)
             return
@@ -155,7 +158,7 @@ class IndexFile:
 
     def is_intact(self) -> bool:
         """Whether the file still holds what is mapped: reading the mapping of a file that was cut is deadly."""
-        return os.fstat(self._fd).st_size >= HEADER_BYTES + self._mapped * ENTRY_BYTES
+        return self.size() >= HEADER_BYTES + self._mapped * ENTRY_BYTES
 
     def packed(self, position: int) -> bytes:
         """The bytes of an entry, 0 ≤ position < count."""

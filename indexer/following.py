@@ -14,13 +14,16 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from indexer.building import Builder
 from indexer.entries import CONTEXT_BYTES, HEAD_BYTES, Entry, Header, encode_entry, fingerprint, holds
 from indexer.file import IndexFile
 from indexer.lookup import Arrivals, Lookup
+from indexer.segments import Found, Joiner
 from indexer.walker import RAW_FIELDS, RewrittenError, Walker
+from tailsrv.kit.errors import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from collator.framing import Framing
     from indexer.options import Options
@@ -32,6 +35,12 @@ PIECE_BYTES: Final = 1 << 15
 
 TURN_SECONDS: Final = 0.0005
 """How long the loop may be kept from its clients."""
+
+ATTACH_SECONDS: Final = 0.05
+"""How long a start may read on before it listens: a small stream is known from the first query on."""
+
+FAR_BYTES: Final = 16 << 20
+"""With more than this to read, workers read it."""
 
 RETRY_SECONDS: Final = 1.0
 """How soon writing the index is tried again when there was no room for it."""
@@ -65,12 +74,17 @@ class Follower:
         """When there was something to read that has not been read yet, in seconds of the monotonic clock."""
         self.rebuilt = 0
         """How often an index was set aside."""
+        self.progress: Callable[[int, int], None] = lambda _boundary, _end: None
+        """Told how far what there was has been read, and how far it goes, in bytes."""
+        self._builder: Builder | None = None
+        self._alone = False  # workers got nowhere: no more of them
         self._posted = False
         self._retry: Timer | None = None
         self._told_nonsense = False
 
     def close(self) -> None:
-        """Give back the index."""
+        """Give back the index, and end the workers."""
+        self._stop_building()
         if self._retry is not None:
             self._retry.cancel()
         self.index.close()
@@ -95,18 +109,24 @@ class Follower:
 
     def attach(self, fd: int, end: int) -> None:
         """The stream is there. An index that is not this stream's is set aside."""
+        self._stop_building()
         self.fd, self.end = fd, end
-        self.live = False
+        self.live = self._alone = False
         why = self._disagreement()
         if why is not None:
             self._set_aside(why)
         else:
             self._resume()
-        self.advance(end)
+        self._advance(end, ATTACH_SECONDS)
+
+    def move(self, fd: int) -> None:
+        """The same stream, by another descriptor; the one before may be closed."""
+        self.fd = fd
 
     def start_over(self, why: str) -> None:
         """Set the index aside and begin anew."""
-        self.live = False
+        self._stop_building()
+        self.live = self._alone = False
         self._set_aside(why)
         self.advance(self.end)
 
@@ -125,11 +145,10 @@ class Follower:
         header = self.index.header
         assert header is not None  # noqa: S101 - for the type checker: it has begun
         last = self.index.entry(self.index.count - 1)
-        seed = header.seed()
-        self.walker = Walker(self._framing, header.interval, seed, last.offset, last.number)
+        self._walk_from(last)
         self.arrivals = Arrivals()
         self.arrivals.add(last)
-        self.lookup = Lookup(self._framing, self.index, self.arrivals, seed, self.read)
+        self.lookup = Lookup(self._framing, self.index, self.arrivals, header.seed(), self.read)
         self._told_nonsense = False
 
     # --- identity
@@ -177,22 +196,37 @@ class Follower:
 
     def advance(self, end: int) -> None:
         """The stream ends here now: read on, for as long as a turn may take."""
-        self.end = end
-        walker = self.walker
-        if end < walker.boundary:
-            self.start_over(f"the stream shrank to {end} bytes, {walker.boundary} had been indexed")
+        self._advance(end, TURN_SECONDS)
+
+    def _advance(self, end: int, seconds: float) -> None:
+        before, self.end = self.end, end
+        known = self.arrivals.last()
+        if end < known.offset:
+            self.start_over(f"the stream shrank to {end} bytes, {known.offset} had been indexed")
+            return
+        if end < before:
+            # Nothing that was answered is gone, but what had been read of the next message may be another's now.
+            self._stop_building()
+            self._walk_from(known)
+        if self._builder is not None:
+            return
+        if self._is_far() and self._build():
             return
         try:
-            self._read_on()
+            self._read_on(seconds)
         except RewrittenError:
-            self.start_over(f"the stream has other bytes before offset {walker.boundary} than were read there")
+            self.start_over(f"the stream has other bytes before offset {self.walker.boundary} than were read there")
+
+    def _is_far(self) -> bool:
+        far = self.end - self.walker.position > FAR_BYTES and self.is_behind()
+        return far and not self._alone and not self.index.is_full()
 
     def is_behind(self) -> bool:
         """Whether there is something to read that could be read."""
         return self.end >= self.walker.wanted and self.walker.nonsense is None
 
-    def _read_on(self) -> None:
-        walker, deadline = self.walker, time.monotonic() + TURN_SECONDS
+    def _read_on(self, seconds: float) -> None:
+        walker, deadline = self.walker, time.monotonic() + seconds
         while self.is_behind() and not self.index.is_full():
             size = min(PIECE_BYTES, self.end - walker.position)
             data = self.read(walker.position, size)
@@ -203,20 +237,88 @@ class Follower:
             if time.monotonic() > deadline:
                 break
         if not self.is_behind():
-            self.live = True
-            self.behind_since = None
-            self._tell_nonsense()
+            self._caught_up()
             return
-        if self.behind_since is None:
-            self.behind_since = time.monotonic()
+        self._lag()
         if not self.index.is_full() and not self._posted:
             self._posted = True
             self._reactor.post(self._go_on)
+
+    def _caught_up(self) -> None:
+        if not self.live:
+            self.live = True
+            self.progress(self.end, self.end)
+        self._alone = False
+        self.behind_since = None
+        self._tell_nonsense()
+
+    def _lag(self) -> None:
+        if self.behind_since is None:
+            self.behind_since = time.monotonic()
+        if not self.live:
+            self.progress(self.arrivals.last().offset, self.end)
 
     def _go_on(self) -> None:
         self._posted = False
         if self.fd >= 0:
             self.advance(self.end)
+
+    # --- building
+
+    def _build(self) -> bool:
+        """Let workers walk what there is. Returns whether they do."""
+        header, known = self.index.header, self.arrivals.last()
+        assert header is not None  # noqa: S101 - for the type checker: it has begun
+        joiner = Joiner(self._framing, header.interval, known.offset, known.number)
+        try:
+            self._builder = Builder(
+                self._reactor,
+                self.fd,
+                self._framing,
+                interval=header.interval,
+                seed=header.seed(),
+                begin=known.offset,
+                end=self.end,
+                found=lambda found: self._on_found(joiner, found),
+                ended=lambda: self._on_built(known.offset),
+            )
+        except OSError as error:
+            self._alone = True
+            self._log.warning("no workers", error=reason(error), advice="the index is built more slowly without")
+            return False
+        self.live = False
+        self._log.info("indexing", file=self._options.file, begin=known.offset, end=self.end)
+        self._lag()
+        return True
+
+    def _on_found(self, joiner: Joiner, found: Found) -> bool:
+        raw = joiner.join(found)
+        self._note(raw or (), joiner.number, joiner.boundary, exact=False)
+        self._lag()
+        return raw is not None and not found.impossible and not self.index.is_full()
+
+    def _on_built(self, begin: int) -> None:
+        """The workers are done, or got as far as they could; the rest is for the loop."""
+        self._builder = None
+        known = self.arrivals.last()
+        # A worker that died, or a message that none can see the end of: what is left would not go better.
+        self._alone = known.offset - begin < FAR_BYTES // 2
+        self._walk_from(known)
+        self._log.info("indexed", file=self._options.file, end=known.offset, messages=known.number)
+        self.advance(self.end)
+
+    def _stop_building(self) -> None:
+        if self._builder is not None:
+            self._builder.stop()
+            self._builder = None
+            self._walk_from(self.arrivals.last())
+
+    def _walk_from(self, known: Entry) -> None:
+        header = self.index.header
+        assert header is not None  # noqa: S101 - for the type checker: it has begun
+        self.walker = Walker(self._framing, header.interval, header.seed(), known.offset, known.number)
+
+    # --- what is known
 
     def _note(self, raw: Sequence[int], number: int, boundary: int, *, exact: bool) -> None:
         """Put down what was found: entries, and that the messages before `boundary` are there."""

@@ -94,8 +94,10 @@ class Lookup:
     # --- questions
 
     def offset_of(self, number: int) -> int:
-        """The byte at which message `number` ≤ count starts."""
+        """The byte at which message `number` starts. Raises as `answer` does."""
         end = self._arrivals.last()
+        if number > end.number:
+            raise UnknownError(f"message {number} is beyond the stream, which has {end.number}")
         if number == end.number:
             return end.offset
         return self._find(number)[0]
@@ -114,12 +116,12 @@ class Lookup:
             if value > end.offset:
                 raise UnknownError(f"byte {value} is beyond the last whole message, which ends at {end.offset}")
             return self._describe(end.number if value == end.offset else self._number_at_offset(value))
-        if value > end.number:
-            raise UnknownError(f"message {value} is beyond the stream, which has {end.number}")
         return self._describe(value)
 
     def _describe(self, number: int) -> Answer:
         end = self._arrivals.last()
+        if number > end.number:
+            raise UnknownError(f"message {number} is beyond the stream, which has {end.number}")
         if number == end.number:
             return Answer(number, end.offset, None, None, end.number, end.offset)
         offset, length, cell = self._find(number)

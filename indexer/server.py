@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +22,7 @@ from tailsrv.kit.stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from indexer.entries import Entry
     from indexer.options import Options
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor
@@ -40,6 +43,8 @@ class IndexServer:
         self._listeners: list[Listener] = []
         self._acceptors: list[Acceptor] = []
         self._stream: Stream | None = None
+        self._attached: Stream | None = None
+        self._gone_fd = -1
         self._follower: Follower | None = None
         self._clients = Clients(reactor, self._answer, self._look)
         self._asked = dict.fromkeys((*KINDS, "malformed"), 0)
@@ -55,6 +60,10 @@ class IndexServer:
         framing = make_framing(options.framing, options.max_message_bytes)
         self._follower = Follower(self._reactor, options, framing, self._log)
         self._follower.open()
+        if options.rebuild and sys.stderr is not None and sys.stderr.isatty():
+            from indexer.progress import Progress  # noqa: PLC0415 - for eyes only
+
+            self._follower.progress = Progress(sys.stderr)
         self._open_stream()
         allow = AllowList(options.allow)
         for listener in self._listeners:
@@ -78,6 +87,8 @@ class IndexServer:
             self._stream.close()
         if self._follower is not None:
             self._follower.close()
+        if self._gone_fd >= 0:
+            os.close(self._gone_fd)
 
     # --- the stream
 
@@ -101,13 +112,28 @@ class IndexServer:
         assert follower is not None  # noqa: S101 - for the type checker: it is made first
         if stream.fd < 0:
             return
-        if follower.fd != stream.fd:
+        if self._attached is not stream:
+            self._attached = stream
             follower.attach(stream.fd, stream.end)
+            if self._gone_fd >= 0:
+                os.close(self._gone_fd)
+                self._gone_fd = -1
         else:
             follower.advance(stream.end)
 
     def _on_gone(self) -> None:
-        self._log.warning("the file is gone", file=self._options.file, advice="a new one is awaited")
+        """Go on answering from the open file, and wait for another one of its name."""
+        stream, follower = self._stream, self._follower
+        assert stream is not None  # noqa: S101 - for the type checker: its callback
+        assert follower is not None  # noqa: S101 - for the type checker: it is made first
+        self._log.warning(
+            "the file is gone", file=self._options.file, advice="what it held is answered until a new one"
+        )
+        follower.advance(stream.end)
+        self._gone_fd = os.dup(stream.fd)
+        follower.move(self._gone_fd)
+        stream.close()
+        self._open_stream()
 
     def _on_failed(self, error: FatalError) -> None:
         raise error
@@ -143,24 +169,73 @@ class IndexServer:
         return reply
 
     def _find(self, query: Query) -> bytes:
-        assert self._follower is not None  # noqa: S101 - for the type checker: there are clients
-        lookup = self._follower.lookup
+        follower = self._follower
+        assert follower is not None  # noqa: S101 - for the type checker: there are clients
+        lookup, end = follower.lookup, follower.arrivals.last()
+        if not follower.live and follower.fd >= 0:
+            self._refuse_unknown(query, end)
         if query.is_json:
             return render(lookup.answer(query))
-        end = self._follower.arrivals.last()
         number = query.value if query.kind == "number" else max(0, end.number - query.value)
-        if number > end.number:
-            raise UnknownError(f"message {number} is beyond the stream, which has {end.number}")
         return b"%d\n" % lookup.offset_of(number)
+
+    def _refuse_unknown(self, query: Query, known: Entry) -> None:
+        """While there is much to read yet, nobody knows where the stream ends, nor what lies beyond what was read."""
+        follower, (kind, value) = self._follower, query[:2]
+        assert follower is not None  # noqa: S101 - for the type checker: it was asked
+        is_known = (
+            (kind == "number" and value < known.number)
+            or (kind == "offset" and value < known.offset)
+            or (kind == "time" and value <= known.time)
+        )
+        if not is_known:
+            state = "stopped: the index cannot be written" if follower.index.is_full() else "ask again later"
+            raise UnknownError(
+                f"not indexed yet: {known.number} messages in {known.offset} of {follower.end} bytes so far; {state}"
+            )
 
     # --- how it is
 
     def measures(self) -> Iterable[Measure | Histogram]:
         """What it counts."""
-        return ()
+        follower = self._follower
+        assert follower is not None  # noqa: S101 - for the type checker: it serves
+        known, index = follower.arrivals.last(), follower.index
+        since = follower.behind_since
+        prefix = "tailsrv_index"
+        yield Measure("gauge", f"{prefix}_messages", "Messages in the stream, as far as it was read.", known.number)
+        yield Measure("gauge", f"{prefix}_stream_bytes", "The stream's committed bytes.", follower.end)
+        behind = follower.end - known.offset
+        yield Measure("gauge", f"{prefix}_behind_bytes", "Committed bytes that no whole message is known in.", behind)
+        seconds = 0.0 if since is None else time.monotonic() - since
+        yield Measure("gauge", f"{prefix}_behind_seconds", "For how long there has been something to read.", seconds)
+        yield Measure("gauge", f"{prefix}_entries", "Entries in the index.", index.count)
+        yield Measure("gauge", f"{prefix}_file_bytes", "Size of the index.", index.size())
+        yield Measure("counter", f"{prefix}_set_aside", "Indexes that were set aside.", follower.rebuilt)
+        yield Measure("gauge", f"{prefix}_connections", "Clients that are connected.", len(self._clients))
+        accepted = sum(acceptor.accepted for acceptor in self._acceptors)
+        yield Measure("counter", f"{prefix}_accepted_connections", "Clients that were let in.", accepted)
+        refused = sum(acceptor.refused for acceptor in self._acceptors)
+        yield Measure("counter", f"{prefix}_refused_connections", "Clients that --allow kept out.", refused)
+        for kind, count in self._asked.items():
+            yield Measure("counter", f"{prefix}_queries", "Queries, by kind.", count, {"kind": kind})
+        yield Measure("counter", f"{prefix}_mismatches", "Answers withheld: index and stream disagreed.", self._failed)
+        yield self._duration
 
     def unhealthy(self) -> str | None:
-        """Why it can't answer."""
+        """Why it can't answer everything; None when it can."""
+        follower = self._follower
+        assert follower is not None  # noqa: S101 - for the type checker: it serves
+        if follower.fd < 0:
+            return f"waiting for {self._options.file}"
+        if self._gone_fd >= 0:
+            return f"{self._options.file} is gone"
+        if follower.index.trouble is not None:
+            return f"{self._options.index} cannot be written: {follower.index.trouble}"
+        if follower.walker.nonsense is not None:
+            return f"{self._options.file} makes no sense at offset {follower.walker.boundary}"
+        if not follower.live:
+            return f"indexing: {follower.arrivals.last().offset} of {follower.end} bytes"
         return None
 
 

@@ -1,0 +1,142 @@
+"""Walking a long stretch of the stream in segments, several at a time, and joining what was found.
+
+With a terminator, a segment can be walked without knowing what stands before it: from the first terminator in it on.
+Which message has which number shows when the segments are joined, in order. Behind length prefixes there is only one
+way: one segment after the other, by one walker.
+
+Pure: `read` is whatever reads the stream, what was found is plain numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from indexer.entries import CONTEXT_BYTES, fingerprint
+from indexer.walker import RAW_FIELDS, Walker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from collator.framing import Framing
+
+    Read = Callable[[int, int], bytes]
+    """``read(offset, count)``: as many of the stream's bytes as there are."""
+
+PIECE_BYTES: Final = 1 << 18
+"""Read at once: what is walked is still in the processor's cache."""
+
+PROBE_BYTES: Final = 4096
+
+
+class Found(NamedTuple):
+    """What is in one segment. Numbers of messages count from `first`."""
+
+    first: int
+    """The first boundary in it; -1 where there is none, because one message spans it."""
+    mark: int
+    """The fingerprint of `first`."""
+    boundary: int
+    """The last boundary in it; its end where there is none."""
+    messages: int
+    """Messages from `first` to `boundary`."""
+    impossible: bool
+    """Whether the bytes at `boundary` can't be a message."""
+    entries: Sequence[int]
+    """Raw entries behind `first`."""
+
+
+def walk_terminated(
+    read: Read, framing: Framing, interval: int, seed: int, segments: Iterator[tuple[int, int]]
+) -> Iterator[Found]:
+    """Walk each of the segments (begin and end, both in bytes) by itself."""
+    for begin, end in segments:
+        first = _first_boundary(read, framing.terminator, begin, end)
+        if first < 0:
+            yield Found(-1, 0, end, 0, False, ())
+            continue
+        context = read(max(0, first - CONTEXT_BYTES), min(first, CONTEXT_BYTES))
+        walker = Walker(framing, interval, seed, first)
+        entries: list[int] = []
+        while walker.nonsense is None and walker.wanted <= end:
+            entries += _feed(walker, read, end)
+        yield Found(
+            first,
+            fingerprint(context, seed),
+            walker.boundary,
+            walker.number,
+            walker.nonsense is not None,
+            entries,
+        )
+
+
+def walk_prefixed(
+    read: Read, framing: Framing, interval: int, seed: int, segments: Iterator[tuple[int, int]]
+) -> Iterator[Found]:
+    """Walk the segments, each behind the one before; the first begins at a boundary."""
+    walker: Walker | None = None
+    for begin, end in segments:
+        walker = walker or Walker(framing, interval, seed, begin)
+        first, walker.number = walker.boundary, 0
+        entries: list[int] = []
+        while walker.nonsense is None and walker.wanted <= end:
+            entries += _feed(walker, read, end)
+        yield Found(first, 0, walker.boundary, walker.number, walker.nonsense is not None, entries)
+
+
+def _feed(walker: Walker, read: Read, end: int) -> Sequence[int]:
+    data = read(walker.position, min(PIECE_BYTES, end - walker.position))
+    if not data:
+        raise EOFError("the stream became shorter")
+    return walker.feed(data)
+
+
+def _first_boundary(read: Read, terminator: bytes, begin: int, end: int) -> int:
+    at, size = begin, PROBE_BYTES
+    while at < end:
+        data = read(at, min(size, end - at))
+        if not data:
+            raise EOFError("the stream became shorter")
+        found = data.find(terminator)
+        if found >= 0:
+            return at + found + 1
+        at += len(data)
+        size = PIECE_BYTES
+    return -1
+
+
+class Joiner:
+    """Puts what was found, segment by segment, behind what is known already."""
+
+    def __init__(self, framing: Framing, interval: int, boundary: int, number: int) -> None:
+        """Start at the byte `boundary`, before which `number` messages stand: there the first segment begins."""
+        self.boundary = boundary
+        self.number = number
+        self._interval = interval
+        self._longest = framing.max_message_bytes
+        self._terminated = bool(framing.terminator)
+        self._cell = boundary // interval
+
+    def join(self, found: Found) -> list[int] | None:
+        """Raw entries with their numbers. None where the messages end to make sense in this segment or before it.
+
+        Even then `boundary` and `number` are right: they say how far they do.
+        """
+        if (found.boundary if found.first < 0 else found.first) - self.boundary > self._longest and self._terminated:
+            return None
+        if found.first < 0:
+            return []
+        raw: list[int] = []
+        if self._terminated:
+            # One message more: it began in an earlier segment, or right at the beginning of this one.
+            self.number += 1
+            if found.first // self._interval > self._cell:
+                raw += (self.number, found.first, found.mark)
+        raw += found.entries
+        base = self.number
+        begin = len(raw) - len(found.entries)
+        for at in range(begin, len(raw), RAW_FIELDS):
+            raw[at] += base
+        self.boundary = found.boundary
+        self.number += found.messages
+        self._cell = self.boundary // self._interval
+        return raw
