@@ -1,0 +1,173 @@
+"""Producer on asyncio: the same lane, outbox and spool, served by one task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Self
+
+from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
+from tailsrv.client import Rotation, parse_addresses
+from tailsrv.kit.errors import UsageError
+from tailsrv_client.aio.connecting import connect, readable
+from tailsrv_client.errors import ClientError
+from tailsrv_client.lane import Lane, check_name
+from tailsrv_client.link import GREETING_SECONDS, RECEIVE_BYTES, SEND_BYTES
+from tailsrv_client.outbox import Memory, Outbox
+from tailsrv_client.producer import IN_FLIGHT_BYTES, SPOOL_BYTES
+from tailsrv_client.spool import Spool
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from tailsrv.kit.addresses import Address
+
+LOG = logging.getLogger("tailsrv_client")
+
+
+class AsyncProducer:
+    """`tailsrv_client.Producer`, awaited.
+
+    >>> async with AsyncProducer("fileserver:4323", "sensor-7") as producer:
+    ...     receipt = await producer.send(b"21.5")  # waits for room only
+    ...     print(await receipt)  # where in the file it stands
+
+    A receipt is an `asyncio.Future`. Everything else is as `Producer` says.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Iterable[str | Address],
+        name: str,
+        *,
+        framing: str = "newline",
+        spool: str | None = None,
+        max_in_flight_bytes: int | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._rotation = Rotation(parse_addresses(addresses))
+        check_name(name)
+        if spool is not None and not name:
+            raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
+        codec = make_framing(framing, max_message_bytes)
+        self._wrap = codec.wrap
+        self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
+        self._failure: Exception | None = None
+        self._spool = None if spool is None else Spool(spool, name, codec)
+        self._outbox = Outbox(self._spool or Memory())
+        self._lane = Lane(name, self._outbox)
+        self._more = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def send(self, payload: bytes) -> asyncio.Future[int | None]:
+        """Take a message, as soon as there is room for it. The future's result is as that of `Receipt`."""
+        message = self._wrap(payload)
+        self._start()
+        await self._until(lambda: self._outbox.held + len(message) <= self._bound or not self._outbox.held)
+        receipt: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._outbox.put(message, receipt)
+        self._more.set()
+        return receipt
+
+    async def flush(self) -> None:
+        """Wait until everything is acknowledged."""
+        self._start()
+        await self._until(lambda: not self._outbox.held)
+
+    async def close(self) -> None:
+        """Stop. What is not acknowledged is lost, unless there is a spool."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._fail(ClientError("the producer was closed before the message was acknowledged"))
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    async def __aenter__(self) -> Self:
+        self._start()
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                await self.flush()
+        finally:
+            await self.close()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while self._failure is None and not condition():
+            self._changed.clear()
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _start(self) -> None:
+        if self._task is None and self._failure is None:
+            self._task = asyncio.create_task(self._run())
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._outbox.fail(error)
+        self._changed.set()
+
+    async def _run(self) -> None:
+        rotation = self._rotation
+        while True:
+            try:
+                sock = await connect(rotation.address)
+                with sock:
+                    await self._serve(sock)
+            except OSError as error:
+                address = rotation.address
+                pause = rotation.failed()
+                LOG.warning("%s: %s; next: %s", address, error.strerror or error, rotation.address)
+                await asyncio.sleep(pause)
+            except Exception as error:
+                self._fail(error)
+                if not isinstance(error, ClientError):
+                    raise
+                return
+
+    async def _serve(self, sock: socket.socket) -> None:
+        """One connection, until it is lost (`OSError`)."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(sock, self._lane.opening())
+        async with asyncio.timeout(GREETING_SECONDS):
+            while not self._lane.greeted:
+                await self._receive(sock)
+        sending = asyncio.create_task(self._send(sock))
+        try:
+            while not sending.done():
+                await self._receive(sock)
+            await sending
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _send(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._lane.has_more:
+                data = bytes(self._lane.outgoing(SEND_BYTES))
+                # Counted before it is on its way: the acknowledgement may be heard before `sock_sendall` is back.
+                self._lane.was_sent(len(data))
+                await loop.sock_sendall(sock, data)
+            self._more.clear()
+            await self._more.wait()
+
+    async def _receive(self, sock: socket.socket) -> None:
+        await readable(sock)
+        try:
+            data = sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            raise ConnectionError("ended by the collator")
+        for acked in self._lane.received(data):
+            self._outbox.settle(acked)
+        self._changed.set()
+        self._rotation.worked()

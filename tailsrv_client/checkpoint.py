@@ -1,0 +1,86 @@
+"""A consumer's place, kept in a file: one line of JSON, replaced whole, so that a crash leaves the old or the new one.
+
+    {"offset":123456,"digest":"…","number":1234}
+
+`offset` and `digest` are a `Position`; `number` is that of the next message, or null where it isn't known.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import msgspec
+
+from tailsrv.client import Position
+from tailsrv_client.errors import CheckpointError
+from tailsrv_client.files import replace, take
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What a checkpoint says."""
+
+    offset: int
+    digest: str
+    number: int | None = None
+
+    @property
+    def position(self) -> Position:
+        """Where to go on."""
+        return Position(self.offset, self.digest)
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(Saved).decode
+
+
+def encode(saved: Saved) -> bytes:
+    """The content of a checkpoint file."""
+    return _encode(saved) + b"\n"
+
+
+def decode(content: bytes) -> Saved:
+    """What the content says. Raises `CheckpointError`."""
+    try:
+        saved = _decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"no checkpoint ({error}); if it is one that was damaged, remove it") from None
+    if saved.offset < 0:
+        raise CheckpointError(f"no checkpoint: its offset is {saved.offset}")
+    return saved
+
+
+class Checkpoint:
+    """The checkpoint in the file `path`, ours alone until `close`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = take(path)
+        try:
+            self.saved = self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def save(self, saved: Saved) -> None:
+        """Write it down; when this returns, no crash makes it undone. Raises `OSError`."""
+        if saved != self.saved:
+            os.close(replace(self.path, encode(saved)))
+            self.saved = saved
+
+    def close(self) -> None:
+        """Let another consumer have it."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _load(self) -> Saved | None:
+        try:
+            with open(self.path, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            return None
+        try:
+            return decode(content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None

@@ -1,0 +1,224 @@
+"""Producer: messages to a collator, each once, with a receipt that says where it stands."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
+from tailsrv.client import Rotation, parse_addresses
+from tailsrv.kit.errors import UsageError
+from tailsrv_client.errors import ClientError, ProducerFull
+from tailsrv_client.lane import Lane, check_name
+from tailsrv_client.link import Link
+from tailsrv_client.outbox import Memory, Outbox
+from tailsrv_client.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tailsrv.kit.addresses import Address
+
+LOG = logging.getLogger("tailsrv_client")
+
+IN_FLIGHT_BYTES: Final = 16 << 20
+SPOOL_BYTES: Final = 256 << 20
+
+
+class Receipt:
+    """The future of one message. Cheaper than `concurrent.futures.Future`, and waited for in the same way."""
+
+    offset: int | None = None
+    """Where in the file the message stands, in bytes. None: not known (yet)."""
+
+    _done = False
+    _error: Exception | None = None
+    _callbacks: list[Callable[[Receipt], object]] | None = None
+
+    def __init__(self, guard: threading.Condition) -> None:
+        self._guard = guard
+
+    def done(self) -> bool:
+        """Whether the message is acknowledged, or will never be."""
+        return self._done
+
+    def result(self, timeout: float | None = None) -> int | None:
+        """Wait for the acknowledgement; where the message stands in the file.
+
+        None: it is committed, but the line that said where was lost with a connection. Raises `TimeoutError`, and
+        what ended the producer.
+        """
+        with self._guard:
+            if not self._guard.wait_for(lambda: self._done, timeout):
+                raise TimeoutError(f"not acknowledged within {timeout} s")
+        if self._error is not None:
+            raise self._error
+        return self.offset
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Wait as `result` does; why the message will not be acknowledged, or None when it is."""
+        try:
+            self.result(timeout)
+        except ClientError as error:
+            return error
+        return None
+
+    def add_done_callback(self, callback: Callable[[Receipt], object]) -> None:
+        """Call `callback` with this when it is done: now, or in the producer's thread, where it must be quick."""
+        with self._guard:
+            if not self._done:
+                self._callbacks = [*(self._callbacks or ()), callback]
+                return
+        callback(self)
+
+    def set_result(self, offset: int | None, /) -> None:
+        """For the producer."""
+        self.offset = offset
+        self._finish()
+
+    def set_exception(self, error: Exception, /) -> None:
+        """For the producer."""
+        self._error = error
+        self._finish()
+
+    def _finish(self) -> None:
+        self._done = True
+        if self._callbacks is not None:
+            for callback in self._callbacks:
+                try:
+                    callback(self)
+                except Exception:
+                    LOG.exception("a callback of a receipt failed")
+
+
+class Producer:
+    """Sends messages as producer `name` to the collator at one of `addresses` (``ADDR[,ADDR…]`` or a list).
+
+    >>> with Producer("fileserver:4323", "sensor-7") as producer:
+    ...     receipt = producer.send(b"21.5")
+    ...     print(receipt.result())  # where in the file it stands
+
+    A lost connection is made again for ever, and goes on at the byte that the collator names: nothing is lost and
+    nothing stands twice while the producer lives, and with `spool=FILE` also across its death (kill -9). An empty
+    `name` is anonymous: what was not acknowledged when a connection was lost may stand twice.
+
+    `max_in_flight_bytes` bounds what is not acknowledged: 16 MiB in memory, 256 MiB in a spool unless given. Leaving a
+    `with` block flushes. Thread-safe. `send` and `flush` raise `ProducerDiverged` and `ProducerRefused` once the
+    collator has answered so; making one raises `UsageError`, `CheckpointError` (the spool is somebody else's).
+    """
+
+    def __init__(
+        self,
+        addresses: str | Iterable[str | Address],
+        name: str,
+        *,
+        framing: str = "newline",
+        spool: str | None = None,
+        max_in_flight_bytes: int | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        rotation = Rotation(parse_addresses(addresses))
+        check_name(name)
+        if spool is not None and not name:
+            raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
+        codec = make_framing(framing, max_message_bytes)
+        self._wrap = codec.wrap
+        self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
+        self._lock = threading.RLock()
+        self._guard = threading.Condition(self._lock)
+        self._failure: Exception | None = None
+        self._closed = False
+        self._spool = None if spool is None else Spool(spool, name, codec)
+        self._outbox = Outbox(self._spool or Memory())
+        self._link = Link(
+            rotation,
+            Lane(name, self._outbox),
+            guard=self._guard,
+            acknowledged=self._outbox.settle,
+            failed=self._fail,
+            tell=self.tell,
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that are not acknowledged; in the beginning those that were found in the spool."""
+        return self._outbox.held
+
+    def send(self, payload: bytes, timeout: float | None = None) -> Receipt:
+        """Take a message. Returns at once, unless too much is in flight: then waits for room.
+
+        Raises `FramingError` for a payload that can't be framed, `ProducerFull` after `timeout` seconds without
+        room, `OSError` when the spool can't take it.
+        """
+        message = self._wrap(payload)
+        receipt = Receipt(self._guard)
+        with self._lock:
+            if self._failure is not None or self._closed or self._outbox.held + len(message) > self._bound:
+                self._make_room(len(message), timeout)
+            self._outbox.put(message, receipt)
+        self._link.wake()
+        return receipt
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything is acknowledged. Raises `TimeoutError` after `timeout` seconds."""
+        with self._guard:
+            if not self._guard.wait_for(lambda: self._failure is not None or not self._outbox.held, timeout):
+                raise TimeoutError(f"{self._outbox.held} bytes are not acknowledged after {timeout} s")
+            self._raise_failure()
+
+    def close(self, timeout: float | None = 0) -> int:
+        """Wait up to `timeout` seconds for acknowledgements (None: as long as it takes), then stop.
+
+        Returns how many bytes are not acknowledged: they are lost, unless there is a spool, and their receipts raise.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._guard:
+            self._guard.wait_for(
+                lambda: self._failure is not None or not self._outbox.held,
+                None if deadline is None else max(0.0, deadline - time.monotonic()),
+            )
+            self._closed = True
+        self._link.close()
+        with self._guard:
+            left = self._outbox.held
+            self._outbox.fail(ClientError("the producer was closed before the message was acknowledged"))
+            self._guard.notify_all()
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        return left
+
+    def tell(self, what: str) -> None:
+        """What became of a connection. Raises nothing: it goes on."""
+        LOG.warning("%s", what)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """An exception that leaves the block does not wait for a collator that may not be there."""
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+    def _make_room(self, size: int, timeout: float | None) -> None:
+        def has_room() -> bool:
+            return self._outbox.held + size <= self._bound or not self._outbox.held
+
+        if not self._guard.wait_for(lambda: self._failure is not None or self._closed or has_room(), timeout):
+            raise ProducerFull(f"{self._outbox.held} bytes are in flight, and the collator acknowledges none of them")
+        self._raise_failure()
+        if self._closed:
+            raise ClientError("the producer is closed")
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._outbox.fail(error)
