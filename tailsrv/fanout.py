@@ -2,25 +2,26 @@
 
 Subscribers that have everything are *live*: they stand at one common offset, so an append is read once and each of them
 gets one non-blocking send. That loop is where a broadcaster's time goes; nothing is allocated, logged or looked up in
-it. Who can't take its bytes whole falls *behind* and is served by sendfile, in turns of bounded length, whenever its
-socket has room. Who has got to where the file's bytes are not yet is *waiting*, in a heap by offset.
+it. Who can't take its bytes whole falls *behind* and is served when its socket has room: by a sendfile here if it lacks
+little, in a replay lane if it lacks much or lacks what the disk has to be asked for. Who has got to where the file's
+bytes are not yet is *waiting*, in a heap by offset.
 
-Live subscribers come first in each round of the reactor: turns are taken after its events.
+Live subscribers come first in each round of the reactor: turns are taken after its events. Nothing here waits for a
+disk: what has just been appended is in memory, and everything else is looked for there first.
 
 Knows nothing of headers, listeners or how a connection is closed.
 """
 
 from __future__ import annotations
 
-import errno
 import heapq
 import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
 from tailsrv.header import NEVER
-from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.reactor import HANGUP, WRITE
+from tailsrv.replay import FILE_ERRORS, NEAR_BYTES, Lanes, in_memory, unreadable
 from tailsrv.subscriber import BEHIND, LIVE, WAITING, Subscriber
 
 if TYPE_CHECKING:
@@ -32,24 +33,11 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 1 << 16
 """What is read at a time for live subscribers: it stays in the processor's cache while it is copied to all of them."""
 
-TURN_BYTES: Final = 1 << 18
-"""What one subscriber that is behind gets at a time."""
-
 TURNS_PER_ROUND: Final = 8
 """How many such turns there are between two looks at the live ones."""
 
 SCATTER_BYTES: Final = 1 << 20
 """When the end runs ahead of the live ones by so much, each catches up by itself: sendfile copies nothing."""
-
-FILE_ERRORS: Final = frozenset(
-    {errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.ENODATA}
-)
-"""What sendfile says when it is the file that can't be read; everything else is the peer's."""
-
-
-def unreadable(path: str, offset: int, error: OSError) -> FatalError:
-    """The end of a daemon whose file can't be read."""
-    return FatalError(f"cannot read {path} at byte {offset}: {reason(error)}; check its disk or file system")
 
 
 class Fanout:
@@ -65,6 +53,7 @@ class Fanout:
         stream: Stream,
         finished: Callable[[Subscriber], None],
         lost: Callable[[Subscriber], None],
+        replay_rate: int | None = None,
     ) -> None:
         self._reactor = reactor
         self._stream = stream
@@ -72,14 +61,19 @@ class Fanout:
         self._lost = lost
         self.at = stream.end
         """What live subscribers have been sent."""
-        self.sent = 0
-        """Bytes that sockets took, ever."""
+        self._sent = 0
+        self._lanes = Lanes(reactor, stream, self._returned, replay_rate)
         self._live: dict[Callable[[bytes], int], Subscriber] = {}
         self._waiting: list[tuple[int, int, Subscriber]] = []
         self._order = itertools.count()
         self._due: dict[Subscriber, None] = {}
         self._advancing = False
         reactor.after_round(self._take_turns)
+
+    @property
+    def sent(self) -> int:
+        """Bytes that sockets took, ever."""
+        return self._sent + self._lanes.sent
 
     # --- subscribers come and go
 
@@ -110,6 +104,10 @@ class Fanout:
             if subscriber.state in {BEHIND, WAITING}:
                 subscriber.state = BEHIND
                 self._settle(subscriber)
+
+    def close(self) -> None:
+        """Stop the lanes."""
+        self._lanes.close()
 
     # --- the file grows
 
@@ -146,7 +144,7 @@ class Fanout:
             if sent != length:
                 short.append((send, sent))
         self.at = at + length
-        self.sent += length * len(live)
+        self._sent += length * len(live)
         for send, sent in short:
             self._fell_short(live[send], at, length, sent)
         if self.at < end and length:
@@ -163,7 +161,7 @@ class Fanout:
         self.advance()
 
     def _fell_short(self, subscriber: Subscriber, at: int, length: int, sent: int) -> None:
-        self.sent -= length - max(sent, 0)
+        self._sent -= length - max(sent, 0)
         if sent < 0:
             self._lost(subscriber)
         else:
@@ -220,8 +218,11 @@ class Fanout:
         offset = subscriber.offset
         ready = min(self.at, subscriber.stop) - offset
         if ready > 0:
+            fd = self._stream.fd
+            if (ready > self._lanes.near or not in_memory(fd, offset)) and self._lanes.take(subscriber):
+                return
             try:
-                sent = os.sendfile(subscriber.fd, self._stream.fd, offset, min(ready, TURN_BYTES))
+                sent = os.sendfile(subscriber.fd, fd, offset, min(ready, NEAR_BYTES))
             except BlockingIOError:
                 self._want(subscriber, WRITE)
                 return
@@ -233,9 +234,19 @@ class Fanout:
             if not sent:  # truncated a moment ago; we are about to hear of it
                 self._wait(subscriber)
                 return
-            self.sent += sent
+            self._sent += sent
             subscriber.offset = offset + sent
         self._settle(subscriber)
+
+    def _returned(self, subscriber: Subscriber, gone: bool) -> None:
+        """A lane is done with it."""
+        subscriber.state = BEHIND
+        subscriber.events = 0
+        self._reactor.register(subscriber.fd, 0, subscriber.handler)
+        if gone:
+            self._lost(subscriber)
+        else:
+            self._settle(subscriber)
 
     def _settle(self, subscriber: Subscriber) -> None:
         """Put it where its offset says."""

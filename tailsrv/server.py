@@ -62,7 +62,7 @@ class Broadcaster:
             use_mark=options.commit_mark,
             poll_seconds=options.poll,
         )
-        self._fanout = Fanout(reactor, self._stream, self._finished, self._lost)
+        self._fanout = Fanout(reactor, self._stream, self._finished, self._lost, options.replay_rate)
         self._closer = Closer(reactor)
         self._headers: dict[Subscriber, bytes] = {}
         self._header_limits: Deadlines[Subscriber] = Deadlines(reactor, options.header_timeout, self._too_late)
@@ -102,6 +102,7 @@ class Broadcaster:
         """Give everything back; still without a reset."""
         for acceptor in self._acceptors:
             acceptor.close()
+        self._fanout.close()
         for subscriber in tuple(self._subscribers.values()):
             self._lost(subscriber)
         self._closer.close()
@@ -114,7 +115,8 @@ class Broadcaster:
         self._subscribers[subscriber.fd] = subscriber
         self._headers[subscriber] = b""
         self._header_limits.start(subscriber)
-        self._reactor.register(subscriber.fd, READ, functools.partial(self._on_event, subscriber))
+        subscriber.handler = functools.partial(self._on_event, subscriber)
+        self._reactor.register(subscriber.fd, READ, subscriber.handler)
 
     def _on_event(self, subscriber: Subscriber, mask: int) -> None:
         if subscriber.state is not ASKING:

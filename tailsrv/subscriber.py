@@ -32,11 +32,13 @@ AWAY: Final = "away"
 class Subscriber:
     """A connected client."""
 
-    __slots__ = ("events", "fd", "offset", "peer", "send", "since", "sock", "state", "stop")
+    __slots__ = ("events", "fd", "handler", "offset", "peer", "send", "since", "sock", "state", "stop")
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.handler: Callable[[int], None]
+        """What the reactor calls for it, kept for when it comes back from a lane."""
         self.send: Callable[[bytes], int] = sock.send
         """Looked up once: it is called for every client and append."""
         self.peer = peer

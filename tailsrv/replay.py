@@ -1,0 +1,252 @@
+"""Lanes for subscribers that are far behind, or whose bytes lie on the disk.
+
+A sendfile of bytes that are not in memory sleeps until the disk has answered; one of bytes that are takes the processor
+for as long as copying takes. Live subscribers must feel neither, so replays run on a few threads. Each is a reactor of
+its own, which has its subscribers wholly: between taking one over and handing it back, nothing passes between threads
+but two integers that are only read here, the end of the stream and the subscriber's stop.
+
+The file is looked at in windows. One whose first byte is not in memory is asked for ahead of its use, and dropped from
+memory when the last of the replays that are near has passed it: reading old history once does not push out what others
+need. "In memory" is what preadv2 with RWF_NOWAIT says; where a file system can't say it, everything counts as being so.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from tailsrv.bucket import Bucket
+from tailsrv.kit.errors import FatalError, reason
+from tailsrv.kit.reactor import HANGUP, WRITE, Reactor
+from tailsrv.subscriber import AWAY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tailsrv.kit.stream import Stream
+    from tailsrv.subscriber import Subscriber
+
+LANES: Final = 4
+
+NEAR_BYTES: Final = 1 << 18
+"""Who lacks less than this is served by the main loop, in one turn."""
+
+TURN_BYTES: Final = 1 << 20
+"""What one subscriber gets before the next one of its lane has a turn."""
+
+WINDOW_BYTES: Final = 1 << 23
+KEPT_BYTES: Final = 1 << 28
+"""A window is kept in memory for a replay that will need it within so many bytes."""
+
+ADVICE_BYTES: Final = 1 << 17
+"""The kernel reads ahead only so much for one call: read_ahead_kb, 128 by default."""
+
+FILE_ERRORS: Final = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.ENODATA}
+)
+"""What sendfile says when it is the file that can't be read; everything else is the peer's."""
+
+
+def unreadable(path: str, offset: int, error: OSError) -> FatalError:
+    """The end of a daemon whose file can't be read."""
+    return FatalError(f"cannot read {path} at byte {offset}: {reason(error)}; check its disk or file system")
+
+
+def in_memory(fd: int, offset: int) -> bool:
+    """Whether reading the byte at `offset` would do without the disk."""
+    try:
+        os.preadv(fd, (bytearray(1),), offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:  # EOPNOTSUPP: it can't be known; anything worse is seen, and said, by who reads next
+        return True
+    return True
+
+
+class Lanes:
+    """Takes subscribers away, and calls ``returned(subscriber, gone)`` in the home loop when it is done with one.
+
+    `gone` says that its connection broke. Otherwise it is near the end of the stream, or has reached its stop.
+    """
+
+    def __init__(
+        self, home: Reactor, stream: Stream, returned: Callable[[Subscriber, bool], None], rate: int | None = None
+    ) -> None:
+        self.near = NEAR_BYTES if rate is None else min(NEAR_BYTES, rate // 16)
+        """Below it, a subscriber need not be taken."""
+        self.away: dict[Subscriber, None] = {}
+        self.cold: set[int] = set()
+        """Windows that were read from the disk for us, by number."""
+        self.stream = stream
+        self.rate = rate
+        self._home = home
+        self._returned = returned
+        self._lanes: list[_Lane] = []
+
+    @property
+    def sent(self) -> int:
+        """Bytes that sockets took, ever."""
+        return sum(lane.sent for lane in self._lanes)
+
+    def take(self, subscriber: Subscriber) -> bool:
+        """Serve it from its offset on; False when there is neither a lane nor the means to open one."""
+        lane = self._quietest()
+        if lane is None:
+            return False
+        self._home.unregister(subscriber.fd)
+        subscriber.state = AWAY
+        self.away[subscriber] = None
+        lane.subscribers[subscriber] = None
+        lane.reactor.post(functools.partial(lane.take, subscriber))
+        return True
+
+    def _quietest(self) -> _Lane | None:
+        lane = min(self._lanes, key=len, default=None)
+        if lane is None or (len(lane) and len(self._lanes) < LANES):
+            try:
+                lane = _Lane(self)
+            except (OSError, RuntimeError):  # no descriptors, no threads: make do with what there is
+                return lane
+            self._lanes.append(lane)
+        return lane
+
+    def hand_back(self, subscriber: Subscriber, gone: bool) -> None:
+        """From a lane: it is done with it."""
+        self._home.post(functools.partial(self._take_back, subscriber, gone))
+
+    def fail(self, error: BaseException) -> None:
+        """From a lane: the daemon can't go on."""
+
+        def end() -> None:
+            raise error
+
+        self._home.post(end)
+
+    def _take_back(self, subscriber: Subscriber, gone: bool) -> None:
+        if self.away.pop(subscriber, self) is not self:
+            self._returned(subscriber, gone)
+        if not self.away:
+            self.cold.clear()
+
+    def close(self) -> None:
+        """Stop the threads. One that waits for the disk is left to it."""
+        for lane in self._lanes:
+            lane.stop()
+        self.away.clear()
+
+
+class _Lane:
+    """One thread, and the subscribers that it has."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self.reactor = Reactor()
+        self.subscribers: dict[Subscriber, None] = {}
+        self.sent = 0
+        self._lanes = lanes
+        self._stream = lanes.stream
+        self._asked: dict[Subscriber, int] = {}
+        self._buckets: dict[Subscriber, Bucket] = {}
+        self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.reactor.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self.subscribers)
+
+    def _run(self) -> None:
+        try:
+            self.reactor.run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the daemon's thread has to say and end it
+            self._lanes.fail(error)
+
+    def stop(self) -> None:
+        self.reactor.post(self.reactor.stop)
+        self._thread.join(1.0)
+        if not self._thread.is_alive():
+            self.reactor.close()
+
+    # --- in the thread
+
+    def take(self, subscriber: Subscriber) -> None:
+        self._asked[subscriber] = subscriber.offset // WINDOW_BYTES
+        if self._lanes.rate is not None:
+            self._buckets[subscriber] = Bucket(self._lanes.rate, time.monotonic())
+        self.reactor.register(subscriber.fd, WRITE, functools.partial(self._on_event, subscriber))
+
+    def _on_event(self, subscriber: Subscriber, mask: int) -> None:
+        most = min(TURN_BYTES, min(self._stream.end, subscriber.stop) - subscriber.offset)
+        if mask & HANGUP or most <= 0:
+            self._hand_back(subscriber, gone=bool(mask & HANGUP))
+            return
+        bucket = self._buckets.get(subscriber)
+        if bucket is None:
+            self._send(subscriber, most)
+        elif allowed := bucket.take(time.monotonic(), most):
+            bucket.give_back(allowed - self._send(subscriber, allowed))
+        else:
+            self._pause(subscriber, bucket.wait())
+
+    def _send(self, subscriber: Subscriber, most: int) -> int:
+        """One turn; the bytes that its socket took."""
+        offset = subscriber.offset
+        if offset // WINDOW_BYTES + 1 >= self._asked[subscriber]:
+            self._look_ahead(subscriber, offset)
+        try:
+            sent = os.sendfile(subscriber.fd, self._stream.fd, offset, most)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno in FILE_ERRORS:
+                raise unreadable(self._stream.path, offset, error) from None
+            self._hand_back(subscriber, gone=True)
+            return 0
+        self.sent += sent
+        subscriber.offset = offset + sent
+        # Nothing sent: the file was truncated, which the home loop is about to hear of.
+        if not sent or min(self._stream.end, subscriber.stop) - subscriber.offset <= self._lanes.near:
+            self._hand_back(subscriber)
+        return sent
+
+    def _pause(self, subscriber: Subscriber, seconds: float) -> None:
+        """It has had its bytes of this moment: leave it alone, room in its socket or not."""
+        self.reactor.modify(subscriber.fd, 0)
+        self.reactor.call_later(seconds, functools.partial(self._resume, subscriber))
+
+    def _resume(self, subscriber: Subscriber) -> None:
+        if subscriber in self._asked:
+            self.reactor.modify(subscriber.fd, WRITE)
+
+    def _hand_back(self, subscriber: Subscriber, *, gone: bool = False) -> None:
+        self.reactor.unregister(subscriber.fd)
+        del self._asked[subscriber]
+        self._buckets.pop(subscriber, None)
+        del self.subscribers[subscriber]
+        self._lanes.hand_back(subscriber, gone)
+
+    def _look_ahead(self, subscriber: Subscriber, offset: int) -> None:
+        """Have the disk work on the windows that come next, and let go of those behind."""
+        fd, cold = self._stream.fd, self._lanes.cold
+        present = offset // WINDOW_BYTES
+        for window in range(max(present, self._asked[subscriber]), present + 2):
+            begin = window * WINDOW_BYTES
+            if window not in cold and not in_memory(fd, max(begin, offset)):
+                cold.add(window)
+                for part in range(begin, begin + WINDOW_BYTES, ADVICE_BYTES):
+                    os.posix_fadvise(fd, part, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
+        self._asked[subscriber] = present + 2
+        # What has just been sent may be in the socket still, and can't be dropped.
+        behind = present - 2
+        if behind in cold and not self._is_needed(behind):
+            cold.discard(behind)
+            os.posix_fadvise(fd, behind * WINDOW_BYTES, WINDOW_BYTES, os.POSIX_FADV_DONTNEED)
+
+    def _is_needed(self, window: int) -> bool:
+        end = (window + 1) * WINDOW_BYTES
+        return any(end - KEPT_BYTES < other.offset < end for other in tuple(self._lanes.away))
