@@ -9,16 +9,18 @@
             40  zeros              20 bytes
             60  CRC-32              4 bytes  of the header's bytes before it
 
-    entry    0  number              7 bytes  how many messages stand before `offset`: the number of the one that starts
-             7  offset              7 bytes  a message boundary, the first one of its cell
-            14  time                8 bytes  nanoseconds since 1970, never less than the entry's before: by then all
+    entry    0  number              6 bytes  how many messages stand before `offset`: the number of the one that starts
+             6  check               2 bytes  fingerprint XOR ((number + offset + last 8 bytes as a number) mod 65521)
+             8  offset              8 bytes  a message boundary, the first one of its cell
+            16  time                8 bytes  nanoseconds since 1970, never less than the entry's before: by then all
                                              messages before `offset` were there. The top bit is set when nobody
                                              watched them arrive, and this is when they were indexed
-            22  check               2 bytes  CRC-16 of the entry's bytes before it, begun with the fingerprint
 
 The fingerprint of an offset is the CRC-16 of the (up to) 32 bytes of the stream before it, begun with the CRC-16 of
 the header's first 32 bytes. So an entry holds for this index and this stream only; one that is torn, flipped, or left
-over from another file shows. CRC-16 is the CCITT polynomial 0x1021, not reflected; CRC-32 is zlib's.
+over from another file shows: 65521 is prime, no single bit is a multiple of it. (Not a CRC over everything, because
+an entry has to be made in a fraction of the microsecond that counting its 4096 bytes takes.) CRC-16 is the CCITT
+polynomial 0x1021, not reflected; CRC-32 is zlib's.
 
 There is no entry for offset 0, nor for a cell without a boundary (a message that spans it). What entries there are,
 and where, depends on the stream alone: an index that was built at once and one that grew differ in their times only.
@@ -31,9 +33,12 @@ from __future__ import annotations
 import struct
 import zlib
 from binascii import crc_hqx
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAGIC: Final = b"tailidx1"
 HEADER_BYTES: Final = 64
@@ -44,13 +49,14 @@ CONTEXT_BYTES: Final = 32
 HEAD_BYTES: Final = 4096
 """How many of the stream's first bytes identify it, where it has as many before its first entry."""
 
-LIMIT: Final = 1 << 56
-"""Numbers and offsets are smaller than this: 64 PiB, eight times what XFS and ext4 make of a file."""
+RAW_FIELDS: Final = 3
+"""A raw entry is three numbers in a row: number, offset, the offset's fingerprint."""
 
 _HEADER: Final = struct.Struct(">8s8sQQII20x")
 _SEEDED: Final = 32  # what of the header never changes
-_PACKED: Final = ENTRY_BYTES - 2
+_ENTRY: Final = struct.Struct(">QQQ")
 _INEXACT: Final = 1 << 63
+_PRIME: Final = 65521
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -101,21 +107,22 @@ def fingerprint(context: bytes, seed: int) -> int:
     return crc_hqx(context, seed)
 
 
-def encode_entry(entry: Entry, mark: int) -> bytes:
-    """The entry's bytes; `mark` is its offset's fingerprint."""
-    number, offset, time, exact = entry
-    packed = (number << 120 | offset << 64 | (time if exact else time | _INEXACT)).to_bytes(_PACKED, "big")
-    return packed + crc_hqx(packed, mark).to_bytes(2, "big")
+def encode_entries(raw: Sequence[int], time: int, *, exact: bool) -> bytes:
+    """The bytes of raw entries that were found at the same time."""
+    stamp = time if exact else time | _INEXACT
+    words: list[int] = []
+    for number, offset, mark in zip(raw[0::3], raw[1::3], raw[2::3], strict=True):
+        words += (number << 16 | mark ^ (number + offset + stamp) % _PRIME, offset, stamp)
+    return struct.pack(f">{len(words)}Q", *words)
 
 
 def decode_entry(packed: bytes) -> Entry:
     """What an entry's bytes say, right or wrong: see `holds`."""
-    time = int.from_bytes(packed[14:22], "big")
-    return Entry(
-        int.from_bytes(packed[:7], "big"), int.from_bytes(packed[7:14], "big"), time & ~_INEXACT, time < _INEXACT
-    )
+    number, offset, stamp = _ENTRY.unpack(packed)
+    return Entry(number >> 16, offset, stamp & ~_INEXACT, stamp < _INEXACT)
 
 
 def holds(packed: bytes, mark: int) -> bool:
-    """Whether an entry is whole and was made for a stream with this fingerprint at its offset."""
-    return len(packed) == ENTRY_BYTES and crc_hqx(packed[:_PACKED], mark).to_bytes(2, "big") == packed[_PACKED:]
+    """Whether an entry is whole, and was made for an offset with this fingerprint."""
+    number, offset, stamp = _ENTRY.unpack(packed)
+    return bool(number & 0xFFFF == mark ^ ((number >> 16) + offset + stamp) % _PRIME)

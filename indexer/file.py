@@ -30,8 +30,8 @@ RECENT_BYTES: Final = 4096 * ENTRY_BYTES
 UNWRITTEN_BYTES: Final = 1 << 20
 """Entries that wait for room on the disk take this much memory, then indexing waits."""
 
-NUMBER: Final = slice(0, 7)
-OFFSET: Final = slice(7, 14)
+NUMBER: Final = slice(0, 6)
+OFFSET: Final = slice(8, 16)
 
 
 class IndexFile:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from typing import TYPE_CHECKING, Final
 
 from indexer.building import Builder
-from indexer.entries import CONTEXT_BYTES, HEAD_BYTES, Entry, Header, encode_entry, fingerprint, holds
+from indexer.entries import Entry, Header, encode_entries
 from indexer.file import IndexFile
-from indexer.lookup import Arrivals, Lookup
+from indexer.identity import disagreement, identify
+from indexer.lookup import Arrivals, Lookup, MismatchError
 from indexer.segments import Found, Joiner
-from indexer.walker import RAW_FIELDS, RewrittenError, Walker
+from indexer.walker import RewrittenError, Walker
 from tailsrv.kit.errors import reason
 
 if TYPE_CHECKING:
@@ -44,12 +44,6 @@ FAR_BYTES: Final = 16 << 20
 
 RETRY_SECONDS: Final = 1.0
 """How soon writing the index is tried again when there was no room for it."""
-
-SAMPLES: Final = 8
-"""Entries that a start compares with the stream, spread over the index, besides the last one."""
-
-TORN_ENTRIES: Final = 4096
-"""So many entries at the end may be damaged (a page of zeros after a power cut); with more, it is not our index."""
 
 
 class Follower:
@@ -112,12 +106,24 @@ class Follower:
         self._stop_building()
         self.fd, self.end = fd, end
         self.live = self._alone = False
-        why = self._disagreement()
+        entries = self.index.count
+        why = disagreement(self.index, self.read, end)
+        if self.index.count < entries:
+            self._log.warning("index repaired", index=self.index.path, cut=entries - self.index.count)
+        if why is None:
+            self._resume()
+            why = self._last_cell()
         if why is not None:
             self._set_aside(why)
-        else:
-            self._resume()
         self._advance(end, ATTACH_SECONDS)
+
+    def _last_cell(self) -> str | None:
+        """Why the last entry's number, with which all further ones begin, can't be right."""
+        try:
+            self.lookup.check(self.index.count - 2)
+        except MismatchError as error:
+            return str(error)
+        return None
 
     def move(self, fd: int) -> None:
         """The same stream, by another descriptor; the one before may be closed."""
@@ -150,43 +156,6 @@ class Follower:
         self.arrivals.add(last)
         self.lookup = Lookup(self._framing, self.index, self.arrivals, header.seed(), self.read)
         self._told_nonsense = False
-
-    # --- identity
-
-    def _disagreement(self) -> str | None:
-        """Why the index can't be this stream's; None when it can. Cuts off damaged entries at its end."""
-        index, header = self.index, self.index.header
-        assert header is not None  # noqa: S101 - for the type checker: it has begun
-        if not index.count:
-            return None
-        head = self.read(0, header.head_bytes)
-        if header.head_bytes == 0 or len(head) < header.head_bytes or zlib.crc32(head) != header.head_crc:
-            return "the stream begins with other bytes"
-        seed = header.seed()
-        count = index.count
-        while count and not self._fits(count - 1, seed):
-            count -= 1
-            if index.count - count > TORN_ENTRIES:
-                break
-        if not count or index.count - count > TORN_ENTRIES:
-            return "the stream has other bytes before the last entry"
-        before = Entry(0, 0, 0, exact=False)
-        for position in sorted({count * sample // SAMPLES for sample in range(SAMPLES)} | {count - 1}):
-            entry = index.entry(position)
-            if not self._fits(position, seed) or min(entry.number - before.number, entry.time - before.time) < 0:
-                return f"the stream has other bytes before entry {position}"
-            before = entry
-        if count < index.count:
-            self._log.warning("index repaired", index=index.path, cut=index.count - count)
-            index.cut(count)
-        return None
-
-    def _fits(self, position: int, seed: int) -> bool:
-        offset = self.index.entry(position).offset
-        if offset > self.end:
-            return False
-        context = min(CONTEXT_BYTES, offset)
-        return holds(self.index.packed(position), fingerprint(self.read(offset - context, context), seed))
 
     # --- following
 
@@ -328,24 +297,13 @@ class Follower:
         now = max(time.time_ns(), last.time)  # a clock that is set back stands still here
         if raw:
             if not self.index.count:
-                self._identify()
-            packed = [
-                encode_entry(Entry(raw[at], raw[at + 1], now, exact), raw[at + 2])
-                for at in range(0, len(raw), RAW_FIELDS)
-            ]
-            self.index.append(b"".join(packed))
+                header = self.index.header
+                assert header is not None  # noqa: S101 - for the type checker: it has begun
+                self.index.identify(identify(header, self.read))
+            self.index.append(encode_entries(raw, now, exact=exact))
             if self.index.trouble is not None:
                 self._retry_later()
         self.arrivals.add(Entry(number, boundary, now, exact))
-
-    def _identify(self) -> None:
-        """Before the first entry: put into the header what the stream begins with."""
-        header = self.index.header
-        assert header is not None  # noqa: S101 - for the type checker: it has begun
-        head = self.read(0, min(HEAD_BYTES, self._options.interval_bytes))
-        self.index.identify(
-            Header(header.framing, header.interval, header.created, len(head), zlib.crc32(head)),
-        )
 
     # --- trouble
 

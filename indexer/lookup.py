@@ -118,6 +118,10 @@ class Lookup:
             return self._describe(end.number if value == end.offset else self._number_at_offset(value))
         return self._describe(value)
 
+    def check(self, position: int) -> None:
+        """Compare with the stream what the entries at `position` and behind it say; -1 is the stream's beginning."""
+        self._cell(max(-1, position))
+
     def _describe(self, number: int) -> Answer:
         end = self._arrivals.last()
         if number > end.number:

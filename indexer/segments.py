@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from indexer.entries import CONTEXT_BYTES, fingerprint
-from indexer.walker import RAW_FIELDS, Walker
+from indexer.entries import CONTEXT_BYTES, RAW_FIELDS, fingerprint
+from indexer.walker import Walker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -131,11 +131,9 @@ class Joiner:
             self.number += 1
             if found.first // self._interval > self._cell:
                 raw += (self.number, found.first, found.mark)
-        raw += found.entries
-        base = self.number
-        begin = len(raw) - len(found.entries)
-        for at in range(begin, len(raw), RAW_FIELDS):
-            raw[at] += base
+        inner = list(found.entries)
+        inner[0::RAW_FIELDS] = [number + self.number for number in inner[0::RAW_FIELDS]]
+        raw += inner
         self.boundary = found.boundary
         self.number += found.messages
         self._cell = self.boundary // self._interval

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 PREFIX_MAX_BYTES: Final = VARINT_MAX_BYTES
 """No framing needs more bytes to know how long a message is."""
 
-RAW_FIELDS: Final = 3
-"""A raw entry is three numbers in a row: number, offset, fingerprint."""
-
 
 class RewrittenError(Exception):
     """The stream is not what it was: bytes that had been read are different now, or gone."""
@@ -53,7 +50,7 @@ class Walker:
         self._context: bytes | None = None
 
     def feed(self, data: bytes) -> Sequence[int]:
-        """Walk over `data`, which stands at `position`. Returns raw entries, see `RAW_FIELDS`.
+        """Walk over `data`, which stands at `position`. Returns raw entries, see `entries.RAW_FIELDS`.
 
         Raises `RewrittenError`.
         """

@@ -1,0 +1,128 @@
+"""Whether an index is right, by reading the whole stream again: for `tailsrv-check`. Never writes, and takes no lock.
+
+An index that is behind its stream is right as far as it goes, and so is one whose last entry is not whole: both are
+what a killed indexer leaves, and what its next start mends.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from collator.framing import FRAMINGS, make_framing
+from indexer.entries import ENTRY_BYTES, HEADER_BYTES, RAW_FIELDS, Header, decode_entry, decode_header, holds
+from indexer.options import DEFAULT_MAX_MESSAGE_BYTES, SUFFIX
+from indexer.walker import Walker
+from tailsrv.kit.errors import reason
+from tailsrv.kit.files import open_beside
+from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
+from tailsrv.kit.mark import MarkReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIECE_BYTES: Final = 1 << 18
+FINDINGS: Final = 20
+"""With more than this, where they end says nothing that where they begin does not."""
+
+
+def verify(
+    stream_path: str,
+    index_path: str | None = None,
+    *,
+    framing: str | None = None,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> list[str]:
+    """What is wrong with the index of a stream, a sentence for each finding; empty where there is no index.
+
+    `index_path`: default ``FILE.index``. `framing`: what it should be made for, where that is known.
+    """
+    index_path = index_path or stream_path + SUFFIX
+    try:
+        index = open_beside(index_path, os.O_RDONLY)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"{index_path}: cannot be read: {reason(error)}"]
+    try:
+        stream = os.open(stream_path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        os.close(index)
+        return [f"{stream_path}: cannot be read: {reason(error)}"]
+    try:
+        found = []
+        for finding in _verify(stream, _end(stream, stream_path), index, framing, max_message_bytes):
+            found.append(f"{index_path}: {finding}")
+            if len(found) == FINDINGS:
+                found.append(f"{index_path}: and more")
+                break
+        return found
+    finally:
+        os.close(stream)
+        os.close(index)
+
+
+def _end(stream: int, path: str) -> int:
+    """How far the stream is committed."""
+    size = os.fstat(stream).st_size
+    try:
+        mark = MarkReader(path + MARK_SUFFIX)
+    except OSError:
+        return size  # no mark; one that can't be read is for others to report
+    try:
+        return min(size, mark.read() or 0)
+    finally:
+        mark.close()
+
+
+def _verify(stream: int, end: int, index: int, framing: str | None, max_message_bytes: int) -> Iterator[str]:
+    size = os.fstat(index).st_size
+    if size == 0:
+        return
+    header = decode_header(os.pread(index, HEADER_BYTES, 0))
+    if header is None or header.framing not in FRAMINGS:
+        yield "offset 0: no index, or its header is damaged"
+        return
+    if framing is not None and header.framing != framing:
+        yield f"offset 8: it was made for {header.framing} framing, not for {framing}"
+        return
+    if header.head_bytes and zlib.crc32(os.pread(stream, header.head_bytes, 0)) != header.head_crc:
+        yield "offset 32: it belongs to another stream, which begins with other bytes"
+        return
+    yield from _compare(stream, end, index, header, max_message_bytes)
+
+
+def _compare(stream: int, end: int, index: int, header: Header, max_message_bytes: int) -> Iterator[str]:
+    """Compare every entry with what stands in the stream."""
+    count = (os.fstat(index).st_size - HEADER_BYTES) // ENTRY_BYTES
+    walker = Walker(make_framing(header.framing, max_message_bytes), header.interval, header.seed())
+    position, time = 0, 0
+    while position < count and walker.nonsense is None and walker.wanted <= end:
+        data = os.pread(stream, min(PIECE_BYTES, end - walker.position), walker.position)
+        if not data:
+            break  # it has just been cut
+        raw = walker.feed(data)
+        for at in range(0, len(raw), RAW_FIELDS):
+            if position == count:
+                return
+            number, offset, mark = raw[at : at + RAW_FIELDS]
+            packed = os.pread(index, ENTRY_BYTES, HEADER_BYTES + position * ENTRY_BYTES)
+            entry = decode_entry(packed)
+            where = f"offset {HEADER_BYTES + position * ENTRY_BYTES}: entry {position}"
+            if (entry.number, entry.offset) != (number, offset):
+                yield (
+                    f"{where} says that message {entry.number} starts at {entry.offset}; "
+                    f"message {number} starts at {offset}, and should have this entry"
+                )
+            elif not holds(packed, mark):
+                yield f"{where} is damaged"
+            elif entry.time < time:
+                yield f"{where} has an earlier time than the one before"
+            time = max(time, entry.time)
+            position += 1
+    if position < count:
+        yield (
+            f"offset {HEADER_BYTES + position * ENTRY_BYTES}: {count - position} entries lie beyond the stream's whole "
+            f"messages, which end at {walker.boundary} of {end} bytes"
+        )
