@@ -38,8 +38,8 @@ def command(file: Path, index: Path, framing: str = "newline") -> list[str | Pat
     return [*harness.daemon_command("tailsrv-index"), file, *settings]
 
 
-def count(connection: socket.socket) -> int:
-    """Ask how many messages it knows."""
+def count(connection: socket.socket) -> int | None:
+    """Ask how many messages there are; None while it does not know yet."""
     connection.sendall(b'{"count": true}\n')
     reply = b""
     while not reply.endswith(b"\n"):
@@ -48,6 +48,8 @@ def count(connection: socket.socket) -> int:
             raise harness.SystemFailedError("the indexer closed the connection")
         reply += piece
     answer = msgspec.json.decode(reply)
+    if "not indexed yet" in answer.get("error", ""):
+        return None
     if "count" not in answer:
         raise harness.SystemFailedError(f"no count: {answer}")
     return int(answer["count"])
