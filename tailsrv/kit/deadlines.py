@@ -37,6 +37,9 @@ class Deadlines(Generic[K]):
     def cancel(self, key: K) -> None:
         """Take `key` off the clock; unknown keys are fine."""
         self._due.pop(key, None)
+        if not self._due and self._timer is not None:
+            self._timer.cancel()  # idle means idle: not even one late look
+            self._timer = None
 
     def _check(self) -> None:
         self._timer = None

@@ -125,6 +125,9 @@ class Stream:
         self.end = min(self.committed, size)
         if self.end == size:
             self._told_uncommitted = False
+            if self._uncommitted_timer is not None:
+                self._uncommitted_timer.cancel()  # idle means idle: not even one late look
+                self._uncommitted_timer = None
         elif self._uncommitted_timer is None and not self._told_uncommitted:
             self._await_commit()
 

@@ -97,3 +97,11 @@ def test_deadlines_expire_in_order_and_leave_no_timer_behind(reactor: Reactor) -
     reactor.run()
     assert expired == ["a", "c"]
     assert reactor._timeout() == -1
+
+
+def test_deadlines_that_are_all_cancelled_wake_nobody(reactor: Reactor) -> None:
+    deadlines: Deadlines[str] = Deadlines(reactor, 10.0, pytest.fail)
+    deadlines.start("a")
+    assert reactor._timeout() > 0
+    deadlines.cancel("a")
+    assert reactor._timeout() == -1

@@ -165,6 +165,17 @@ def test_bytes_that_stay_uncommitted_are_reported_once(
     assert story.lines.count("uncommitted bytes") == 1
 
 
+def test_bytes_that_were_committed_in_time_leave_no_timer_behind(log: Path, tell: Callable[..., Story]) -> None:
+    log.write_bytes(b"0123456789")
+    mark = MarkWriter(f"{log}.commit", 4)
+    story = tell()
+    assert story.reactor._timeout() > 0
+    mark.move(10)
+    story.until(lambda: story.stream.end == 10)
+    mark.close()
+    assert story.reactor._timeout() == -1
+
+
 def test_a_truncated_file_is_reported_and_its_end_goes_back(log: Path, tell: Callable[..., Story]) -> None:
     log.write_bytes(b"0123456789")
     story = tell()
