@@ -47,6 +47,7 @@ INLINE_BYTES: Final = 1 << 16
 INLINE_SECONDS: Final = 0.002
 """A sync that took longer the last time is left to the worker: the loop has signals and peers to hear."""
 
+Errors = tuple[BaseException | None, ...]
 Moved = list[tuple[bytes, "Progress", int, int]]
 """Of each named producer in a batch: its name, itself, and its ACKED and AT by then."""
 
@@ -87,10 +88,10 @@ class Committer:
         """What is being committed."""
         self._record = Record(0, 0, 0, 0)
         self._pieces: tuple[Piece, ...] = ()
-        self._errors: tuple[BaseException | None, ...] = ()
+        self._errors: Errors = ()
         self._numbered: list[bytes] = []
         self._named: list[bytes] = []
-        self._file_done = self._journal_done = False
+        self._recorded = False
         self._compacting = False
         self._sync_seconds = 0.0
         self._began = 0.0
@@ -112,7 +113,7 @@ class Committer:
         """Begin to commit `batch`, not empty, which nobody else may touch from now on."""
         self._began = time.monotonic()
         self.batch = batch
-        self._file_done = self._journal_done = False
+        self._recorded = False
         self._record = Record(batch.start, batch.end, self.synced, 0)
         self._numbered, self._named = self._journal.entries(moved)
         self._pieces = tuple(batch.pieces)  # the file's list shrinks as it is written
@@ -126,64 +127,71 @@ class Committer:
         if self._sync.kind != "always":
             self._settle(self._write_both())
         elif batch.turns == 1 and batch.size <= INLINE_BYTES and self._sync_seconds < INLINE_SECONDS:
-            self._settle(self._sync_both())
+            # The worker has no Python to run but the call: two threads that both do would wait for each other.
+            self._settle(self._write_both() or self._sync_both(self._journal_durable, self._file_durable))
         else:
-            self._file_worker.submit(self._sync_in_background, self._background_done)
+            self._file_worker.submit(self._in_background, self._background_done)
 
-    def _write_both(self) -> tuple[BaseException | None, ...]:
+    def _write_both(self) -> Errors:
         try:
             self._append()
-            self._write_record()
+            self._record_once()
         except OSError as error:
             return (error,)
         return ()
 
-    def _sync_both(self) -> tuple[BaseException | None, ...]:
-        """Make FILE and the journal durable at the same time. On any thread."""
+    def _sync_both(self, journal: Callable[[], None], file: Callable[[], None]) -> Errors:
+        """Do both at the same time, on any thread: ``file()`` on this one."""
         began = time.monotonic()
-        journal_began = not self._journal_done  # the worker sets it: asked again below, its end might go unheard
-        if journal_began:
-            self._journal_worker.begin(self._journal_durably)
+        self._journal_worker.begin(journal)
         error: BaseException | None = None
         try:
-            if not self._file_done:
-                self._append()
-                _durable(self._file.fd, self._file.path)
-                self._file_done = True
+            file()
         except (OSError, FatalError) as raised:
             error = raised
-        journal_error = self._journal_worker.join() if journal_began else None
+        journal_error = self._journal_worker.join()
         self._sync_seconds = time.monotonic() - began
         return error, journal_error
 
-    def _sync_in_background(self) -> None:
-        self._errors = self._sync_both()
+    def _in_background(self) -> None:
+        self._errors = self._sync_both(self._journal_whole, self._file_whole)
 
     def _background_done(self, error: BaseException | None) -> None:
         if error is not None:
             raise error
         self._settle(self._errors)
 
+    def _journal_whole(self) -> None:
+        self._record_once()
+        self._journal_durable()
+
+    def _file_whole(self) -> None:
+        self._append()
+        self._file_durable()
+
     def _append(self) -> None:
         assert self.batch is not None  # noqa: S101 - for the type checker
         self._file.append(self.batch.pieces)
 
-    def _write_record(self) -> None:
-        if not self._journal_done:
+    def _record_once(self) -> None:
+        if not self._recorded:
             self._record.crc = checksum(self._pieces)
             self._journal.append(self._record, self._numbered, self._named)
-            self._journal_done = True
+            self._recorded = True
 
-    def _journal_durably(self) -> None:
-        self._record.crc = checksum(self._pieces)
-        self._journal.append(self._record, self._numbered, self._named)
+    def _file_durable(self) -> None:
+        try:
+            os.fdatasync(self._file.fd)
+        except OSError as error:
+            raise _sync_failed(self._file.path, error) from None
+
+    def _journal_durable(self) -> None:
         try:
             self._journal.sync()
         except OSError as error:
             raise _sync_failed(self._journal.path, error) from None
-        self._journal_done = True
 
-    def _settle(self, errors: tuple[BaseException | None, ...]) -> None:
+    def _settle(self, errors: Errors) -> None:
         """Everything was tried: move the mark, or wait for space, or end."""
         full: OSError | None = None
         for error in errors:
@@ -250,11 +258,8 @@ class Committer:
 
     def sync_now(self) -> None:
         """Make everything written durable. Raises `SyncFailedError`."""
-        _durable(self._file.fd, self._file.path)
-        try:
-            self._journal.sync()
-        except OSError as error:
-            raise _sync_failed(self._journal.path, error) from None
+        self._file_durable()
+        self._journal_durable()
 
     def _interval_done(self, upto: int, error: BaseException | None) -> None:
         self._interval_busy = False
@@ -290,13 +295,6 @@ class Committer:
                 timer.cancel()
         self._file_worker.close()
         self._journal_worker.close()
-
-
-def _durable(fd: int, path: str) -> None:
-    try:
-        os.fdatasync(fd)
-    except OSError as error:
-        raise _sync_failed(path, error) from None
 
 
 def _sync_failed(path: str, error: OSError) -> SyncFailedError:
