@@ -13,7 +13,7 @@ from tailsrv.kit.options import PORT, Listen, addresses, common_options, common_
 
 
 @click.command("tailsrv-collate")
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @click.option("--framing", type=click.Choice(FRAMINGS), default=FRAMINGS[0], show_default=True)
 @click.option(
     "--max-message-bytes",

@@ -31,6 +31,8 @@ class StreamFile:
         self.created = False
         try:
             self.fd = self._open()
+        except IsADirectoryError:
+            raise FatalError(f"{path} is not a regular file; a stream is a file that grows") from None
         except OSError as error:
             raise FatalError(
                 f"cannot write {path}: {reason(error)}; its directory has to exist and be writable for this user"

@@ -16,7 +16,7 @@ from tailsrv.kit.options import run_command
 
 
 @click.command("tailsrv-up", context_settings={"max_content_width": 100})
-@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("file")
 @click.option(
     "--base-port",
     type=click.IntRange(0, 65532),
@@ -32,7 +32,7 @@ from tailsrv.kit.options import run_command
 @click.option("--allow", metavar="CIDR", multiple=True, default=("private",), help="Peers that may connect.")
 @click.option("--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True)
 @click.option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
-@click.option("--log-file", type=click.Path(dir_okay=False), help="Append the daemons' log lines to this file, too.")
+@click.option("--log-file", metavar="PATH", help="Append the daemons' log lines to this file, too.")
 @click.option(
     "--ready-fd", type=click.IntRange(min=0), metavar="N", help="Write one line of JSON to N when all listen."
 )
