@@ -5,14 +5,13 @@ Law: each prints one line of JSON with its figures, as the tools in C do.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
-from typing import Any
 
 import msgspec
 
-clients: Any = importlib.import_module("tailsrv_client")  # by name: bench.clients says it if there is no Consumer
+from tailsrv_client import Consumer, Producer
+
 PAYLOAD = b"x" * 99
 
 
@@ -27,7 +26,7 @@ def batches(address: str, count: int) -> None:
     """Take messages in lists."""
     begin = time.monotonic()
     taken = 0
-    with clients.Consumer(address, start="start") as consumer:
+    with Consumer(address, start="start") as consumer:
         for batch in consumer.batches():
             taken += len(batch)
             if taken >= count:
@@ -39,7 +38,7 @@ def each(address: str, count: int) -> None:
     """Take messages one by one."""
     begin = time.monotonic()
     taken = 0
-    with clients.Consumer(address, start="start") as consumer:
+    with Consumer(address, start="start") as consumer:
         for message in consumer:
             taken += 1
             if not message.payload or taken >= count:
@@ -50,7 +49,7 @@ def each(address: str, count: int) -> None:
 def produce(address: str, count: int) -> None:
     """Send messages and wait until the last of them is acknowledged."""
     begin = time.monotonic()
-    with clients.Producer(address, "bench") as producer:
+    with Producer(address, "bench") as producer:
         for _ in range(count):
             producer.send(PAYLOAD)
         producer.flush()

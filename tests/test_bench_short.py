@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-import tailsrv_client
 from bench import broadcast, clients, collate, harness, index
 from bench.harness import Runs
 from bench.loops import __main__ as loops
@@ -36,8 +35,6 @@ extras = pytest.mark.skipif(
 @extras
 @pytest.mark.parametrize("name", BENCHES)
 def test_every_row_of_a_short_bench_measures_something(name: str, tmp_path: Path) -> None:
-    if name == "clients" and not hasattr(tailsrv_client, "Consumer"):
-        pytest.skip("tailsrv_client has no Consumer")
     command = [sys.executable, "-m", f"bench.{name}", "--short", "--out", str(tmp_path), "--dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
