@@ -72,6 +72,19 @@ def _shell(command: str, seconds: float = PATIENCE) -> str:
     return subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=seconds).stdout
 
 
+def _follow(command: str, last: str) -> str:
+    """What a command that does not end by itself prints, up to this line."""
+    shown = ""
+    with subprocess.Popen(
+        ["bash", "-c", command], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as pipeline:
+        assert pipeline.stdout is not None
+        while not shown.endswith(f"\n{last}"):
+            shown += pipeline.stdout.readline() or pytest.fail(f"ended after {shown!r}")
+        os.killpg(pipeline.pid, signal.SIGTERM)
+    return shown
+
+
 @needs("nc")
 def test_the_readmes_sixty_seconds_with_netcat(tmp_path: Path) -> None:
     """Each command of the README's demo does what its comment says."""
@@ -86,18 +99,19 @@ def test_the_readmes_sixty_seconds_with_netcat(tmp_path: Path) -> None:
     with up(file, "--sync", "never") as stream:
         ports = {"4321": stream.broadcast, "4322": stream.collate, "4323": stream.acknowledged, "4324": stream.index}
 
-        def run(command: str) -> str:
+        def local(command: str) -> str:
             for port, actual in ports.items():
                 command = command.replace(port, str(actual))
-            return _shell(f"cd {tmp_path}; {command}")
+            return f"cd {tmp_path}; {command}"
+
+        def run(command: str) -> str:
+            return _shell(local(command))
 
         run(write)
         wait_until(lambda: file.read_bytes().endswith(b"\n2000\n"), "the lines are in the file")
         assert run(last) == "2000\n"
         wait_until(lambda: run(index) == f"{len(file.read_bytes()) - 25}\n", "the index has all")
-        followed = run(f"({follow}) & sleep 1; kill $!; pkill -P $$ nc; wait")
-        assert followed.startswith("1001\n1002\n")
-        assert followed.endswith("\n2000\n")
+        assert _follow(local(follow), "2000\n").startswith("1001\n1002\n")
         assert run(count) == "2000\n"
         assert run(ack).splitlines()[:1] == ["0 0"]
         assert run(ack.replace("echo important", "true")).splitlines()[0].startswith("10 ")
