@@ -179,13 +179,13 @@ def _accepts(port: int, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and whatever it started: they are a session of their own."""
+    """End the server and whatever it started: they are a process group of their own."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         print(f"process {process.pid} did not end on SIGTERM within {STOP_SECONDS:g} s", file=sys.stderr)
-    with contextlib.suppress(ProcessLookupError):  # the usual case: nobody of that session is left
+    with contextlib.suppress(ProcessLookupError):  # the usual case: nobody of the group is left
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
