@@ -79,36 +79,31 @@ async def _demo(seconds: float | None) -> int:
 
 async def _show(lanes: Lanes, seconds: float, ended: Awaitable[int]) -> bool:
     """Let things happen for a while, or until the daemons have ended; whether all went well."""
-    talk = seconds * 0.8
-    following = asyncio.create_task(_consume(lanes))
-    finishing = [
-        asyncio.create_task(_produce("load", 1.0, _load, lanes, talk)),
-        asyncio.create_task(_produce("memory", 0.7, _memory, lanes, talk)),
-        asyncio.create_task(_look_up(lanes)),
+    talking = [
+        asyncio.create_task(_consume(lanes)),
+        asyncio.create_task(_produce("load", 1.0, _load, lanes)),
+        asyncio.create_task(_produce("memory", 0.7, _memory, lanes)),
     ]
+    asking = asyncio.create_task(_look_up(lanes))
     await asyncio.wait([asyncio.ensure_future(ended)], timeout=seconds)
-    worked = all(task.done() for task in finishing)
-    for task in (following, *finishing):
+    worked = asking.done()
+    for task in (asking, *talking):
         task.cancel()
-    outcomes = await asyncio.gather(following, *finishing, return_exceptions=True)
-    for outcome in outcomes:
+    for outcome in await asyncio.gather(asking, *talking, return_exceptions=True):
         if isinstance(outcome, Exception):
             _say("demo", f"failed: {outcome}")
             worked = False
     return worked
 
 
-async def _produce(name: str, pause: float, measure: Callable[[], str], lanes: Lanes, seconds: float) -> None:
+async def _produce(name: str, pause: float, measure: Callable[[], str], lanes: Lanes) -> None:
     _, writer = await _connect(lanes["collate"])
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while True:
         line = f"{time.strftime('%H:%M:%S')} {name}: {measure()}"
         _say(f"producer {name}", line)
         writer.write(f"{line}\n".encode())
         await writer.drain()
         await asyncio.sleep(pause)
-    writer.close()
-    await writer.wait_closed()
 
 
 async def _consume(lanes: Lanes) -> None:

@@ -63,7 +63,8 @@ def configure(daemon: str, level: str = "info", form: str = "auto") -> Log:
         logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),
         cache_logger_on_first_use=True,
     )
-    return cast("Log", structlog.get_logger(daemon=daemon))
+    # On a terminal one sees which daemon it is.
+    return cast("Log", structlog.get_logger() if console else structlog.get_logger(daemon=daemon))
 
 
 def printable(data: bytes) -> str:
