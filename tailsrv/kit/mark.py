@@ -50,10 +50,15 @@ class MarkReader:
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._content = b""
+        self._length: int | None = None
 
     def read(self) -> int | None:
         """The committed length in bytes; None while the file holds no valid line."""
-        return decode(os.pread(self.fd, MARK_BYTES, 0))
+        content = os.pread(self.fd, MARK_BYTES, 0)
+        if content != self._content:
+            self._content, self._length = content, decode(content)
+        return self._length
 
     def close(self) -> None:
         """Give back the descriptor."""

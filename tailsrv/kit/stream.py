@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 UNCOMMITTED_SECONDS: Final = 5.0
 """Bytes that stay beyond the mark for so long are worth a line in the log."""
 
-EVENTS_BYTES: Final = 1 << 16
+EVENTS_BYTES: Final = 1 << 12
+"""Read at a time: as many events as may come between two looks; a larger buffer costs more than a second read."""
 
 # Plain numbers: combining the enumeration's members costs microseconds, and these are compared on every append.
 _MODIFY: Final = int(flags.MODIFY)
@@ -109,10 +110,10 @@ class Stream:
             self.fd = -1
 
     def refresh(self) -> None:
-        """Look at the size and the mark now, and set `end`. Cheap: one fstat, one pread."""
+        """Look at the size and the mark now, and set `end`. Cheap: one lseek, one pread."""
         if self.fd < 0:
             return
-        size = os.fstat(self.fd).st_size
+        size = os.lseek(self.fd, 0, os.SEEK_END)  # a quarter of what fstat's result costs to build
         if size < self.size:
             self._log.warning("file truncated", file=self.path, size=size, was=self.size)
         self.size = size
