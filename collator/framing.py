@@ -32,6 +32,10 @@ NO_LIMIT: Final = 1 << 62
 VARINT_MAX_BYTES: Final = 10
 """A 64-bit number in groups of seven bits: protobuf's limit."""
 
+PROBE_BYTES: Final = 256
+FEW: Final = 5
+"""Terminators in so many bytes, up to which removing beats counting: messages of 50 bytes and more."""
+
 Buffer = bytes | bytearray
 """What framings read: types that search themselves (a memoryview does not)."""
 
@@ -107,7 +111,17 @@ class Terminated(Framing):
         if most != NO_LIMIT:
             return self._skip(data, start, stop, most)
         boundary = self.reach(data, start, stop)
-        return boundary, data.count(self.terminator, start, boundary)
+        return boundary, self._count(data, start, boundary)
+
+    def _count(self, data: Buffer, start: int, stop: int) -> int:
+        """How many terminators there are.
+
+        CPython counts at 2.5 to 4 GB/s, however many there are; it removes them at memory speed where they are few.
+        """
+        if stop - start > 4 * PROBE_BYTES and data.count(self.terminator, start, start + PROBE_BYTES) <= FEW:
+            piece = data[start:stop]
+            return len(piece) - len(piece.replace(self.terminator, b""))
+        return data.count(self.terminator, start, stop)
 
     def _skip(self, data: Buffer, start: int, stop: int, most: int) -> tuple[int, int]:
         boundary, count = start, 0
