@@ -1,0 +1,1 @@
+"""The collator keeps its promises."""
