@@ -179,7 +179,7 @@ class Lookup:
             ending = self._read(max(0, right.offset - CONTEXT_BYTES), min(CONTEXT_BYTES, right.offset))
         else:
             ending = data[max(0, wanted - CONTEXT_BYTES) : wanted] if boundary == wanted else b""
-        if count != right.number - left.number or not self._ends(position + 1, ending):
+        if count != right.number - left.number or not self._ends(position + 1, right.offset, ending):
             raise MismatchError(
                 f"from offset {left.offset} to {right.offset} there are not {right.number - left.number} messages"
             )
@@ -193,11 +193,11 @@ class Lookup:
             return 0
         return int(bool(self._framing.terminator) or len(data) + missing == end)
 
-    def _ends(self, position: int, ending: bytes) -> bool:
+    def _ends(self, position: int, offset: int, ending: bytes) -> bool:
         """Whether these bytes may stand before the entry at `position`, or before the end where there is none."""
         if position < self._index.count:
             return self._holds(position, ending)
-        return ending.endswith(self._framing.terminator)
+        return offset == 0 or ending.endswith(self._framing.terminator)
 
     def _holds(self, position: int, context: bytes) -> bool:
         return position < 0 or holds(self._index.packed(position), fingerprint(context, self._seed))
