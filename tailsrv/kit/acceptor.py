@@ -8,10 +8,11 @@ Every connection gets keepalive, so that a dead peer is found within 90 seconds.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.kit.addresses import format_address
+from tailsrv.kit.addresses import BACKLOG, format_address
 from tailsrv.kit.logs import Repeated
 from tailsrv.kit.reactor import READ
 
@@ -49,8 +50,12 @@ class Acceptor:
         allow: AllowList,
         connected: Callable[[socket.socket, str], None],
         log: Log,
+        *,
+        shared: bool = False,
     ) -> None:
+        """`shared` when other processes accept on this listener too: a connection then wakes one of them."""
         self._reactor = reactor
+        self._events = READ | select.EPOLLEXCLUSIVE if shared else READ
         self._listener = listener
         self._allow = allow
         self._connected = connected
@@ -58,7 +63,7 @@ class Acceptor:
         self._log_exhausted = Repeated(log.warning, "accepting paused")
         self.accepted = 0
         self.refused = 0
-        reactor.register(listener.socket.fileno(), READ, self._on_ready)
+        reactor.register(listener.socket.fileno(), self._events, self._on_ready)
 
     def _on_ready(self, _mask: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -93,7 +98,12 @@ class Acceptor:
 
     def _resume(self) -> None:
         if self._listener.socket.fileno() >= 0:
-            self._reactor.register(self._listener.socket.fileno(), READ, self._on_ready)
+            self._reactor.register(self._listener.socket.fileno(), self._events, self._on_ready)
+
+    def take_queued(self) -> None:
+        """Take the connections that the kernel has queued: they are reset when their listener is closed."""
+        for _ in range(BACKLOG // ACCEPTS_PER_TURN):
+            self._on_ready(READ)
 
     def close(self) -> None:
         """Take no more connections, and stop listening."""
