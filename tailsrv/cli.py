@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -11,6 +11,9 @@ from tailsrv.kit.daemon import run_daemon
 from tailsrv.kit.options import common_options, common_settings, run_command
 from tailsrv.options import Options
 from tailsrv.server import Broadcaster
+
+if TYPE_CHECKING:
+    from tailsrv.workers import Supervisor
 
 SECONDS = click.FloatRange(min=0)
 SOME_SECONDS = click.FloatRange(min=0, min_open=True)
@@ -48,11 +51,21 @@ SOME_SECONDS = click.FloatRange(min=0, min_open=True)
     metavar="BYTES",
     help="At most so many bytes per second to each client that is behind.",
 )
+@click.option(
+    "--workers", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Processes that serve."
+)
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
     """Broadcast the growing FILE to everybody who connects."""
     settings = common_settings(values)
     options = Options(commit_mark=not settings.pop("no_commit_mark"), **settings)
-    sys.exit(run_daemon("tailsrv", options, lambda reactor, log: Broadcaster(reactor, options, log)))
+    server = Broadcaster if options.workers == 1 else _supervisor()
+    sys.exit(run_daemon("tailsrv", options, lambda reactor, log: server(reactor, options, log)))
+
+
+def _supervisor() -> type[Supervisor]:
+    from tailsrv.workers import Supervisor  # noqa: PLC0415 - one process needs none
+
+    return Supervisor
 
 
 def main() -> NoReturn:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tailsrv.kit.stream import Stream
     from tailsrv.subscriber import Subscriber
 
-LANES: Final = 4
+LANES: Final = 2
 
 NEAR_BYTES: Final = 1 << 18
 """Who lacks less than this is served by the main loop, in one turn."""

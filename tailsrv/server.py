@@ -28,11 +28,13 @@ from tailsrv.subscriber import ASKING, Subscriber
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor
     from tailsrv.options import Options
+
+    Ending = Callable[[], None]
 
 DRAIN_LOOK_SECONDS: Final = 0.02
 """How often it is looked whether clients have acknowledged their last bytes, while the daemon ends."""
@@ -44,10 +46,18 @@ DESCRIBED_PER_ROUND: Final = 64
 """Clients that SIGUSR1 logs before others have a turn."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Broadcaster:
     """Serves one file. A `Server` for `run_daemon`."""
 
-    def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
+    def __init__(
+        self, reactor: Reactor, options: Options, log: Log, *, stream_log: Log | None = None, ending: Ending = _nothing
+    ) -> None:
+        """`stream_log` is where the file's own events go, if elsewhere; `ending()` is called when the file has gone."""
+        self._ending = ending
         self.addresses: tuple[str, ...] = ()
         self._reactor = reactor
         self._options = options
@@ -55,7 +65,7 @@ class Broadcaster:
         self._stream = Stream(
             reactor,
             options.file,
-            log,
+            stream_log or log,
             changed=self._changed,
             gone=self._gone,
             failed=self._failed,
@@ -68,7 +78,8 @@ class Broadcaster:
         self._header_limits: Deadlines[Subscriber] = Deadlines(reactor, options.header_timeout, self._too_late)
         self._subscribers: dict[int, Subscriber] = {}
         self._acceptors: list[Acceptor] = []
-        self._draining = False
+        self.draining = False
+        """Whether its end has begun."""
         self._bad_headers = 0
         self._log_bad_header = Repeated(log.warning, "bad header")
 
@@ -76,24 +87,24 @@ class Broadcaster:
 
     def bind(self) -> None:
         """Open the file and listen."""
-        listeners = listeners_for(self._options)
-        self._stream.open()
-        self._fanout.advance()
-        self.serve(listeners)
+        self.serve(listeners_for(self._options))
 
-    def serve(self, listeners: list[Listener]) -> None:
-        """Accept on listeners that somebody else has bound."""
+    def serve(self, listeners: list[Listener], *, shared: bool = False) -> None:
+        """Open the file and accept on `listeners`, which other processes may share with us."""
         allow = AllowList(self._options.allow)
         self._acceptors = [
-            Acceptor(self._reactor, listener, allow, self._connected, self._log) for listener in listeners
+            Acceptor(self._reactor, listener, allow, self._connected, self._log, shared=shared)
+            for listener in listeners
         ]
+        self._stream.open()
+        self._fanout.advance()
         self.addresses = tuple(listener.address for listener in listeners)
-        self._reactor.on_signal(signal.SIGUSR1, self._describe)
+        self._reactor.on_signal(signal.SIGUSR1, self.describe)
         gc.freeze()  # what stands now stays: no collection need look at it again
 
     def stop(self) -> None:
         """Send what is due to those who read, then end. The second time: end."""
-        if self._draining:
+        if self.draining:
             self._reactor.stop()
         else:
             self._drain(STALLED_SECONDS)
@@ -191,6 +202,7 @@ class Broadcaster:
             self._log.warning("file gone", file=self._options.file, advice="serving it until this daemon is stopped")
         else:
             self._log.warning("file gone", file=self._options.file, drain_seconds=self._options.drain)
+            self._ending()
             self._drain(self._options.drain)
 
     def _failed(self, error: FatalError) -> None:
@@ -203,13 +215,17 @@ class Broadcaster:
 
         That is when all have it, when the time for it is over, or when nobody took anything for `patience` seconds.
         """
-        if self._draining:
+        if self.draining:
             return
-        self._draining = True
+        self.draining = True
         for acceptor in self._acceptors:
+            acceptor.take_queued()
             acceptor.close()
+        # Who has asked by now is served; nobody waits for who has not.
         for subscriber in tuple(self._headers):
-            self._lost(subscriber)
+            self._read_header(subscriber)
+            if subscriber.state is ASKING and subscriber.fd in self._subscribers:
+                self._finished(subscriber)
         self._look()
         self._fanout.stop_at(self._stream.end, self._subscribers.values())
         now = time.monotonic()
@@ -254,11 +270,11 @@ class Broadcaster:
 
     def unhealthy(self) -> str | None:
         """See `Measured`."""
-        if self._draining:
+        if self.draining:
             return "stopping"
         return f"{self._options.file} does not exist yet" if self._stream.fd < 0 else None
 
-    def _describe(self) -> None:
+    def describe(self) -> None:
         """Log each client, some at a time."""
         self._describe_some(list(self._subscribers.values()))
 

@@ -8,7 +8,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
-from tests.support.daemons import Daemon, wait_until
+from tests.support.daemons import Daemon, read_to_end, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,3 +85,17 @@ def listens(port: int) -> bool:
     """Whether anybody accepts connections there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def http_get(daemon: Daemon, target: str) -> str:
+    """An answer of its --metrics address, head and body."""
+    host, _, port = daemon.wait_log("serving metrics")["addresses"][0].rpartition(":")
+    with socket.create_connection((host, int(port)), 30) as http:
+        http.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+        return read_to_end(http).decode()
+
+
+def scrape(daemon: Daemon) -> dict[str, float]:
+    """The values of its metrics."""
+    lines = http_get(daemon, "/metrics").partition("\r\n\r\n")[2].splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}

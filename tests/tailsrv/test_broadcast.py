@@ -14,7 +14,7 @@ import pytest
 
 from tailsrv.kit.mark import MarkWriter
 from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, describe, serve
+from tests.tailsrv.support import MIB, append, ask, content, describe, http_get, scrape, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -361,27 +361,19 @@ def test_metrics_say_who_is_connected_and_how_far_behind(path: Path) -> None:
     ):
         assert read_to_end(wrong) == b""
         assert read_exactly(client, 100) == BEGINNING
-        metrics = daemon.wait_log("serving metrics")["addresses"][0]
-
-        def get(target: str) -> str:
-            host, _, port = metrics.rpartition(":")
-            with socket.create_connection((host, int(port)), 30) as http:
-                http.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
-                return read_to_end(http).decode()
-
-        text = get("/metrics")
-        for line in (
-            "tailsrv_clients 1.0",
-            "tailsrv_sent_bytes_total 100.0",
-            "tailsrv_file_bytes 100.0",
-            "tailsrv_committed_bytes 100.0",
-            "tailsrv_slowest_lag_bytes 0.0",
-            "tailsrv_accepted_connections_total 2.0",
-            "tailsrv_refused_connections_total 0.0",
-            "tailsrv_bad_headers_total 1.0",
-        ):
-            assert f"\n{line}\n" in text
-        assert get("/healthz").startswith("HTTP/1.1 200")
+        values = scrape(daemon)
+        expected = {
+            "tailsrv_clients": 1,
+            "tailsrv_sent_bytes_total": 100,
+            "tailsrv_file_bytes": 100,
+            "tailsrv_committed_bytes": 100,
+            "tailsrv_slowest_lag_bytes": 0,
+            "tailsrv_accepted_connections_total": 2,
+            "tailsrv_refused_connections_total": 0,
+            "tailsrv_bad_headers_total": 1,
+        }
+        assert {name: values[name] for name in expected} == expected
+        assert http_get(daemon, "/healthz").startswith("HTTP/1.1 200")
 
 
 def test_sigusr1_describes_each_client(path: Path) -> None:

@@ -1,0 +1,293 @@
+"""Several processes that serve one file on the same addresses, and the one that looks after them.
+
+Workers share nothing but the file. The supervisor binds every worker's sockets before there is a worker (SO_REUSEPORT:
+the kernel spreads connections among them; a Unix socket, or one that was handed over, is shared) and keeps them: the
+connections that wait for a worker that has died wait for its successor. It accepts nothing itself.
+
+A worker and the supervisor are joined by a pair of sockets. Its end is how a worker learns that the supervisor has
+died, and the other way round. What they say to each other, and the other side of it, is in `worker`.
+
+    exit code 0, told to stop or after `gone`   it has done its work
+    a `failed` report                           so would every other worker: the supervisor fails with its words
+    anything else                               it died; another one is started, later and later if that repeats
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tailsrv.kit.addresses import BACKLOG, Listener
+from tailsrv.kit.errors import FatalError, reason
+from tailsrv.kit.measures import Measure
+from tailsrv.kit.reactor import READ
+from tailsrv.server import listeners_for
+from tailsrv.worker import REPORT_BYTES, SIGNALS, Order, Report, decode, work
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+    from tailsrv.options import Options
+
+START_SECONDS: Final = 30.0
+ANSWER_SECONDS: Final = 1.0
+"""How long the supervisor waits for what workers have counted; a stopped one is answered for by its last answer."""
+
+BACK_OFF_SECONDS: Final = (0.1, 30.0)
+"""Between a worker's death and its successor: at first, at most. It doubles while they die young."""
+YOUNG_SECONDS: Final = 10.0
+GRACE_SECONDS: Final = 2.0
+"""Beyond --drain, before a worker that does not end is killed."""
+
+GREATEST: Final = frozenset({"tailsrv_file_bytes", "tailsrv_committed_bytes", "tailsrv_slowest_lag_bytes"})
+"""Measures that every worker takes of the same thing; all others add up."""
+
+
+class Worker(msgspec.Struct, eq=False):
+    """A worker as the supervisor knows it."""
+
+    listeners: list[Listener]
+    """Its own, which outlive it."""
+    pid: int = 0
+    """0 while there is no process."""
+    channel: socket.socket | None = None
+    started: float = 0.0
+    back_off: float = BACK_OFF_SECONDS[0]
+    last: Report = Report("measured")
+    measured: bool = False
+    before: dict[str, float] = {}
+    """What its predecessors have counted."""
+
+    def tell(self, order: Order) -> None:
+        """Say something; who is dying need not hear it."""
+        if self.channel is not None:
+            with contextlib.suppress(OSError):
+                self.channel.send(order.value)
+
+
+class Supervisor:
+    """Starts workers, starts them again, adds up what they count. A `Server` for `run_daemon`."""
+
+    def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
+        self.addresses: tuple[str, ...] = ()
+        self._reactor = reactor
+        self._options = options
+        self._log = log
+        self._listeners: list[Listener] = []
+        self._workers: list[Worker] = []
+        self._stopping = False
+
+    # --- a server's four verbs
+
+    def bind(self) -> None:
+        """Listen, and start the workers; returns when all of them serve."""
+        named = bool(self._options.listen)
+        self._listeners = listeners_for(self._options, reuse_port=True)
+        self.addresses = tuple(listener.address for listener in self._listeners)
+        self._workers = [Worker(self._listeners)]
+        for _ in range(1, self._options.workers):
+            self._workers.append(Worker([_sibling(each) if named else each for each in self._listeners]))
+        gc.freeze()  # what stands now is shared with the workers, as long as nobody writes to it
+        for worker in self._workers:
+            self._start(worker)
+        for worker in self._workers:
+            self._await_ready(worker)
+        self._reactor.on_signal(signal.SIGUSR1, lambda: self._tell_all(Order.DESCRIBE))
+
+    def stop(self) -> None:
+        """Let the workers finish; the second time, end."""
+        order = Order.END if self._stopping else Order.STOP
+        self._stop_listening()
+        self._tell_all(order)
+        if order is Order.STOP:
+            self._reactor.call_later(self._options.drain + GRACE_SECONDS, self._kill_all)
+        self._end_if_all_have()
+
+    def close(self) -> None:
+        """End what is left of the workers, and stop listening."""
+        self._stop_listening()
+        self._tell_all(Order.END)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for worker in self._workers:
+            if worker.channel is not None:
+                # The channel ends when the worker does.
+                with contextlib.suppress(FatalError):  # it fails as another one did, or too late to matter
+                    while select.select([worker.channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                        if not self._receive(worker):
+                            break
+        self._kill_all()
+        for worker in self._workers:
+            self._bury(worker)
+
+    def _stop_listening(self) -> None:
+        self._stopping = True
+        for listener in (*self._listeners, *(each for worker in self._workers for each in worker.listeners)):
+            listener.close()
+
+    # --- workers
+
+    def _tell_all(self, order: Order) -> None:
+        for worker in self._workers:
+            worker.tell(order)
+
+    def _start(self, worker: Worker) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A signal between fork and the worker's own handlers would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        pid = os.fork()
+        if not pid:
+            first = worker is self._workers[0]
+            work(theirs, [listener.socket for listener in worker.listeners], self._options, self._log, first=first)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        theirs.close()
+        worker.pid, worker.channel, worker.started, worker.measured = pid, ours, time.monotonic(), False
+        self._reactor.register(ours.fileno(), READ, functools.partial(self._on_channel, worker))
+
+    def _start_again(self, worker: Worker) -> None:
+        if not self._stopping:
+            self._start(worker)
+
+    def _await_ready(self, worker: Worker) -> None:
+        channel = worker.channel
+        if channel is not None:
+            channel.settimeout(START_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                if self._receive(worker):
+                    channel.setblocking(False)
+                    return
+        raise FatalError("a worker did not start; the log has its last words")
+
+    def _on_channel(self, worker: Worker, _mask: int) -> None:
+        if self._receive(worker):
+            return
+        status = self._bury(worker)
+        if self._stopping:
+            self._end_if_all_have()
+            return
+        lived = time.monotonic() - worker.started
+        first, most = BACK_OFF_SECONDS
+        worker.back_off = first if lived > YOUNG_SECONDS else min(most, worker.back_off * 2)
+        self._log.error(
+            "worker died", pid=worker.pid, status=status, lived_seconds=round(lived, 3), again_in=worker.back_off
+        )
+        worker.pid = 0
+        self._reactor.call_later(worker.back_off, functools.partial(self._start_again, worker))
+
+    def _receive(self, worker: Worker) -> bool:
+        """Take one report; False when the channel has ended."""
+        if worker.channel is None:
+            return False
+        try:
+            data = worker.channel.recv(REPORT_BYTES)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        report = decode(data)
+        if report.event == "failed":
+            raise FatalError(report.text or "a worker failed")
+        if report.event == "gone":
+            self._stop_listening()
+        elif report.event == "measured":
+            worker.last, worker.measured = report, True
+        return True
+
+    def _bury(self, worker: Worker) -> str:
+        """Reap it, and keep what it has counted; how it ended."""
+        if worker.channel is None:
+            return ""
+        self._reactor.unregister(worker.channel.fileno())
+        worker.channel.close()
+        worker.channel = None
+        code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+        for measure in worker.last.measures:
+            if measure.kind == "counter":
+                worker.before[measure.name] = worker.before.get(measure.name, 0.0) + measure.value
+        worker.last = Report("measured")
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            if worker.channel is not None:
+                os.kill(worker.pid, signal.SIGKILL)
+
+    def _end_if_all_have(self) -> None:
+        if all(worker.channel is None for worker in self._workers):
+            self._reactor.stop()
+
+    # --- what can be asked
+
+    def _ask(self) -> None:
+        """Have every worker say how it is."""
+        waiting = {}
+        for worker in self._workers:
+            if worker.channel is not None:
+                worker.measured = False
+                worker.tell(Order.MEASURE)
+                waiting[worker.channel] = worker
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while waiting:
+            ready, _, _ = select.select(list(waiting), [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return
+            for channel in ready:
+                # One that has ended is buried in the loop.
+                if not self._receive(waiting[channel]) or waiting[channel].measured:
+                    del waiting[channel]
+
+    def measures(self) -> Iterator[Measure]:
+        """See `Measured`: all workers' values together."""
+        self._ask()
+        alive = sum(worker.channel is not None for worker in self._workers)
+        yield Measure("gauge", "tailsrv_workers", "Processes that serve.", alive)
+        totals: dict[str, Measure] = {}
+        for worker in self._workers:
+            for measure in worker.last.measures:
+                value = measure.value + worker.before.get(measure.name, 0.0)
+                if measure.name in totals:
+                    other = totals[measure.name].value
+                    value = max(value, other) if measure.name in GREATEST else value + other
+                totals[measure.name] = msgspec.structs.replace(measure, value=value)
+        yield from totals.values()
+
+    def unhealthy(self) -> str | None:
+        """See `Measured`."""
+        if self._stopping:
+            return "stopping"
+        self._ask()
+        if not any(worker.channel is not None for worker in self._workers):
+            return "no worker runs"
+        return next((worker.last.text for worker in self._workers if worker.last.text is not None), None)
+
+
+def _sibling(listener: Listener) -> Listener:
+    """Another listener at the same address; a Unix socket can't have one, and is shared."""
+    sock = listener.socket
+    if sock.family == socket.AF_UNIX:
+        return listener
+    other = socket.socket(sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if sock.family == socket.AF_INET6:
+            only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        other.bind(sock.getsockname())
+        other.listen(BACKLOG)
+    except OSError as error:
+        other.close()
+        raise FatalError(f"cannot listen on {listener.address} once for each worker: {reason(error)}") from None
+    return Listener(other)

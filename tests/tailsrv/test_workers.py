@@ -1,0 +1,160 @@
+"""Several processes serve one file as one would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
+from tests.tailsrv.support import MIB, append, ask, content, listens, scrape, serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "events.log"
+    path.write_bytes(content(MIB))
+    return path
+
+
+def children(daemon: Daemon) -> list[int]:
+    """Its workers' process ids."""
+    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children", encoding="ascii") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def served_by(daemon: Daemon) -> dict[int, int]:
+    """Sockets that each worker has open."""
+    counts = {}
+    for pid in children(daemon):
+        links = [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
+        counts[pid] = sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
+    return counts
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", ":0", "unix"])
+def test_all_workers_serve_the_same_bytes_on_one_address(path: Path, tmp_path: Path, listen: str) -> None:
+    address = f"unix:{tmp_path}/socket" if listen == "unix" else listen
+    with Daemon("tailsrv", path, "--workers", "3", "--listen", address) as daemon:
+        assert len(children(daemon)) == 3
+        clients = [ask(daemon, b"-1000\n") for _ in range(40)]
+        data = path.read_bytes()[-1000:]
+        for client in clients:
+            assert read_exactly(client, 1000) == data
+        if listen != "unix":
+            assert sum(count > 6 for count in served_by(daemon).values()) >= 2
+        append(path, b"more")
+        for client in clients:
+            assert read_exactly(client, 4) == b"more"
+        daemon.signal(signal.SIGTERM)
+        for client in clients:
+            assert client.recv(1) == b""
+            client.close()
+        assert daemon.wait() == 0
+        assert "Traceback" not in daemon.log()
+
+
+def test_a_worker_that_dies_is_started_again_and_connections_wait_for_it(path: Path) -> None:
+    with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
+        before = children(daemon)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        daemon.wait_log("worker died", 2)
+        clients = [ask(daemon, b"0 now\n") for _ in range(10)]
+        for client in clients:
+            with client:
+                assert read_to_end(client) == path.read_bytes()
+        wait_until(lambda: len(children(daemon)) == 2, "both are back")
+        assert not set(children(daemon)) & set(before)
+        assert scrape(daemon)["tailsrv_workers"] == 2
+
+
+def test_metrics_add_up_and_counters_survive_a_worker(path: Path) -> None:
+    with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
+        clients = [ask(daemon, b"-100\n") for _ in range(20)]
+        for client in clients:
+            read_exactly(client, 100)
+        values = scrape(daemon)
+        assert values["tailsrv_clients"] == 20
+        assert values["tailsrv_sent_bytes_total"] == 2000
+        assert values["tailsrv_file_bytes"] == MIB
+        assert values["tailsrv_accepted_connections_total"] == 20
+        os.kill(children(daemon)[0], signal.SIGKILL)
+        daemon.wait_log("worker died")
+        wait_until(lambda: scrape(daemon)["tailsrv_workers"] == 2, "it is back")
+        values = scrape(daemon)
+        assert values["tailsrv_sent_bytes_total"] == 2000
+        assert values["tailsrv_clients"] < 20
+        for client in clients:
+            client.close()
+
+
+def test_a_stopped_worker_does_not_hold_up_the_metrics_for_long(path: Path) -> None:
+    with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
+        pid = children(daemon)[0]
+        os.kill(pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        assert scrape(daemon)["tailsrv_workers"] == 2
+        assert time.monotonic() - begin < 5
+        os.kill(pid, signal.SIGCONT)
+        assert daemon.stop() == 0
+
+
+def test_workers_end_when_the_supervisor_is_killed(path: Path) -> None:
+    with serve(path, "--workers", "2") as daemon:
+        pids = children(daemon)
+        daemon.kill()
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "they end too")
+        assert not listens(daemon.port())
+
+
+def test_a_file_that_goes_away_ends_them_all_well(path: Path) -> None:
+    with serve(path, "--workers", "3") as daemon:
+        clients = [ask(daemon, b"0\n") for _ in range(6)]
+        path.rename(path.with_name("gone"))
+        for client in clients:
+            with client:
+                assert read_to_end(client) == path.with_name("gone").read_bytes()
+        assert daemon.wait() == 0
+        assert [entry["event"] for entry in daemon.events()].count("file gone") == 3
+
+
+def test_what_one_process_fails_with_all_fail_with_once(tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "3", ready=False) as daemon:
+        assert daemon.wait() == 1
+        failed = [entry for entry in daemon.events() if entry["event"] == "failed"]
+        assert [("not a regular file" in entry["error"]) for entry in failed] == [True]
+    path = tmp_path / "later"
+    with serve(path, "--workers", "2") as daemon:
+        path.mkdir()
+        assert daemon.wait() == 1
+        failed = [entry for entry in daemon.events() if entry["event"] == "failed"]
+        assert [("not a regular file" in entry["error"]) for entry in failed] == [True]
+
+
+def test_sigusr1_to_the_supervisor_describes_the_clients_of_all(path: Path) -> None:
+    with serve(path, "--workers", "2") as daemon:
+        clients = [ask(daemon, b"-1\n") for _ in range(10)]
+        for client in clients:
+            read_exactly(client, 1)
+        daemon.signal(signal.SIGUSR1)
+        daemon.wait_log("client", 10)
+        peers = {entry["peer"] for entry in daemon.events() if entry["event"] == "client"}
+        assert peers == {"{}:{}".format(*client.getsockname()) for client in clients}
+        for client in clients:
+            client.close()
+
+
+def test_a_wildcard_with_workers_serves_both_families(path: Path) -> None:
+    with Daemon("tailsrv", path, "--workers", "2", "--port", "0") as daemon:
+        for host in ("127.0.0.1", "::1") if daemon.addresses[0].startswith("[") else ("127.0.0.1",):
+            with socket.create_connection((host, daemon.port()), 30) as client:
+                client.sendall(b"0 now\n")
+                assert read_to_end(client) == path.read_bytes()
