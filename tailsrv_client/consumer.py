@@ -258,25 +258,40 @@ class Consumer:
 
     def next_batch(self) -> list[Message]:
         """Wait for the next messages; none at the end."""
-        core = self.core or self.planned(self._answer(self.planning()))
+        core = self.begin()
         self.before_waiting(core)
-        if self._client is None:
-            self._client = ByteClient(self.rotation, core.reader, tell=self.tell, waits=self.waits)
-        while not (core.done or self.stopped):
-            try:
-                data = self._client.read(self.wait_seconds())
-            except TimeoutError:
-                questions = self.on_timeout()
-                if questions is not None:
-                    core.stop_at(self._answer(questions))
-                continue
-            if not data:
-                break
+        while data := self._read(core):
             batch = core.feed(data)
             if batch:
                 return batch
             core.check()
         return []
+
+    def chunks(self) -> Iterator[bytes]:
+        """The stream's bytes as they come, instead of its messages; the checkpoint keeps the place between bytes."""
+        core = self.begin()
+        while data := self._read(core):
+            yield data
+            core.took_bytes()
+            self._unsaved += 1
+            if self._checkpoint is not None and self._seconds_left() <= 0:
+                self._save()
+
+    def begin(self) -> Consuming:
+        """Find out what to read, if that has not happened yet."""
+        return self.core or self.planned(self._answer(self.planning()))
+
+    def _read(self, core: Consuming) -> bytes:
+        if self._client is None:
+            self._client = ByteClient(self.rotation, core.reader, tell=self.tell, waits=self.waits)
+        while not (core.done or self.stopped):
+            try:
+                return self._client.read(self.wait_seconds())
+            except TimeoutError:
+                questions = self.on_timeout()
+                if questions is not None:
+                    core.stop_at(self._answer(questions))
+        return b""
 
     def _answer(self, questions: Generator[Question, int | Entry, Answer]) -> Answer:
         with Index(self.index_addresses or self.addresses) as index:
@@ -296,7 +311,7 @@ class Consumer:
     def request(self, question: Question) -> dict[str, object]:
         """A question that is for the indexer. Raises `UsageError` when there is none."""
         if self.index_addresses is None or isinstance(question, str):
-            raise UsageError(f"{question} is known to an indexer: name one (index=, --index ADDR)")
+            raise UsageError(f"to ask for {_asked(question)} takes an indexer: name one (index=ADDR, --index ADDR)")
         return question
 
     def _find_end(self) -> int:
@@ -329,3 +344,7 @@ class Consumer:
         if self._checkpoint is not None:
             self._checkpoint.close()
             self._checkpoint = None
+
+
+def _asked(question: Question) -> str:
+    return question if isinstance(question, str) else " ".join(f"{kind} {value}" for kind, value in question.items())

@@ -67,6 +67,11 @@ class Consuming:
         if self._inbox is not None and self._inbox.broken is not None:
             raise self._inbox.broken
 
+    def took_bytes(self) -> None:
+        """The caller reads bytes, not messages, and is through with all that it was handed."""
+        self._start, self._number = self.reader.position, None
+        self.handed = self.taken = self._start.offset
+
     def stop_at(self, offset: int) -> None:
         """Read no further than `offset`, or than what was fed already."""
         self.until_time = None

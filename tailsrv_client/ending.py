@@ -15,14 +15,15 @@ PROBE_BYTES: Final = 1 << 16
 """What is read of one answer before the search goes on further behind."""
 
 
-def search_end() -> Generator[int, int, int]:
+def search_end(known: int = 0) -> Generator[int, int, int]:
     """Where the stream ends, which no server says: by asking for what there is from some bytes on.
 
-    Yields an offset N for the header ``N now``; wants to be sent how many bytes came, up to `PROBE_BYTES`, before the
-    server ended the connection. Returns the end. About two answers for a short stream, 40 for a terabyte.
+    Yields an offset N for the header ``N now``; wants to be sent how many bytes came, up to `PROBE_BYTES`, before
+    the server ended the connection. Returns the end. `known`: an offset that the stream is known to reach. Two
+    answers for a short stream or a near `known`, about 40 for a terabyte.
     An answer can be cut short by a server that stops: the end counts once a second connection agrees.
     """
-    low, high, probe = 0, LARGEST_OFFSET, 0
+    low, high, probe = known, LARGEST_OFFSET, known
     while True:
         came = yield probe
         if came >= PROBE_BYTES:
@@ -40,9 +41,9 @@ def search_end() -> Generator[int, int, int]:
         probe = low if high - low <= PROBE_BYTES else min((low + high) // 2, max(low * 16, PROBE_BYTES * 16))
 
 
-def probe_end(address: Address, timeout: float = CONNECT_SECONDS) -> int:
+def probe_end(address: Address, known: int = 0, timeout: float = CONNECT_SECONDS) -> int:
     """The end of the stream at `address`, in bytes, as of now. Raises `OSError` (`TimeoutError` included)."""
-    search = search_end()
+    search = search_end(known)
     probe = next(search)
     while True:
         with connect(address, timeout) as sock:

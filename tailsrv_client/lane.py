@@ -118,7 +118,7 @@ class Lane:
         if len(self._heard) > LINE_BYTES:
             raise ProducerRefused(f"this is no acknowledged lane: {_shown(self._heard)}")
         for line in lines:
-            acked, at = _parse(line.removesuffix(b"\r"))
+            acked, at = parse_line(line)
             yield from self._next(acked, at) if self.greeted else self._first(acked, at)
 
     def _first(self, acked: int, at: int) -> Iterator[Acked]:
@@ -146,7 +146,9 @@ class Lane:
             yield Acked(start, acked, at, exact=True)
 
 
-def _parse(line: bytes) -> tuple[int, int]:
+def parse_line(line: bytes) -> tuple[int, int]:
+    """ACKED and AT, of a line without its newline. Raises `ProducerRefused` for anything else."""
+    line = line.removesuffix(b"\r")
     acked, _, at = line.partition(b" ")
     if acked.isdigit() and at.isdigit() and len(line) <= 40:
         return int(acked), int(at)

@@ -161,6 +161,17 @@ class Producer:
         self._link.wake()
         return receipt
 
+    def send_whole(self, messages: bytes, timeout: float | None = None) -> None:
+        """Take messages as they stand in a stream, each with its terminator or prefix: for copying, without receipts.
+
+        They have to be whole: what follows would end up within the last of them. Waits and raises as `send`.
+        """
+        with self._lock:
+            if self._failure is not None or self._closed or self._outbox.held + len(messages) > self._bound:
+                self._make_room(len(messages), timeout)
+            self._outbox.put(messages, None)
+        self._link.wake()
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything is acknowledged. Raises `TimeoutError` after `timeout` seconds."""
         with self._guard:

@@ -1,0 +1,1 @@
+"""tailsrv-cat: a stream on standard output."""

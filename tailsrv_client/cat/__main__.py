@@ -1,0 +1,5 @@
+"""``python -m tailsrv_client.cat``."""
+
+from tailsrv_client.cat.cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""The work of `tailsrv-cat`: from a consumer to standard output."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from typing import TYPE_CHECKING, Final
+
+from collator.framing import make_framing
+from tailsrv.kit.errors import UsageError
+from tailsrv_client.cat.formats import Template, raw_renderer, render_json
+from tailsrv_client.cat.lag import LagReporter
+from tailsrv_client.consumer import Consumer
+from tailsrv_client.index import Index
+from tailsrv_client.terminal import Progress, watch_output, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tailsrv_client.cat.formats import Render
+    from tailsrv_client.cat.options import Options
+    from tailsrv_client.messages import Message
+
+    Numbered = tuple[Message, int | None]
+
+OUTPUT: Final = 1
+"""Standard output; not `sys.stdout`, whose buffer would keep bytes and complain at the end."""
+
+BATCH_MESSAGES: Final = 4096
+"""Messages that are rendered before they are written."""
+
+
+def run(options: Options) -> None:
+    """Copy until there is nothing more to copy. Raises `BrokenPipeError` when nobody reads the output any more."""
+    copier = Copier(options)  # whatever is wrong with the options is found before a checkpoint is locked
+    with Consumer(
+        options.addresses,
+        start=options.start,
+        until=options.until if copier.counts or options.count is None else f"count:{options.count}",
+        framing=options.framing,
+        index=options.index,
+        checkpoint=options.checkpoint,
+        max_message_bytes=options.max_message_bytes,
+        numbered=copier.numbered,
+    ) as consumer:
+        unread = threading.Event()
+
+        def nobody_reads() -> None:
+            unread.set()
+            consumer.stop()
+
+        watch_output(OUTPUT, nobody_reads)
+        core = consumer.begin()
+        if options.lag:
+            LagReporter(consumer, options.index).start()
+        stop = core.reader.stop
+        total = None if stop is None else max(0, stop - core.reader.offset)
+        progress = Progress(forced=options.progress, total=total, quiet_with=(OUTPUT,))
+        if copier.counts:
+            copier.copy_some(consumer)
+        elif options.by_message:
+            copier.copy_messages(consumer, progress)
+        else:
+            copy_bytes(consumer, progress)
+        if unread.is_set() and not core.done and not copier.satisfied:
+            raise BrokenPipeError
+
+
+def copy_bytes(consumer: Consumer, progress: Progress) -> None:
+    """The stream as it is."""
+    done = 0
+    for chunk in consumer.chunks():
+        write_all(OUTPUT, chunk)
+        done += len(chunk)
+        progress.at(done)
+    progress.end(done)
+
+
+class Copier:
+    """Messages, chosen and rendered."""
+
+    def __init__(self, options: Options) -> None:
+        self._render, self._fields = _renderer(options)
+        try:
+            self._search = None if options.grep is None else re.compile(options.grep.encode()).search
+        except re.error as error:
+            raise UsageError(f"--grep {options.grep!r}: {error}") from None
+        self.counts = options.count is not None and (options.grep is not None or options.until is not None)
+        """Whether it is not for the consumer to count: only matches count, or there is another end too."""
+        self._wanted = options.count
+        self._index = Index(options.index) if options.index is not None and "t" in self._fields else None
+        if "t" in self._fields and options.index is None and options.form == "format":
+            raise UsageError("%t is known to an indexer: name one with --index ADDR")
+        self.numbered = "n" in self._fields and options.index is not None
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether `--count` messages were printed."""
+        return self._wanted == 0
+
+    def copy_messages(self, consumer: Consumer, progress: Progress) -> None:
+        """All messages, or all that match."""
+        begin = consumer.position.offset
+        for batch in consumer.batches():
+            number = consumer.number
+            numbers = itertools.repeat(None) if number is None else itertools.count(number - len(batch))
+            chosen: Iterator[Numbered] = zip(batch, numbers)  # noqa: B905 - numbers have no end
+            if self._search is not None:
+                chosen = filter(self._matches, chosen)
+            while some := list(itertools.islice(chosen, BATCH_MESSAGES)):
+                write_all(OUTPUT, self._rendered(some))
+            progress.at(batch[-1].end - begin)
+        progress.end(consumer.position.offset - begin)
+
+    def copy_some(self, consumer: Consumer) -> None:
+        """The first so many that match: one by one, so that a checkpoint ends with the last of them."""
+        for message in consumer if self._wanted else ():
+            number = consumer.number
+            numbered = (message, None if number is None else number - 1)
+            if self._matches(numbered):
+                write_all(OUTPUT, self._rendered([numbered]))
+                self._wanted = (self._wanted or 0) - 1
+                if self.satisfied:
+                    break
+
+    def _matches(self, numbered: Numbered) -> bool:
+        return self._search is None or self._search(numbered[0].payload) is not None
+
+    def _rendered(self, chosen: list[Numbered]) -> bytes:
+        render = self._render
+        if self._index is None:
+            return b"".join([render(message, number, None) for message, number in chosen])
+        entries = self._index.ask_all({"offset": message.offset} for message, _ in chosen)
+        return b"".join(
+            [render(message, number, entry.time) for (message, number), entry in zip(chosen, entries, strict=True)]
+        )
+
+
+def _renderer(options: Options) -> tuple[Render, set[str]]:
+    if options.form == "json":
+        return render_json, {"n", "t"} if options.index is not None else {"n"}
+    if options.form == "format":
+        template = Template(options.template)
+        return template.render, template.fields
+    return raw_renderer(make_framing(options.framing, options.max_message_bytes)), set()

@@ -1,0 +1,60 @@
+"""How far behind a consumer is: a line on standard error, once a second, from a thread of its own."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from tailsrv_client.ending import probe_end
+from tailsrv_client.errors import IndexFailed
+from tailsrv_client.index import Index
+from tailsrv_client.terminal import say
+
+if TYPE_CHECKING:
+    from tailsrv_client.consumer import Consumer
+    from tailsrv_client.queries import Entry
+
+SECONDS: Final = 1.0
+
+
+class LagReporter:
+    """Reports on `consumer`: bytes from the broadcaster alone; messages and seconds with an indexer."""
+
+    def __init__(self, consumer: Consumer, index: str | None) -> None:
+        self._consumer = consumer
+        self._index = None if index is None else Index(index)
+
+    def start(self) -> None:
+        """Begin; ends with the process."""
+        threading.Thread(target=self._run, name="lag", daemon=True).start()
+
+    def _run(self) -> None:
+        while not self._consumer.stopped:
+            began = time.monotonic()
+            try:
+                say("lag", self._line())
+            except (OSError, IndexFailed) as error:
+                say("lag", f"not known ({error})")
+            time.sleep(max(0.0, began + SECONDS - time.monotonic()))
+
+    def _line(self) -> str:
+        core = self._consumer.core
+        at = 0 if core is None else core.taken
+        if self._index is None:
+            return describe(at, probe_end(self._consumer.rotation.address, at), None, None, time.time())
+        newest = self._index.ask({"count": True})
+        next_one = self._index.message_holding(at) if newest.end > at else None
+        return describe(at, newest.end, newest.count, next_one, time.time())
+
+
+def describe(at: int, end: int, count: int | None, next_one: Entry | None, now: float) -> str:
+    """The line. `next_one`: the message at `at`, when there is one; `count`: messages there are, when known."""
+    size = max(0, end - at)
+    if count is None:
+        return f"{size} bytes behind"
+    if next_one is None or next_one.length is None:
+        return f"{size} bytes, 0 messages, 0.0 s behind"
+    since = now if next_one.time is None else dt.datetime.fromisoformat(next_one.time).timestamp()
+    return f"{size} bytes, {count - next_one.number} messages, {max(0.0, now - since):.1f} s behind"

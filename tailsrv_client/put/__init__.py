@@ -1,0 +1,1 @@
+"""tailsrv-put: standard input or a growing file into a stream."""

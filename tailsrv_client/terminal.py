@@ -1,0 +1,184 @@
+"""What both commands do about terminals, pipes and signals, so that they end as any Unix tool does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from tailsrv.client import StreamDiverged
+from tailsrv.kit.errors import FatalError, UsageError, reason
+from tailsrv_client.errors import ClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import click
+
+PROGRESS_AFTER_SECONDS: Final = 2.0
+"""Transfers that are over sooner need no progress."""
+
+REPEAT_SECONDS: Final = 10.0
+PROGRESS_SECONDS: Final = 0.5
+
+
+class Terminated(BaseException):
+    """SIGTERM."""
+
+
+def run_command(command: click.Command, prefix: str) -> NoReturn:
+    """Run a click command as the whole process.
+
+    Exit codes: 0 done, 1 what can't be worked through, 2 a wrong command line, each of the last two after one line.
+    Interrupted, terminated or with nobody reading its output it dies of the signal, without a word.
+    """
+    import click  # noqa: PLC0415 - whoever uses this module for progress alone needs no click
+
+    name = command.name or "tailsrv-client"
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        code = command.main(prog_name=name, standalone_mode=False, auto_envvar_prefix=prefix)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except (click.ClickException, UsageError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        complain(name, f"{message} (see {name} --help)", 2)
+    except (ClientError, StreamDiverged, FatalError, ValueError) as error:
+        complain(name, str(error), 1)
+    except BrokenPipeError:
+        die_of(signal.SIGPIPE)
+    except OSError as error:
+        at = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        complain(name, f"{at}{reason(error)}", 1)
+    except (KeyboardInterrupt, click.Abort):
+        die_of(signal.SIGINT)
+    except Terminated:
+        die_of(signal.SIGTERM)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def complain(name: str, message: str, code: int) -> NoReturn:
+    """Say it in one line, and exit."""
+    say(name, message)
+    sys.exit(code)
+
+
+def say(name: str, message: str) -> None:
+    """One line on standard error, whatever `message` holds; if nobody can hear it, that is all right."""
+    line = " ".join(message.split()).encode("ascii", "backslashreplace").decode()
+    try:
+        sys.stderr.write(f"{name}: {line}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # closed, or full: there is nobody else to be told
+
+
+def die_of(signum: signal.Signals) -> NoReturn:
+    """End as a program that does not handle the signal: shells and supervisors look at that."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)  # not reached, unless the signal is blocked
+
+
+def log_to_standard_error(name: str) -> None:
+    """What the library tells of connections, as lines of the command; repetitions now and then."""
+    handler = logging.Handler()
+    last_text, last_time = "", 0.0
+
+    def emit(record: logging.LogRecord) -> None:
+        nonlocal last_text, last_time
+        text, now = record.getMessage(), time.monotonic()
+        if text != last_text or now > last_time + REPEAT_SECONDS:
+            last_text, last_time = text, now
+            say(name, text)
+
+    handler.emit = emit  # type: ignore[method-assign]  # a class for one function would say less
+    logger = logging.getLogger("tailsrv_client")
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+def watch_output(fd: int, gone: Callable[[], object]) -> None:
+    """Call `gone`, in a thread, once nobody will ever read what is written to `fd`. Costs nothing until then."""
+
+    def wait() -> None:
+        poller = select.poll()
+        poller.register(fd, 0)  # errors and hang-ups are reported without being asked for
+        poller.poll()
+        gone()
+
+    threading.Thread(target=wait, name="output", daemon=True).start()
+
+
+def write_all(fd: int, pieces: bytes | memoryview) -> None:
+    """Write all of it. Raises `OSError`; waits where somebody has made `fd` non-blocking."""
+    view = memoryview(pieces)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            poller.poll()
+
+
+class Progress:
+    """Bytes, rate and share on standard error: only if it is a terminal, unless forced."""
+
+    def __init__(self, *, forced: bool, total: int | None = None, quiet_with: Sequence[int] = ()) -> None:
+        """`total`: bytes, if known. `quiet_with`: descriptors that, being terminals, would be written across."""
+        self.total = total
+        self._shown = forced or (os.isatty(2) and not any(map(os.isatty, quiet_with)))
+        self._begin = self._last = time.monotonic()
+        self._next = self._begin + (0 if forced else PROGRESS_AFTER_SECONDS)
+        self._at_last = 0
+        self._wrote = False
+
+    def at(self, done: int) -> None:
+        """So many bytes are done."""
+        if not self._shown:
+            return
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PROGRESS_SECONDS
+            self._write(self._line(done, now))
+            self._last, self._at_last, self._wrote = now, done, True
+
+    def end(self, done: int) -> None:
+        """Say how it ended, if anything was said at all."""
+        if self._wrote:
+            self._last, self._at_last = self._begin, 0
+            self._write(self._line(done, time.monotonic()) + "\n")
+
+    def _line(self, done: int, now: float) -> str:
+        rate = (done - self._at_last) / max(now - self._last, 1e-6)
+        share = f"  {100 * done // self.total} %" if self.total else ""
+        return (
+            f"\r{human(done)}  {human(rate)}/s{share}\x1b[K"
+            if os.isatty(2)
+            else f"{human(done)} {human(rate)}/s{share}\n"
+        )
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with contextlib.suppress(OSError):  # progress is for who looks on
+            os.write(2, text.encode())
+
+
+def human(number: float) -> str:
+    """Bytes as people say them: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _raise_terminated(*_: object) -> None:
+    raise Terminated
