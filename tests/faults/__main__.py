@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.daemon import Subject, control, product
+from tests.faults.daemon import NotReadyError, Subject, control, product
 from tests.faults.rigs import isolate
 from tests.faults.scenario import MissingRigError, Plan, Row, Scenario
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCENARIOS: Final = {
     "storm": "kills:storm",
+    "planted": "bugs:planted",
     "order": "traced:order",
     "sweep": "traced:sweep",
     "refusals": "traced:refusals",
@@ -101,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     broken = True
                     for note in row.findings.notes:
                         _say(f"  {note}")
+        except NotReadyError as error:
+            _say(f"| {name} | BROKEN: {error} |")
+            broken = True
         except MissingRigError as missing:
             _say(f"| {name} | rig missing: {missing} |")
             broken = True

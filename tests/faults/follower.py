@@ -20,6 +20,7 @@ from tests.faults.checker import Findings, check_seen
 from tests.faults.daemon import Daemon
 
 _LINE: Final = re.compile(rb"(\d{20}) ([0-9a-f]{8})\n")
+_STEP: Final = 1 << 22
 _PERIOD: Final = 0.002  # s; looking that often misses no mark for long and costs 1 % of a core
 
 
@@ -115,7 +116,8 @@ class MarkFollower(_Keeper):
                 return
             with self.file.open("rb") as source:
                 source.seek(self._length)
-                self.keep(source.read(end - self._length))
+                while data := source.read(min(_STEP, end - self._length)):
+                    self.keep(data)
         except OSError:
             return  # a file system that was shut down answers EIO: a consumer there sees nothing
 

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from tests.faults.checker import Findings
 from tests.faults.daemon import NotReadyError
 from tests.faults.follower import ServedFollower
 from tests.faults.scenario import Bench, Plan, Row, folder, timed
@@ -14,11 +15,11 @@ from tests.faults.scenario import Bench, Plan, Row, folder, timed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.faults.checker import Findings
     from tests.faults.daemon import Subject
 
 _KILLS_A_FILE: Final = 20  # then the whole file is checked and another one begun
 _LIFE: Final = 0.12  # s; the longest that a collator lives under load
+_TORN: Final = 0.25  # the share of kills after which FILE ends in a torn write, as larger writes would leave one
 _BEFORE_READY: Final = 0.2  # the share of kills that fall into start and recovery
 
 
@@ -33,6 +34,7 @@ def storm_round(
             Bench(home, subject, framing=framing, sync=sync, seed=seed, file=file, follower=follower)
         )
         start_seconds = 0.1
+        served = False
         never = threading.Event()
         for _ in range(kills):
             began = time.monotonic()
@@ -41,11 +43,23 @@ def storm_round(
                     never.wait(bench.random.uniform(0, start_seconds))
                 else:
                     bench.serve(daemon)
+                    served = True
                     start_seconds = time.monotonic() - began
                     never.wait(bench.random.uniform(0, _LIFE))
                 bench.kill(daemon)
+            if served and bench.random.random() < _TORN:
+                bench.tear()
         bench.settle()
         return bench.findings
+
+
+def _storm_round(plan: Plan, framing: str, sync: str, kills: int, number: int) -> Findings:
+    try:
+        return storm_round(plan.subject, framing, sync, kills, plan.seed + number, through_tailsrv=plan.through_tailsrv)
+    except NotReadyError as error:
+        found = Findings(other=1)
+        found.note(f"does not start again: {error}")
+        return found
 
 
 def storm(plan: Plan) -> Iterator[Row]:
@@ -57,10 +71,7 @@ def storm(plan: Plan) -> Iterator[Row]:
                 left = plan.times(5, 500)
                 while left > 0:
                     kills = min(left, _KILLS_A_FILE)
-                    served = plan.through_tailsrv
-                    row.findings.add(
-                        storm_round(plan.subject, framing, sync, kills, plan.seed + left, through_tailsrv=served)
-                    )
+                    row.findings.add(_storm_round(plan, framing, sync, kills, left))
                     row.runs += kills
                     left -= kills
             yield row
@@ -69,13 +80,13 @@ def storm(plan: Plan) -> Iterator[Row]:
 def hunt(subject: Subject, *, framing: str = "newline", sync: str = "always", seconds: float = 60) -> Row:
     """Storm until something is found; the row's seconds say how soon a planted bug is seen."""
     row = Row("planted, kill storm", subject.name, expect_broken=True)
+    plan = Plan(subject, through_tailsrv=False)
     with timed(row):
         deadline = time.monotonic() + seconds
         while not row.findings.broken and time.monotonic() < deadline:
-            try:
-                row.findings.add(storm_round(subject, framing, sync, 4, row.runs))
-            except NotReadyError as error:
-                row.findings.other += 1
-                row.findings.note(f"does not start again: {error}")
+            row.findings.add(_storm_round(plan, framing, sync, 4, row.runs))
             row.runs += 4
+    if any("Traceback" in note for note in row.findings.notes):
+        row.remark = "the bug cannot be planted any more: see planted.py"
+        row.findings = Findings()
     return row

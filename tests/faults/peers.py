@@ -181,7 +181,7 @@ def visitors(plan: Plan) -> Iterator[Row]:
     yield row
 
 
-def _push(sockets: list[socket.socket], data: bytes, *, quiet: float = 1.0, longest: float = 20.0) -> None:
+def _push(sockets: list[socket.socket], data: bytes, longest: float, *, quiet: float = 1.0) -> None:
     """Send to all in turn until none takes anything for `quiet` seconds, or all are closed; in `longest` seconds."""
     deadline = time.monotonic() + longest
     with selectors.DefaultSelector() as selector:
@@ -219,7 +219,7 @@ def memory(plan: Plan) -> Iterator[Row]:
                     sockets = [socket.create_connection(daemon.addresses[0]) for _ in range(count)]
                     for number, sock in enumerate(sockets):
                         sock.sendall(b"greedy-%d\n" % number)
-                    _push(sockets, data * 64)
+                    _push(sockets, data * 64, plan.times(3, 20))
                     peak = peak_bytes(daemon)
                     row.remark = f"peak {peak >> 20} MiB, --buffer-bytes {limit >> 20} MiB"
                     if peak > limit + _ALLOWANCE:

@@ -151,11 +151,17 @@ class Bench:
         self.target.move(None)
         self.findings.add(self.follower.verify())
 
+    def tear(self) -> None:
+        """Leave behind FILE's end what a write that was torn leaves: less than a whole message of a producer's."""
+        with self.file.open("ab") as file:
+            file.write(self.load.streams[0].message(self.random.randrange(50))[:-1])
+
     def settle(self) -> None:
         """Let a last life take all that is left, end it with SIGTERM, and judge everything."""
         with self.start() as daemon:
             self.serve(daemon)
-            if not self.load.finish(FINISH_SECONDS):
+            broken = self.findings.broken + self.load.findings.broken  # then nobody waits for the end of it
+            if not self.load.finish(FINISH_SECONDS if not broken else FINISH_SECONDS / 20):
                 waiting = [one.stream.name for one in self.load.producers if one.promised != one.goal]
                 self.broke(f"after {FINISH_SECONDS:.0f} s {', '.join(waiting[:4])} … are still waiting")
             code = daemon.stop()

@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.checker import Findings
-from tests.faults.daemon import NotReadyError, Subject, Target
+from tests.faults.daemon import NotReadyError, Subject, Target, product
 from tests.faults.load import Load
 from tests.faults.rigs import strace
 from tests.faults.scenario import Bench, Plan, Row, folder, make_streams, timed
@@ -28,10 +28,10 @@ _LIFE_SECONDS: Final = 20.0
 _PLACES: Final = ("", ".producers", ".commit")
 
 
-def small_bench(home: Path, subject: Subject, *, framing: str, sync: str = "always", messages: int = 12) -> Bench:
+def small_bench(home: Path, subject: Subject, *, framing: str, sync: str = "always", messages: int = 30) -> Bench:
     """Give a bench with four producers that send a few messages each and end."""
     target = Target()
-    load = Load(target, make_streams(framing, 7, count=4), window=1 << 14, messages=messages)
+    load = Load(target, make_streams(framing, 7, count=4), window=1 << 12, messages=messages)
     return Bench(home, subject, framing=framing, sync=sync, load=load, seed=7)
 
 
@@ -71,8 +71,7 @@ def crash_point(subject: Subject, call: str, number: int, *, framing: str, sync:
 
 def recovery_point(bench: Bench, call: str, number: int) -> bool:
     """Leave a torn end, kill the recovery at its Nth `call`; False: it never made that many."""
-    with bench.file.open("ab") as file:
-        file.write(bench.load.streams[0].message(3)[:-1])
+    bench.tear()
     with bench.start(strace("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}")) as daemon:
         try:
             daemon.wait_ready()
@@ -103,6 +102,8 @@ def sweep(plan: Plan) -> Iterator[Row]:
                     if not killed:
                         break
         yield row
+    if plan.subject.name == "collator":
+        yield _compaction(plan)
     for framing, sync in variants:
         row = Row("crash points", f"recovery {sync} {framing}")
         with timed(row), folder() as home, small_bench(home, plan.subject, framing=framing, sync=sync) as bench:
@@ -118,8 +119,23 @@ def sweep(plan: Plan) -> Iterator[Row]:
         yield row
 
 
+def _compaction(plan: Plan) -> Row:
+    """Kill at every call of a collator whose journal begins anew after every few commits."""
+    row = Row("crash points", "compaction")
+    calls = ("pwrite64", "fdatasync", "fsync", *_RENAMES.split(",")[:3], "unlink") if plan.long else ("rename",)
+    with timed(row):
+        for call in calls:
+            number, killed = 1, True
+            while killed:
+                found, killed = crash_point(product("compacting"), call, number, framing="newline", sync="always")
+                row.findings.add(found)
+                row.runs += killed
+                number += 1 if plan.long else 3
+    return row
+
+
 _CALL = re.compile(
-    r"^(\d+) (?:(\w+)\((?:(\d+)<([^>]*)>)?(.*)|<\.\.\. (\w+) resumed>(.*))$",
+    r"^(\d+) +(?:(\w+)\((?:(\d+)<([^>]*)>)?(.*)|<\.\.\. (\w+) resumed>(.*))$",
 )
 _RESULT = re.compile(r"\) += (-?\d+)")
 _OFFSET = re.compile(r", (\d+)\) += -?\d+")
@@ -232,7 +248,7 @@ def refuse_run(subject: Subject, spec: str, beside: str, *, ends: bool, framing:
     with folder() as home, small_bench(home, subject, framing=framing) as bench:
         wrapper = _inject(home, spec, bench.file.with_name(bench.file.name + beside))
         with bench.start(wrapper) as daemon:
-            code = _live(bench, daemon, 3)
+            code = _live(bench, daemon, 3 if spec.endswith("+") else 12)
         met = _injected(home)
         for_ever = spec.endswith("+")
         if met and ends and code != 1:
@@ -260,7 +276,7 @@ def refusals(plan: Plan) -> Iterator[Row]:
                 for place in (
                     places[:2] if again else places
                 ):  # a mark is rewritten in place: it is never refused for ever
-                    for number in range(1, 40) if plan.long else (3,):
+                    for number in range(1, 40) if plan.long else (2,):
                         spec = f"{calls}:error={error}:when={number}{again}"
                         found, met = refuse_run(plan.subject, spec, place, ends=ends, framing="newline")
                         row.findings.add(found)

@@ -1,0 +1,123 @@
+"""The real collator with a bug planted at run time: patched in this process alone, never a switch in the product.
+
+    python planted.py BUG FILE …        BUG: one of `BUGS`; the rest is tailsrv-collate's command line
+
+`compacting` is no bug: it begins the journal anew after every few commits, so that crashes can hit that.
+A bug whose place in the product has moved fails loudly: a name that is patched has to be there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # started by path, as strace needs it
+
+
+def _replace(owner: object, name: str, value: object) -> None:
+    if not hasattr(owner, name):
+        raise AttributeError(f"{owner!r} has no {name} to plant a bug in")
+    setattr(owner, name, value)
+
+
+def _pretend(_: int) -> None:
+    """Sync nothing."""
+
+
+def no_sync() -> None:
+    """Nothing is ever synced."""
+    _replace(os, "fdatasync", _pretend)
+    _replace(os, "fsync", _pretend)
+
+
+def ack_first() -> None:
+    """Producers are told, and consumers see, what is not synced yet."""
+    from collator.committer import Committer  # noqa: PLC0415  # each bug loads what it patches
+
+    def advance(self: Committer) -> None:
+        self._settle(self._write_both())
+        self.sync_now()
+
+    _replace(Committer, "_advance", advance)
+
+
+def no_repair() -> None:
+    """A start goes on behind whatever FILE holds."""
+    from collator import recovery  # noqa: PLC0415  # as above
+
+    def decide(journal: Any, size: int, *_: object, **__: object) -> recovery.Decision:  # not looked at
+        return recovery.Decision(size, len(journal.records), "planted")
+
+    _replace(recovery, "decide", decide)
+
+
+def withdraw() -> None:
+    """The mark moves before the bytes are there; what of them was shown goes away in a crash."""
+    from collator.committer import Committer  # noqa: PLC0415  # as above
+
+    honest = Committer._append
+
+    def append(self: Committer) -> None:
+        self._mark.move(self._record.end)
+        honest(self)
+
+    _replace(Committer, "_append", append)
+
+
+def no_takeover() -> None:
+    """A second connection with the same name leaves the first one alone."""
+    from collator.lanes import AckProducer  # noqa: PLC0415  # as above
+
+    honest = AckProducer._supersede
+
+    def supersede(self: AckProducer) -> None:
+        self.lane.streaming.pop(self.name, None)
+        honest(self)
+
+    _replace(AckProducer, "_supersede", supersede)
+
+
+def forget() -> None:
+    """The journal does not keep what producers were told."""
+    from collator.journal import JournalFile  # noqa: PLC0415  # as above
+
+    def entries(*_: object) -> tuple[list[bytes], list[bytes]]:
+        return [], []
+
+    _replace(JournalFile, "entries", entries)
+
+
+def compacting() -> None:
+    """Begin the journal anew all the time. No bug."""
+    from collator import journal  # noqa: PLC0415  # as above
+
+    _replace(journal, "GROWTH_BYTES", 300)
+    _replace(journal, "GROWTH_FACTOR", 1)
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    "no-sync": no_sync,
+    "ack-first": ack_first,
+    "no-repair": no_repair,
+    "withdraw": withdraw,
+    "no-takeover": no_takeover,
+    "forget": forget,
+    "compacting": compacting,
+}
+
+
+def main() -> NoReturn:
+    """Plant, and run."""
+    BUGS[sys.argv.pop(1)]()
+    from collator.cli import main as collate  # noqa: PLC0415  # after the patches
+
+    collate()
+
+
+if __name__ == "__main__":
+    main()
