@@ -116,13 +116,22 @@ def encode_entries(raw: Sequence[int], time: int, *, exact: bool) -> bytes:
     return struct.pack(f">{len(words)}Q", *words)
 
 
-def decode_entry(packed: bytes) -> Entry:
-    """What an entry's bytes say, right or wrong: see `holds`."""
-    number, offset, stamp = _ENTRY.unpack(packed)
+Words = tuple[int, int, int]
+"""An entry as it is stored: number and check, offset, time and its top bit."""
+
+
+def unpack(packed: bytes | bytearray) -> Words:
+    """The words of an entry's bytes."""
+    return _ENTRY.unpack(packed)
+
+
+def decode_entry(words: Words) -> Entry:
+    """What an entry says, right or wrong: see `holds`."""
+    number, offset, stamp = words
     return Entry(number >> 16, offset, stamp & ~_INEXACT, stamp < _INEXACT)
 
 
-def holds(packed: bytes, mark: int) -> bool:
+def holds(words: Words, mark: int) -> bool:
     """Whether an entry is whole, and was made for an offset with this fingerprint."""
-    number, offset, stamp = _ENTRY.unpack(packed)
-    return bool(number & 0xFFFF == mark ^ ((number >> 16) + offset + stamp) % _PRIME)
+    number, offset, stamp = words
+    return number & 0xFFFF == mark ^ ((number >> 16) + offset + stamp) % _PRIME

@@ -14,7 +14,7 @@ import stat
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final
 
-from indexer.entries import ENTRY_BYTES, HEADER_BYTES, Entry, Header, decode_entry, decode_header
+from indexer.entries import ENTRY_BYTES, HEADER_BYTES, Entry, Header, Words, decode_entry, decode_header, unpack
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.files import lock, open_beside, write_at
 
@@ -160,32 +160,45 @@ class IndexFile:
         """Whether the file still holds what is mapped: reading the mapping of a file that was cut is deadly."""
         return self.size() >= HEADER_BYTES + self._mapped * ENTRY_BYTES
 
-    def packed(self, position: int) -> bytes:
-        """The bytes of an entry, 0 ≤ position < count."""
+    def words(self, position: int) -> Words:
+        """An entry as it is stored, 0 ≤ position < count."""
         if position < self._mapped:
-            assert self._map is not None  # noqa: S101 - for the type checker: _mapped says so
             begin = HEADER_BYTES + position * ENTRY_BYTES
-            return self._map[begin : begin + ENTRY_BYTES]
+            return unpack(self._map[begin : begin + ENTRY_BYTES])  # type: ignore[index]  # mapped: there is a map
         begin = (position - self._mapped) * ENTRY_BYTES
-        return bytes(self._recent[begin : begin + ENTRY_BYTES])
+        return unpack(self._recent[begin : begin + ENTRY_BYTES])
 
     def entry(self, position: int) -> Entry:
         """What an entry says; the one before the first is the beginning of the stream."""
         if position < 0:
             return Entry(0, 0, 0 if self.header is None else self.header.created, exact=False)
-        return decode_entry(self.packed(position))
+        return decode_entry(self.words(position))
 
     def find_number(self, number: int) -> int:
         """The position of the last entry at or before message `number`; -1 where there is none."""
-        return bisect_right(range(self.count), number, key=self._key(NUMBER)) - 1
+        return self._find(number, NUMBER)
 
     def find_offset(self, offset: int) -> int:
         """The position of the last entry at or before the byte `offset`; -1 where there is none."""
-        return bisect_right(range(self.count), offset, key=self._key(OFFSET)) - 1
+        return self._find(offset, OFFSET)
 
     def find_time(self, time: int) -> int:
         """The position of the last entry before `time`; -1 where there is none."""
         return bisect_left(range(self.count), time, key=lambda position: self.entry(position).time) - 1
+
+    def _find(self, value: int, field: slice) -> int:
+        """Bisect, in the neighbourhood of where the entry would be if all messages were equally long."""
+        count = self.count
+        if not count:
+            return -1
+        key = self._key(field)
+        guess = min(count - 1, value * count // (key(count - 1) + 1))
+        low, high, step = guess, guess + 1, 2
+        while low > 0 and key(low) > value:
+            low, high, step = max(0, low - step), low, step * 4
+        while high < count and key(high) <= value:
+            low, high, step = high, min(count, high + step), step * 4
+        return bisect_right(range(count), value, low, high, key=key) - 1
 
     def _key(self, field: slice) -> Callable[[int], int]:
         begin, end = HEADER_BYTES + field.start, HEADER_BYTES + field.stop

@@ -64,8 +64,9 @@ def disagreement(index: IndexFile, read: Read, end: int) -> str | None:
 
 
 def _fits(index: IndexFile, position: int, seed: int, read: Read, end: int) -> bool:
-    offset = index.entry(position).offset
+    words = index.words(position)
+    offset = words[1]
     if offset > end:
         return False
     context = min(CONTEXT_BYTES, offset)
-    return holds(index.packed(position), fingerprint(read(offset - context, context), seed))
+    return holds(words, fingerprint(read(offset - context, context), seed))

@@ -5,7 +5,7 @@ next one there are as many messages as the two say. So a damaged index, or a str
 (`MismatchError`) rather than a wrong one.
 
 All boundaries that an entry is responsible for lie within one interval behind it, because the first one behind that
-has an entry of its own: the read is as long as the interval, however long the messages are.
+has an entry of its own: the read is bounded by two intervals, however long the messages are.
 
 Knows no sockets, and of files only a function that reads the stream.
 """
@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from collator.framing import FramingError
-from indexer.entries import CONTEXT_BYTES, Entry, fingerprint, holds
+from indexer.entries import CONTEXT_BYTES, Entry, decode_entry, fingerprint, holds
 from indexer.query import Answer, Query, format_time
 from indexer.walker import PREFIX_MAX_BYTES
 
@@ -161,25 +161,30 @@ class Lookup:
         index = self._index
         if not index.is_intact():
             raise MismatchError("the index was cut while it was in use")
-        left = index.entry(position)
-        right = index.entry(position + 1) if position + 1 < index.count else self._arrivals.last()
+        here = index.words(position) if position >= 0 else None
+        there = index.words(position + 1) if position + 1 < index.count else None
+        left = index.entry(-1) if here is None else decode_entry(here)
+        right = self._arrivals.last() if there is None else decode_entry(there)
         size = right.offset - left.offset
-        dense = self._interval - left.offset % self._interval  # from here on there is no boundary but the right one
-        context = min(CONTEXT_BYTES, left.offset)
-        wanted = context + min(size, dense + PREFIX_MAX_BYTES)
         if size < 0 or right.number < left.number:
             raise MismatchError(f"the entries from number {position} on are out of order")
+        dense = self._interval - left.offset % self._interval  # from here on there is no boundary but the right one
+        context = min(CONTEXT_BYTES, left.offset)
+        wanted = context + min(size, dense + max(self._interval, PREFIX_MAX_BYTES))
         data = self._read(left.offset - context, wanted)
-        if len(data) < wanted or not self._holds(position, data[:context]):
+        if len(data) < wanted or (here is not None and not holds(here, fingerprint(data[:context], self._seed))):
             raise MismatchError(f"entry {position} does not fit the bytes before offset {left.offset}")
         boundary, count = self._framing.walk(data, context, wanted, context + min(size, dense))
-        if boundary - context < size:
+        ending = data[-CONTEXT_BYTES:]
+        if boundary < context + size:
             # The last message is longer than what was read; that it ends where it should is checked by itself.
-            count += self._last_ends(data, boundary, right.offset - left.offset + context)
+            count += self._last_ends(data, boundary, context + size)
             ending = self._read(max(0, right.offset - CONTEXT_BYTES), min(CONTEXT_BYTES, right.offset))
+        if there is not None:
+            ends = holds(there, fingerprint(ending, self._seed))
         else:
-            ending = data[max(0, wanted - CONTEXT_BYTES) : wanted] if boundary == wanted else b""
-        if count != right.number - left.number or not self._ends(position + 1, right.offset, ending):
+            ends = ending.endswith(self._framing.terminator) or not right.offset
+        if not ends or count != right.number - left.number or boundary > context + size:
             raise MismatchError(
                 f"from offset {left.offset} to {right.offset} there are not {right.number - left.number} messages"
             )
@@ -192,15 +197,6 @@ class Lookup:
         except FramingError:
             return 0
         return int(bool(self._framing.terminator) or len(data) + missing == end)
-
-    def _ends(self, position: int, offset: int, ending: bytes) -> bool:
-        """Whether these bytes may stand before the entry at `position`, or before the end where there is none."""
-        if position < self._index.count:
-            return self._holds(position, ending)
-        return offset == 0 or ending.endswith(self._framing.terminator)
-
-    def _holds(self, position: int, context: bytes) -> bool:
-        return position < 0 or holds(self._index.packed(position), fingerprint(context, self._seed))
 
     # --- times
 

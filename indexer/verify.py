@@ -11,7 +11,7 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.entries import ENTRY_BYTES, HEADER_BYTES, RAW_FIELDS, Header, decode_entry, decode_header, holds
+from indexer.entries import ENTRY_BYTES, HEADER_BYTES, RAW_FIELDS, Header, decode_entry, decode_header, holds, unpack
 from indexer.options import DEFAULT_MAX_MESSAGE_BYTES, SUFFIX
 from indexer.walker import Walker
 from tailsrv.kit.errors import reason
@@ -108,14 +108,15 @@ def _compare(stream: int, end: int, index: int, header: Header, max_message_byte
                 return
             number, offset, mark = raw[at : at + RAW_FIELDS]
             packed = os.pread(index, ENTRY_BYTES, HEADER_BYTES + position * ENTRY_BYTES)
-            entry = decode_entry(packed)
+            words = unpack(packed)
+            entry = decode_entry(words)
             where = f"offset {HEADER_BYTES + position * ENTRY_BYTES}: entry {position}"
             if (entry.number, entry.offset) != (number, offset):
                 yield (
                     f"{where} says that message {entry.number} starts at {entry.offset}; "
                     f"message {number} starts at {offset}, and should have this entry"
                 )
-            elif not holds(packed, mark):
+            elif not holds(words, mark):
                 yield f"{where} is damaged"
             elif entry.time < time:
                 yield f"{where} has an earlier time than the one before"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.entries import ENTRY_BYTES, HEADER_BYTES, decode_entry
+from indexer.entries import ENTRY_BYTES, HEADER_BYTES, decode_entry, unpack
 from indexer.verify import verify
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import Daemon, wait_until
@@ -69,7 +69,7 @@ def test_a_torn_last_entry_is_cut_off_and_made_again(path: Path) -> None:
         remade = index_of(path).read_bytes()
         assert len(remade) == len(whole)
         assert remade[:-ENTRY_BYTES] == whole[:-ENTRY_BYTES]
-        assert decode_entry(remade[-ENTRY_BYTES:])[:2] == decode_entry(whole[-ENTRY_BYTES:])[:2]
+        assert decode_entry(unpack(remade[-ENTRY_BYTES:]))[:2] == decode_entry(unpack(whole[-ENTRY_BYTES:]))[:2]
         assert not index_of(path).with_name("stream.index.old").exists()
 
 

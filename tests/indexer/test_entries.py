@@ -17,6 +17,7 @@ from indexer.entries import (
     encode_entries,
     fingerprint,
     holds,
+    unpack,
 )
 
 HEADER = Header("newline", 4096, 1795424400_000000001, 4096, 0xDEADBEEF)
@@ -45,15 +46,15 @@ def test_an_entry_is_these_bytes() -> None:
     mark = fingerprint(CONTEXT, HEADER.seed())
     packed = encode_entries([1000, 50000, mark], HEADER.created, exact=True)
     assert packed == GOLDEN_ENTRY
-    assert decode_entry(packed) == Entry(1000, 50000, HEADER.created, exact=True)
-    assert holds(packed, mark)
+    assert decode_entry(unpack(packed)) == Entry(1000, 50000, HEADER.created, exact=True)
+    assert holds(unpack(packed), mark)
 
 
 def test_an_arrival_that_nobody_saw_sets_the_top_bit_of_the_time() -> None:
     packed = encode_entries([1000, 50000, 7], HEADER.created, exact=False)
     assert packed[16] == 0x98
-    assert decode_entry(packed) == Entry(1000, 50000, HEADER.created, exact=False)
-    assert holds(packed, 7)
+    assert decode_entry(unpack(packed)) == Entry(1000, 50000, HEADER.created, exact=False)
+    assert holds(unpack(packed), 7)
 
 
 @given(st.integers(0, 8 * HEADER_BYTES - 1))
@@ -79,15 +80,15 @@ def test_any_entry_is_read_as_it_was_written_and_a_flipped_bit_in_it_shows(
     exact = time % 2 == 0
     packed = encode_entries([number, offset, mark], time, exact=exact)
     assert len(packed) == ENTRY_BYTES
-    assert decode_entry(packed) == Entry(number, offset, time, exact)
-    assert holds(packed, mark)
-    assert not holds(_flip(packed, bit), mark)
+    assert decode_entry(unpack(packed)) == Entry(number, offset, time, exact)
+    assert holds(unpack(packed), mark)
+    assert not holds(unpack(_flip(packed, bit)), mark)
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(0, 255))
 def test_an_entry_does_not_hold_for_a_stream_with_a_changed_bit_before_it(context: bytes, bit: int) -> None:
     packed = encode_entries([5, 500, fingerprint(context, 1)], 1, exact=True)
-    assert not holds(packed, fingerprint(_flip(context, bit), 1))
+    assert not holds(unpack(packed), fingerprint(_flip(context, bit), 1))
 
 
 def _flip(data: bytes, bit: int) -> bytes:
