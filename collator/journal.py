@@ -25,7 +25,7 @@ SUFFIX: Final = ".producers"
 AHEAD_BYTES: Final = 1 << 16
 """How far ahead zeros are written."""
 
-GROWTH_BYTES: Final = 1 << 22
+GROWTH_BYTES: Final = 1 << 20
 """A journal that has grown by this much is compacted,"""
 GROWTH_FACTOR: Final = 8
 """unless it began so large that this many times its beginning is more."""

@@ -78,6 +78,8 @@ def decide(
     end = records[held].end
     power_lost = journal.header.sync != "always" and not same_boot
     seen = max(mark or 0, records[last].synced)
+    if not end and seen and not power_lost:
+        raise RefusedError(f"FILE holds nothing of the {seen} bytes that the journal and the mark know")
     if seen > end and size >= seen and not (power_lost and held < last):
         if power_lost:
             return Decision(seen, held + 1, "the mark reached the disk and the journal did not")
