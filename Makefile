@@ -10,7 +10,7 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 BENCHES := broadcast collate index clients loops
 READY := $(VENV)/.installed-for-work
 
-.PHONY: help install demo test check lint types faults soak bench bench-short $(BENCHES:%=bench-%) clean
+.PHONY: help install demo test check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -40,6 +40,12 @@ lint: $(READY) ## ruff, mypy --strict
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
+
+faults: $(READY) ## the proof of the collator's promises: kills, power cuts, full and failing disks (an hour)
+	$(BIN)/python -m tests.faults --long
+
+faults-short: $(READY) ## the same in its short form, a minute and a half; it is part of the tests as well
+	$(BIN)/python -m tests.faults
 
 bench: $(BENCHES:%=bench-%) ## measure everything (an hour; the machine should have nothing else to do)
 

@@ -32,7 +32,7 @@ def _once(row: Row, run: Callable[[], Findings]) -> Row:
 
 def _cut(subject: Subject) -> Findings:
     with disk("ext4") as place:
-        return cut_run(subject, place, framing="newline", sync="always", seed=1, cuts=1, slow=True)
+        return cut_run(subject, place, framing="newline", sync="always", seed=1, cuts=2, slow=True)
 
 
 def _full(subject: Subject) -> Findings:

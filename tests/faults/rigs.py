@@ -41,6 +41,8 @@ _MAKE: Final = {
     "ext4-small": ("mkfs.ext4", "-q", "-F"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
 }
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # a name of the system; the folders in it are mkdtemp's
+_PREFIX: Final = "faults-rig-"
 WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -50,6 +52,10 @@ def isolate() -> None:
     if libc.unshare(_CLONE_NEWNS) != 0:
         raise MissingRigError(f"mounting needs root: {os.strerror(ctypes.get_errno())}")
     run("mount", "--make-rprivate", "/")
+    for left in (*_MEMORY.glob(f"{_PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")):
+        owner = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path("/proc", owner).exists():
+            shutil.rmtree(left, ignore_errors=True)  # images of a run that was killed; its mounts went with it
 
 
 def run(*command: str | Path) -> None:
@@ -68,8 +74,8 @@ def strace(*words: str) -> tuple[str, ...]:
 @contextlib.contextmanager
 def rig_folder() -> Iterator[Path]:
     """Give a folder for images, in memory where that can be had, gone afterwards."""
-    memory = Path("/dev/shm")  # noqa: S108  # a name of the system; the folder in it is mkdtemp's
-    home = Path(tempfile.mkdtemp(prefix="faults-rig-", dir=memory if os.access(memory, os.W_OK) else None))
+    place = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    home = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
     try:
         yield home
     finally:
