@@ -33,7 +33,8 @@ LINGER_SECONDS: Final = 30.0
 """How long a producer has to take its last line."""
 
 UNREAD_BYTES: Final = 1 << 16
-"""So many bytes of acknowledgements may wait for a producer to read them; then it is not read from either."""
+"""So many bytes of acknowledgements may wait for a producer to read them, in the kernel and again here; then it is not
+read from either."""
 
 DISCARD_BYTES: Final = 1 << 16
 
@@ -172,6 +173,7 @@ class AckLane:
 
     def connected(self, sock: socket.socket, peer: str) -> None:
         """A producer came; its name comes next."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         connection = AckProducer(self, sock, peer)
         self.connections.add(connection)
         self.deadlines.start(connection)

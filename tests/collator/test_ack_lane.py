@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.collator.support import ACK, Producer, collate, raw, read_exactly, reset, wait_committed
-from tests.support.daemons import Daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.daemons import Daemon
 
 
 @pytest.fixture(params=["always", "never", "interval:5"])
