@@ -15,45 +15,49 @@ PROBE_BYTES: Final = 1 << 16
 """What is read of one answer before the search goes on further behind."""
 
 
-def search_end(known: int = 0) -> Generator[int, int, int]:
-    """Where the stream ends, which no server says: by asking for what there is from some bytes on.
+def search_end(known: int = 0) -> Generator[tuple[int, int], int, int]:
+    """Where the stream ends, as of some moment of the search: by asking for what there is from some bytes on.
 
-    Yields an offset N for the header ``N now``; wants to be sent how many bytes came, up to `PROBE_BYTES`, before
-    the server ended the connection. Returns the end. `known`: an offset that the stream is known to reach. Two
-    answers for a short stream or a near `known`, about 40 for a terabyte.
+    Yields an offset N for the header ``N now``, and how many bytes to read at most of the answer; wants to be sent
+    how many came before the server ended the connection, or that many. Returns the end. `known`: an offset that the
+    stream is known to reach. Two answers for a short stream or a near `known`, about 40 for a terabyte.
     An answer can be cut short by a server that stops: the end counts once a second connection agrees.
     """
-    low, high, probe = known, LARGEST_OFFSET, known
+    low, high, probe, most = known, LARGEST_OFFSET, known, PROBE_BYTES
     while True:
-        came = yield probe
-        if came >= PROBE_BYTES:
+        came = yield probe, most
+        if came >= most:
             low = max(low, probe + came)
             high = max(high, low)
         elif came or probe == low:
             found = probe + came
             again = max(0, found - 1)
-            came = yield again
-            if came < PROBE_BYTES and again + came >= found:
+            came = yield again, LARGEST_OFFSET
+            if again + came >= found:
                 return again + came
-            low, high = (again + came, LARGEST_OFFSET) if came else (0, LARGEST_OFFSET)
+            low, high = 0, LARGEST_OFFSET
         else:
             high = probe
-        probe = low if high - low <= PROBE_BYTES else min((low + high) // 2, max(low * 16, PROBE_BYTES * 16))
+        if high - low <= PROBE_BYTES:
+            # What is behind `low` now is this, and what came since `high` was found: a fast stream must not run away.
+            probe, most = low, LARGEST_OFFSET
+        else:
+            probe, most = min((low + high) // 2, max(low, PROBE_BYTES) * 16), PROBE_BYTES
 
 
 def probe_end(address: Address, known: int = 0, timeout: float = CONNECT_SECONDS) -> int:
     """The end of the stream at `address`, in bytes, as of now. Raises `OSError` (`TimeoutError` included)."""
     search = search_end(known)
-    probe = next(search)
+    probe, most = next(search)
     while True:
         with connect(address, timeout) as sock:
             sock.settimeout(timeout)
             sock.sendall(b"%d now\n" % probe)
             came = 0
-            while came < PROBE_BYTES and (chunk := sock.recv(PROBE_BYTES - came)):
+            while came < most and (chunk := sock.recv(min(PROBE_BYTES, most - came))):
                 came += len(chunk)
         try:
-            probe = search.send(came)
+            probe, most = search.send(came)
         except StopIteration as found:
             end: int = found.value
             return end

@@ -116,7 +116,8 @@ class Spool:
         except FileNotFoundError:
             self._rewrite()
             return
-        line = os.pread(self._fd, HEADER_BYTES, 0).partition(b"\n")[0] + b"\n"
+        head = os.pread(self._fd, HEADER_BYTES, 0)
+        line = head[: head.find(b"\n") + 1]
         try:
             name, framing, self.base = decode_header(line)
         except CheckpointError as error:

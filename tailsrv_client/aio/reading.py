@@ -240,17 +240,17 @@ async def probe_end(rotation: Rotation) -> int:
     """`tailsrv_client.ending.probe_end`, awaited."""
     loop = asyncio.get_running_loop()
     search = search_end()
-    probe = next(search)
+    probe, most = next(search)
     while True:
         sock = await connect(rotation.address)
         with sock:
             sock.send(b"%d now\n" % probe)
             came = 0
             async with asyncio.timeout(10):
-                while came < PROBE_BYTES and (chunk := await loop.sock_recv(sock, PROBE_BYTES - came)):
+                while came < most and (chunk := await loop.sock_recv(sock, min(PROBE_BYTES, most - came))):
                     came += len(chunk)
         try:
-            probe = search.send(came)
+            probe, most = search.send(came)
         except StopIteration as found:
             end: int = found.value
             return end

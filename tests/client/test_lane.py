@@ -1,0 +1,307 @@
+"""Promises of the acknowledged lane's producer side: what is sent, told, and refused."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collator.framing import make_framing
+from tailsrv.kit.errors import UsageError
+from tailsrv_client.errors import CheckpointError, ProducerDiverged, ProducerRefused
+from tailsrv_client.lane import Lane
+from tailsrv_client.outbox import Memory, Outbox
+from tailsrv_client.spool import COMPACT_BYTES, Spool, decode_header, encode_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Waiter:
+    """Who waits."""
+
+    def __init__(self) -> None:
+        self.result: list[int | None] = []
+        self.error: Exception | None = None
+
+    def done(self) -> bool:
+        return bool(self.result)
+
+    def set_result(self, offset: int | None, /) -> None:
+        self.result.append(offset)
+
+    def set_exception(self, error: Exception, /) -> None:
+        self.error = error
+
+
+def lane_with(*messages: bytes, name: str = "n") -> tuple[Lane, Outbox, list[Waiter]]:
+    outbox = Outbox(Memory())
+    waiters = [Waiter() for _ in messages]
+    for message, waiter in zip(messages, waiters, strict=True):
+        outbox.put(message, waiter)
+    return Lane(name, outbox), outbox, waiters
+
+
+def hear(lane: Lane, outbox: Outbox, line: bytes) -> None:
+    for acked in lane.received(line):
+        outbox.settle(acked)
+
+
+def send_all(lane: Lane) -> bytes:
+    sent = b""
+    while lane.has_more:
+        data = bytes(lane.outgoing(7))
+        lane.was_sent(len(data))
+        sent += data
+    return sent
+
+
+def test_it_says_its_name_and_sends_nothing_before_it_is_told_where_to_go_on() -> None:
+    lane, outbox, _ = lane_with(b"one\n")
+    assert lane.opening() == b"n\n"
+    assert not lane.has_more
+    hear(lane, outbox, b"500 90")
+    assert not lane.has_more
+    hear(lane, outbox, b"00\n")
+    assert send_all(lane) == b"one\n"
+
+
+def test_each_message_hears_where_it_stands() -> None:
+    lane, outbox, waiters = lane_with(b"one\n", b"two\n", b"three\n")
+    lane.opening()
+    hear(lane, outbox, b"500 9000\n")
+    send_all(lane)
+    hear(lane, outbox, b"508 9108\r\n")
+    assert [waiter.result for waiter in waiters] == [[9100], [9104], []]
+    hear(lane, outbox, b"514 9200\n514 9200\n")
+    assert waiters[2].result == [9194]
+    assert outbox.held == 0
+    assert lane.complete
+
+
+def test_after_a_lost_line_only_the_last_message_knows_where_it_stands() -> None:
+    lane, outbox, waiters = lane_with(b"one\n", b"two\n", b"three\n")
+    lane.opening()
+    hear(lane, outbox, b"0 0\n")
+    send_all(lane)
+    lane.opening()
+    hear(lane, outbox, b"8 1008\n")
+    assert [waiter.result for waiter in waiters] == [[None], [1004], []]
+    assert send_all(lane) == b"three\n"
+
+
+def test_an_anonymous_one_sends_again_what_was_not_acknowledged() -> None:
+    lane, outbox, waiters = lane_with(b"one\n", b"two\n", name="")
+    assert lane.opening() == b"\n"
+    hear(lane, outbox, b"0 0\n")
+    send_all(lane)
+    hear(lane, outbox, b"4 4\n")
+    lane.opening()
+    hear(lane, outbox, b"0 0\n")
+    assert send_all(lane) == b"two\n"
+    hear(lane, outbox, b"4 12\n")
+    assert waiters[1].result == [8]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"99 99\n", id="beyond what was ever sent: another producer has the name"),
+        pytest.param(b"2 2\n", id="within a message"),
+        pytest.param(b"5 5\n", id="within the next message"),
+    ],
+)
+def test_it_goes_on_nowhere_but_at_a_boundary_of_what_it_has(line: bytes) -> None:
+    lane, outbox, _ = lane_with(b"one\n", b"two\n")
+    lane.opening()
+    hear(lane, outbox, b"0 0\n")
+    send_all(lane)
+    lane.opening()
+    with pytest.raises(ProducerDiverged):
+        hear(lane, outbox, line)
+
+
+def test_a_collator_that_forgot_what_it_acknowledged_is_noticed() -> None:
+    lane, outbox, _ = lane_with(b"one\n", b"two\n")
+    lane.opening()
+    hear(lane, outbox, b"0 0\n")
+    send_all(lane)
+    hear(lane, outbox, b"8 8\n")
+    lane.opening()
+    with pytest.raises(ProducerDiverged, match="its file is not the one it was"):
+        hear(lane, outbox, b"4 4\n")
+
+
+@pytest.mark.parametrize("line", [b"3 3\n", b"9 9\n"])
+def test_an_acknowledgement_of_what_was_not_sent_is_refused(line: bytes) -> None:
+    lane, outbox, _ = lane_with(b"one\n", b"two\n")
+    lane.opening()
+    hear(lane, outbox, b"0 0\n")
+    lane.was_sent(4)
+    hear(lane, outbox, b"4 4\n")
+    with pytest.raises(ProducerDiverged):
+        hear(lane, outbox, line)
+
+
+@pytest.mark.parametrize("line", [b"error: too long\n", b"HTTP/1.1 400\n", b"1\n", b"+1 2\n", b"1_0 2\n", b"x" * 5000])
+def test_anything_else_than_a_line_of_the_lane_is_an_error_in_its_own_words(line: bytes) -> None:
+    lane, outbox, _ = lane_with(b"one\n")
+    lane.opening()
+    with pytest.raises(ProducerRefused):
+        hear(lane, outbox, line)
+
+
+@pytest.mark.parametrize("name", ["a b", "é", "x" * 129, "a/b", "a\n"])
+def test_a_name_that_the_lane_does_not_allow_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError):
+        Lane(name, Outbox(Memory()))
+
+
+class Collator:
+    """The other side, as PROTOCOLS says it: whole messages of a name, once; lines may be lost with connections."""
+
+    def __init__(self) -> None:
+        self.file = b""
+        self.acked = 0
+        self.at = 0
+        self.held = b""
+
+    def connect(self) -> bytes:
+        self.held = b""
+        return b"%d %d\n" % (self.acked, self.at)
+
+    def take(self, data: bytes) -> None:
+        self.held += data
+
+    def commit(self, other: bytes) -> bytes:
+        whole = self.held.rfind(b"\n") + 1
+        if not whole:
+            return b""
+        self.file += other + self.held[:whole]
+        self.held = self.held[whole:]
+        self.acked += whole
+        self.at = len(self.file)
+        return b"%d %d\n" % (self.acked, self.at)
+
+
+STEPS = st.lists(st.sampled_from(["put", "send", "commit", "deaf commit", "cut", "restart"]), max_size=60)
+
+
+@settings(max_examples=60)
+@given(STEPS, st.integers(0, 999))
+def test_whatever_breaks_every_message_stands_once_in_order_and_where_its_receipt_says(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], seed: int
+) -> None:
+    """With a spool, also across the death of the producer."""
+    path = str(tmp_path_factory.mktemp("spool") / "spool")
+    framing = make_framing("newline")
+    collator = Collator()
+    spool = Spool(path, "n", framing)
+    outbox, put = Outbox(spool), 0
+    lane = Lane("n", outbox)
+    lane.opening()
+    hear(lane, outbox, collator.connect())
+    waiters: list[tuple[bytes, Waiter]] = []
+    for turn, step in enumerate([*steps, "cut", *["send", "commit"] * 20]):
+        match step:
+            case "put":
+                message, waiter = b"%d %s\n" % (put, b"x" * ((seed + turn) % 50)), Waiter()
+                waiters.append((message, waiter))
+                outbox.put(message, waiter)
+                put += 1
+            case "send":
+                data = bytes(lane.outgoing(1 + (seed * turn) % 97))
+                lane.was_sent(len(data))
+                collator.take(data)
+            case "commit":
+                hear(lane, outbox, collator.commit(b"o" * (turn % 3)))
+            case "deaf commit":
+                collator.commit(b"")
+                lane.opening()
+                hear(lane, outbox, collator.connect())
+            case "cut":
+                lane.opening()
+                hear(lane, outbox, collator.connect())
+            case "restart":
+                # What a kill leaves: the file as it is, torn behind the last whole message.
+                os.close(spool._lock)
+                os.close(spool._fd)
+                with open(path, "ab") as file:
+                    file.write(b"torn")
+                spool = Spool(path, "n", framing)
+                outbox = Outbox(spool)
+                lane = Lane("n", outbox)
+                lane.opening()
+                hear(lane, outbox, collator.connect())
+    while lane.has_more or outbox.held:
+        collator.take(send_all(lane))
+        hear(lane, outbox, collator.commit(b""))
+    spool.close()
+    for message, waiter in waiters:
+        assert collator.file.count(message) == 1
+        if waiter.result and waiter.result[0] is not None:
+            assert collator.file[waiter.result[0] :].startswith(message)
+    order = [collator.file.index(message) for message, _ in waiters]
+    assert order == sorted(order)
+
+
+def test_a_spool_is_one_producers_and_one_process(tmp_path: Path) -> None:
+    path, framing = str(tmp_path / "spool"), make_framing("newline")
+    spool = Spool(path, "n", framing)
+    with pytest.raises(CheckpointError, match="spool"):
+        Spool(path, "n", framing)
+    spool.close()
+    with pytest.raises(CheckpointError, match="of 'n'"):
+        Spool(path, "other", framing)
+    with pytest.raises(CheckpointError, match="nul"):
+        Spool(path, "n", make_framing("nul"))
+    Spool(path, "n", framing).close()
+
+
+def test_a_spool_gives_back_what_was_put_into_it_before_the_collator_was_ever_reached(tmp_path: Path) -> None:
+    path, framing = str(tmp_path / "spool"), make_framing("u16be")
+    spool = Spool(path, "n", framing)
+    spool.append(framing.wrap(b"a"))
+    content = (tmp_path / "spool").read_bytes()
+    spool.close()
+    (tmp_path / "spool").write_bytes(content + b"\0")
+    again = Spool(path, "n", framing)
+    assert again.base is None
+    assert again.read(0, 100) == framing.wrap(b"a")
+    again.anchor(700)
+    again.close()
+    third = Spool(path, "n", framing)
+    assert third.base == 700
+    third.close()
+
+
+def test_a_spool_gives_back_the_space_of_what_is_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "spool"
+    spool = Spool(str(path), "n", make_framing("newline"))
+    spool.anchor(0)
+    for _ in range(COMPACT_BYTES // 1000 + 1):
+        spool.append(b"x" * 999 + b"\n")
+    spool.append(b"left\n")
+    spool.discard(spool.end - 5)
+    assert path.stat().st_size < 200
+    assert spool.read(spool.start, 10) == b"left\n"
+    base = spool.base or 0
+    end = spool.end
+    spool.close()
+    again = Spool(str(path), "n", make_framing("newline"))
+    assert again.base == base + end - 5
+    again.close()
+
+
+def test_a_damaged_spool_is_refused_not_guessed_at(tmp_path: Path) -> None:
+    line = encode_header("n", "newline", 5)
+    assert line == b"tailsrv-spool 1 n newline 00000000000000000005 132967d0\n"
+    assert decode_header(line) == ("n", "newline", 5)
+    for bad in (b"", b"\n", line[:-1], line.replace(b"5", b"6", 1), b"x" * 300):
+        path = tmp_path / "spool"
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError):
+            Spool(str(path), "n", make_framing("newline"))
