@@ -150,7 +150,7 @@ def recover(file: StreamFile, framing: Framing, sync: str, log: Log, *, adopt: b
     if size > end:
         facts |= {"rescued": file.rescue(end, size), "rescued_bytes": size - end}
     file.end = end
-    os.fdatasync(file.fd)
+    file.settle()
     journal_file = JournalFile(file.path, framing.name, sync)
     journal_file.begin(sample(file.fd, end, end), known)
     write = log.warning if len(facts) > 1 else log.info

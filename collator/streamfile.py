@@ -65,6 +65,16 @@ class StreamFile:
         """Let the next read ask the disk: after a failed sync, the page cache shows bytes that never got there."""
         os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def settle(self) -> None:
+        """Make all that the file holds durable, its size too. Raises `OSError`.
+
+        When a writeback fails, the kernel forgets that the inode was to be written as well: a sync then succeeds and
+        the size is not on the disk. Setting the times to what they are makes the inode worth writing again.
+        """
+        found = os.fstat(self.fd)
+        os.utime(self.fd, ns=(found.st_atime_ns, found.st_mtime_ns))
+        os.fsync(self.fd)
+
     def append(self, pieces: list[Piece]) -> None:
         """Append all of `pieces`, and remove from the list what is written.
 

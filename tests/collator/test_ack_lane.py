@@ -193,14 +193,17 @@ def test_both_lanes_share_one_file_and_one_order(tmp_path: Path) -> None:
 
 
 def send_for_ever(sock: socket.socket) -> None:
-    while True:
+    for _ in range(20_000):  # one at a time, so that there is a line to hear for each
         sock.send(b"\n")
+    while True:
+        sock.send(b"\n" * 65_536)
 
 
 def test_a_producer_that_does_not_read_is_not_read_from_and_harms_nobody(tmp_path: Path) -> None:
     path = tmp_path / "stream"
-    with collate(path, "--sync", "never") as collator, collator.connect(ACK) as deaf:
+    with collate(path, "--sync", "never") as collator, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        deaf.connect(("127.0.0.1", collator.port(ACK)))
         deaf.sendall(b"\n")
         deaf.settimeout(1)
         other = Producer(collator, "other")
