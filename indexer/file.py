@@ -14,7 +14,7 @@ import stat
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final
 
-from indexer.entries import ENTRY_BYTES, HEADER_BYTES, Entry, Header, Words, decode_entry, decode_header, unpack
+from indexer.format import ENTRY_BYTES, HEADER_BYTES, Entry, Header, Words, decode_entry, decode_header, unpack
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.files import lock, open_beside, write_at
 
@@ -40,18 +40,21 @@ class IndexFile:
     def __init__(self, path: str) -> None:
         """Open or create it, and become its one writer. Raises `FatalError`."""
         self.path = path
+        self._open()
+
+    def _open(self) -> None:
         self.header: Header | None = None
         self.count = 0
         """How many entries there are."""
         self.trouble: str | None = None
         """Why entries can't be written at the moment."""
-        self._fd = _open(path)
         self._map: mmap.mmap | None = None
         self._mapped = 0  # entries in the mapping
         self._recent = bytearray()  # the entries behind those
         self._written = 0  # bytes of these that are in the file
+        self._fd = _open(self.path)
         try:
-            lock(self._fd, path)
+            lock(self._fd, self.path)
         except FatalError:
             os.close(self._fd)
             raise
@@ -109,7 +112,7 @@ class IndexFile:
         except OSError as error:
             raise FatalError(f"cannot rename {self.path}: {reason(error)}; make its directory writable") from None
         self.close()
-        self.__init__(self.path)  # type: ignore[misc]  # all of the state belongs to the file that is gone
+        self._open()
         return aside
 
     # --- writing

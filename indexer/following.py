@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from indexer.building import Builder
-from indexer.entries import Entry, Header, encode_entries
 from indexer.file import IndexFile
+from indexer.format import Entry, Header, encode_entries
 from indexer.identity import disagreement, identify
 from indexer.lookup import Arrivals, Lookup, MismatchError
 from indexer.segments import Found, Joiner

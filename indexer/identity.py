@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from indexer.entries import CONTEXT_BYTES, HEAD_BYTES, Header, fingerprint, holds
+from indexer.format import CONTEXT_BYTES, HEAD_BYTES, Header, fingerprint, holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from collator.framing import FramingError
-from indexer.entries import CONTEXT_BYTES, Entry, decode_entry, fingerprint, holds
+from indexer.format import CONTEXT_BYTES, Entry, decode_entry, fingerprint, holds
 from indexer.query import Answer, Query, format_time
 from indexer.walker import PREFIX_MAX_BYTES
 

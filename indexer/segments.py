@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from indexer.entries import CONTEXT_BYTES, RAW_FIELDS, fingerprint
+from indexer.format import CONTEXT_BYTES, RAW_FIELDS, fingerprint
 from indexer.walker import Walker
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from tailsrv.kit.stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from indexer.entries import Entry
+    from indexer.format import Entry
     from indexer.options import Options
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor

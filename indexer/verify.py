@@ -11,7 +11,7 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.entries import ENTRY_BYTES, HEADER_BYTES, RAW_FIELDS, Header, decode_entry, decode_header, holds, unpack
+from indexer.format import ENTRY_BYTES, HEADER_BYTES, RAW_FIELDS, Header, decode_entry, decode_header, holds, unpack
 from indexer.options import DEFAULT_MAX_MESSAGE_BYTES, SUFFIX
 from indexer.walker import Walker
 from tailsrv.kit.errors import reason

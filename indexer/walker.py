@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from collator.framing import VARINT_MAX_BYTES, Framing, FramingError
-from indexer.entries import CONTEXT_BYTES, fingerprint
+from indexer.format import CONTEXT_BYTES, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Walker:
         self._context: bytes | None = None
 
     def feed(self, data: bytes) -> Sequence[int]:
-        """Walk over `data`, which stands at `position`. Returns raw entries, see `entries.RAW_FIELDS`.
+        """Walk over `data`, which stands at `position`. Returns raw entries, see `format.RAW_FIELDS`.
 
         Raises `RewrittenError`.
         """

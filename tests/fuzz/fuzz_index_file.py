@@ -17,8 +17,8 @@ import tempfile
 from typing import Any
 
 from collator.framing import make_framing
-from indexer.entries import Header, encode_entries
 from indexer.file import IndexFile
+from indexer.format import Header, encode_entries
 from indexer.identity import disagreement, identify
 from indexer.lookup import Arrivals, Lookup, MismatchError
 from indexer.query import Query

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from hypothesis import strategies as st
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.entries import CONTEXT_BYTES, fingerprint
+from indexer.format import CONTEXT_BYTES, fingerprint
 from tests.support.daemons import Daemon, wait_until
 
 if TYPE_CHECKING:

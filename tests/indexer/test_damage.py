@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.entries import ENTRY_BYTES, HEADER_BYTES, decode_entry, unpack
+from indexer.format import ENTRY_BYTES, HEADER_BYTES, decode_entry, unpack
 from indexer.verify import verify
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import Daemon, wait_until

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.entries import Entry, Header, encode_entries
 from indexer.file import IndexFile
+from indexer.format import Entry, Header, encode_entries
 from indexer.identity import identify
 from indexer.lookup import Arrivals, Lookup, MismatchError, UnknownError
 from indexer.query import Query, format_time

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.entries import CONTEXT_BYTES
+from indexer.format import CONTEXT_BYTES
 from indexer.segments import Joiner, walk_prefixed, walk_terminated
 from indexer.walker import PREFIX_MAX_BYTES, RewrittenError, Walker
 from tests.indexer.support import Truth, framings, payload_lists

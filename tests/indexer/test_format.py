@@ -7,7 +7,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.entries import (
+from indexer.format import (
     ENTRY_BYTES,
     HEADER_BYTES,
     Entry,
