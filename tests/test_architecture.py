@@ -42,7 +42,7 @@ def _imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_follow_the_arrows(path: Path) -> None:
     relative = str(path.relative_to(ROOT))
-    allowed = next(allowed for prefix, allowed in ARROWS.items() if relative.startswith(prefix))
+    allowed = next(allowed for prefix, allowed in ARROWS.items() if f"{relative}/".startswith(f"{prefix}/"))
     strangers = {
         name for name in _imported(path) if not any(name == own or name.startswith(f"{own}.") for own in allowed)
     }
