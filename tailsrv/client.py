@@ -240,7 +240,7 @@ class ByteClient:
         self._closed = threading.Event()
 
     def read(self, timeout: float | None = None) -> bytes:
-        """The next bytes, 1 to `CHUNK_BYTES`; none at the reader's stop or after `close`.
+        """The next bytes, 1 to `CHUNK_BYTES`; none at the reader's stop or after `stop`.
 
         Raises `TimeoutError` after `timeout` seconds without any (call again to go on), `StreamDiverged`.
         """
@@ -262,18 +262,24 @@ class ByteClient:
         self._drop()
         return b""
 
-    def close(self) -> None:
-        """Stop; a `read` in another thread returns."""
+    def stop(self) -> None:
+        """Make a `read` in another thread return, and all further ones."""
         self._closed.set()
-        if self._socket is not None:
-            _shut(self._socket)
+        sock = self._socket
+        if sock is not None:
+            with contextlib.suppress(OSError):  # not connected, or no longer: what was wanted
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End; in the thread that reads."""
+        self._closed.set()
+        self._drop()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        self._drop()
 
     def _connect(self, deadline: float | None) -> socket.socket | None:
         pause = self._retry_at - time.monotonic()
@@ -320,11 +326,6 @@ class ByteClient:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # not connected, or no longer: what was wanted
-        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _raise_if_late(deadline: float | None) -> None:

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tailsrv_client")
 
 
-class Closable(Protocol):
-    """The asyncio face's end of a connection."""
+class Connected(Protocol):
+    """The end of a connection that either face holds."""
+
+    def stop(self) -> None:
+        """Let who waits for it go on."""
 
     def close(self) -> None:
         """Give it back."""
@@ -109,7 +112,7 @@ class Consumer:
         self._numbered = numbered
         self._framing = make_framing(framing, max_message_bytes)
         self._client: ByteClient | None = None
-        self.feed: Closable | None = None
+        self.feed: Connected | None = None
         self.stopped = False
         self._every_messages, self._every_seconds = checkpoint_messages, checkpoint_seconds
         self._unsaved, self._saved_at = 0, time.monotonic()
@@ -173,7 +176,7 @@ class Consumer:
         self.stopped = True
         for client in (self._client, self.feed):
             if client is not None:
-                client.close()
+                client.stop()
 
     def close(self) -> None:
         """Write the checkpoint, with all that was handed out, and stop."""
@@ -340,7 +343,10 @@ class Consumer:
             self._unsaved, self._saved_at = 0, time.monotonic()
 
     def _end(self) -> None:
-        self.stop()
+        self.stopped = True
+        for client in (self._client, self.feed):
+            if client is not None:
+                client.close()
         if self._checkpoint is not None:
             self._checkpoint.close()
             self._checkpoint = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,6 @@ from tailsrv_client.errors import IndexFailed
 from tailsrv_client.planning import END
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Generator
     from typing import Self, TypeVar
 
@@ -40,10 +41,11 @@ class AsyncByteClient:
         self._socket: socket.socket | None = None
         self._check_by = 0.0
         self._pause = 0.0
+        self._stopped = False
 
     async def read(self) -> bytes:
         """The next bytes; none at the reader's stop. May be cancelled and called again. Raises `StreamDiverged`."""
-        while not self.reader.done:
+        while not (self.reader.done or self._stopped):
             if self._socket is None and not await self._connect():
                 continue
             try:
@@ -58,8 +60,16 @@ class AsyncByteClient:
         self._drop()
         return b""
 
+    def stop(self) -> None:
+        """Make a pending `read` return, and all further ones."""
+        self._stopped = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # not connected any more: what was wanted
+                self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Stop."""
+        """End."""
+        self._stopped = True
         self._drop()
 
     async def _connect(self) -> bool:
@@ -95,7 +105,7 @@ class AsyncByteClient:
         except OSError as error:
             self._lost(f"lost at byte {self.reader.offset} ({error.strerror or error})")
             return b""
-        if not data:
+        if not data and not self._stopped:
             self._lost(f"ended by the server at byte {self.reader.offset}")
         return data
 
@@ -199,6 +209,11 @@ class Feed:
                 return batch
             core.check()
         return []
+
+    def stop(self) -> None:
+        """Let who waits go on, to find that nothing more comes."""
+        if self._client is not None:
+            self._client.stop()
 
     def close(self) -> None:
         """Give the connection back. What was fed stays with the consumer."""

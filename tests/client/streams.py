@@ -1,0 +1,167 @@
+"""A stream with its daemons, and the commands of the clients, as real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.support.daemons import PATIENCE, Daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tailsrv_client import Producer
+
+CAT = [sys.executable, "-m", "tailsrv_client.cat"]
+PUT = [sys.executable, "-m", "tailsrv_client.put"]
+
+
+class StreamUnderTest:
+    """FILE with a collator, a broadcaster and an indexer, each started when it is first asked for."""
+
+    def __init__(self, path: Path, framing: str = "newline") -> None:
+        self.path = path
+        self.framing = framing
+        self._stack = contextlib.ExitStack()
+        self._daemons: dict[str, Daemon] = {}
+        self._addresses: dict[str, list[str]] = {}
+
+    def daemon(self, command: str, *options: str) -> Daemon:
+        """The running daemon; started where it was before, if it was."""
+        if command not in self._daemons:
+            at = self._addresses.get(command)
+            listen = {"tailsrv-collate": ["--listen", "--ack-listen"]}.get(command, ["--listen"])
+            arguments = [
+                word for number, option in enumerate(listen) for word in (option, at[number] if at else "127.0.0.1:0")
+            ]
+            if command != "tailsrv":
+                arguments += ["--framing", self.framing]
+            if command == "tailsrv-collate":
+                arguments += ["--sync", "never"]
+            daemon = self._stack.enter_context(Daemon(command, self.path, *arguments, *options))
+            self._daemons[command] = daemon
+            self._addresses[command] = daemon.addresses
+        return self._daemons[command]
+
+    def kill(self, command: str, signum: int = signal.SIGKILL) -> None:
+        """End the daemon; it is started again at the same address when it is next asked for."""
+        daemon = self._daemons.pop(command)
+        daemon.signal(signum)
+        daemon.wait()
+
+    @property
+    def raw(self) -> str:
+        """The collator's raw lane."""
+        return self.daemon("tailsrv-collate").addresses[0]
+
+    @property
+    def acks(self) -> str:
+        """The collator's acknowledged lane."""
+        return self.daemon("tailsrv-collate").addresses[1]
+
+    @property
+    def broadcast(self) -> str:
+        """The broadcaster."""
+        return self.daemon("tailsrv").addresses[0]
+
+    @property
+    def index(self) -> str:
+        """The indexer."""
+        return self.daemon("tailsrv-index").addresses[0]
+
+    def content(self) -> bytes:
+        """The file."""
+        return self.path.read_bytes()
+
+    def append(self, data: bytes) -> None:
+        """For streams without a collator."""
+        with self.path.open("ab") as file:
+            file.write(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+
+def run(command: list[str], data: bytes = b"", **popen: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end."""
+    return subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, check=False, **popen)
+
+
+@contextlib.contextmanager
+def started(command: list[str], **popen: Any) -> Any:
+    """Run a command beside the test; killed at the end if it still runs."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def unused_address() -> str:
+    """An address where nobody listens: bound and given back."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+class Peer:
+    """A server that a test scripts: `serve` is called with each connection, in a thread."""
+
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.accepted = 0
+        self._serve = serve
+        self._sockets: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # the listener's end is ours
+            while True:
+                sock, _ = self._listener.accept()
+                self._sockets.append(sock)
+                self.accepted += 1
+                with contextlib.suppress(OSError):  # the client's end, whenever it likes
+                    self._serve(sock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        self._thread.join(PATIENCE)
+
+
+def send_lines(producer: Producer, begin: int, end: int) -> None:
+    """Messages ``line N``."""
+    for number in range(begin, end):
+        producer.send(b"line %d" % number)
+
+
+def lines(begin: int, end: int) -> bytes:
+    """The same as they stand in the file."""
+    return b"".join(b"line %d\n" % number for number in range(begin, end))
+
+
+def kill_process(process: subprocess.Popen[bytes], signum: int = signal.SIGKILL) -> int:
+    """End it; its exit code."""
+    os.kill(process.pid, signum)
+    return process.wait(PATIENCE)
