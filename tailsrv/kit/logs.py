@@ -73,6 +73,10 @@ def printable(data: bytes) -> str:
     return shown if len(data) <= SHOWN_OF_PEER else f"{shown}… ({len(data)} bytes)"
 
 
+# Codecs are imported when first used, which opens a file: not at the moment when there are no descriptors left.
+printable(b"")
+
+
 class Repeated:
     """Thins out an event that peers can cause as often as they like: one line in a while, with how many it stands for.
 
