@@ -19,6 +19,8 @@ from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.reactor import READ
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tailsrv.kit.reactor import Reactor
 
 LINGER_SECONDS: Final = 10.0
@@ -27,6 +29,7 @@ DISCARD_BYTES: Final = 1 << 16
 DISCARDS_PER_TURN: Final = 16
 
 _EDGE: Final = 1 << 31  # EPOLLET
+_TCP_CLOSE: Final = b"\7"  # of net/tcp_states.h; the first byte of a struct tcp_info
 _BUFFER: Final = bytearray(DISCARD_BYTES)
 
 
@@ -49,14 +52,17 @@ def discard(sock: socket.socket) -> bool | None:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Bytes that the peer's kernel has not acknowledged yet, the end of the stream counting as one; tcp(7), SIOCOUTQ.
+    """Bytes that the peer's kernel may yet acknowledge, the end of the stream counting as one; tcp(7), SIOCOUTQ.
 
-    What was sent to a Unix socket is with the peer already.
+    What was sent to a Unix socket is with the peer already. After a reset the count stays; the state says that it is
+    over.
     """
     if sock.family == socket.AF_UNIX:
         return 0
     count = array.array("i", [0])
     try:
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE:
+            return 0
         fcntl.ioctl(sock, termios.TIOCOUTQ, count)
     except OSError:
         return 0
@@ -73,6 +79,9 @@ class Closer:
 
     def __len__(self) -> int:
         return len(self._ending)
+
+    def __iter__(self) -> Iterator[socket.socket]:
+        return iter(self._ending)
 
     def end(self, sock: socket.socket) -> None:
         """No more bytes for this peer. The socket is registered with the reactor, and ours from now on."""

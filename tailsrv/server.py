@@ -6,13 +6,17 @@ nothing here blocks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import itertools
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING, Final
 
 from tailsrv.closing import Closer
+from tailsrv.deadpeers import DeadPeers
 from tailsrv.fanout import Fanout
 from tailsrv.header import HEADER_BYTES, HeaderError, parse
 from tailsrv.kit.acceptor import Acceptor
@@ -24,10 +28,9 @@ from tailsrv.kit.logs import Repeated, printable
 from tailsrv.kit.measures import Measure
 from tailsrv.kit.reactor import HANGUP, READ
 from tailsrv.kit.stream import Stream
-from tailsrv.subscriber import ASKING, Subscriber
+from tailsrv.subscriber import ASKING, AWAY, Subscriber
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
     from tailsrv.kit.logs import Log
@@ -74,6 +77,7 @@ class Broadcaster:
         )
         self._fanout = Fanout(reactor, self._stream, self._finished, self._lost, options.replay_rate)
         self._closer = Closer(reactor)
+        self._dead_peers = DeadPeers(reactor, self._sockets, self._died)
         self._headers: dict[Subscriber, bytes] = {}
         self._header_limits: Deadlines[Subscriber] = Deadlines(reactor, options.header_timeout, self._too_late)
         self._subscribers: dict[int, Subscriber] = {}
@@ -164,6 +168,7 @@ class Broadcaster:
             self._look()
         subscriber.offset, subscriber.stop = request.range(self._stream.end)
         self._fanout.add(subscriber)
+        self._dead_peers.sent()
 
     def _too_late(self, subscriber: Subscriber) -> None:
         self._bad_headers += 1
@@ -187,10 +192,24 @@ class Broadcaster:
         self._forget_header(subscriber)
         self._fanout.remove(subscriber)
 
+    def _sockets(self) -> Iterator[socket.socket]:
+        return itertools.chain((each.sock for each in self._subscribers.values()), self._closer)
+
+    def _died(self, sock: socket.socket) -> None:
+        subscriber = self._subscribers.get(sock.fileno())
+        if subscriber is None:
+            self._closer.abandon(sock)
+        elif subscriber.state is AWAY:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # which its lane hears of
+        else:
+            self._lost(subscriber)
+
     # --- the file
 
     def _changed(self) -> None:
         self._fanout.advance()
+        self._dead_peers.sent()
 
     def _look(self) -> None:
         """Know the end as it is now: what the kernel has told is what was a moment ago."""

@@ -8,7 +8,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
-from tests.support.daemons import Daemon, read_to_end, wait_until
+from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,13 @@ def ask(daemon: Daemon, header: bytes, number: int = 0) -> socket.socket:
     """A connection that has sent a header (or what is to be taken for one)."""
     sock = daemon.connect(number)
     sock.sendall(header)
+    return sock
+
+
+def follow(daemon: Daemon, path: Path) -> socket.socket:
+    """A client that has all that the file, which is not empty, holds."""
+    sock = ask(daemon, b"-1\n")
+    assert read_exactly(sock, 1) == path.read_bytes()[-1:]
     return sock
 
 

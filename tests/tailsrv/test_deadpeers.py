@@ -1,0 +1,119 @@
+"""Who is dead with bytes in flight is found; who is alive and does not read is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tailsrv import deadpeers
+from tailsrv.deadpeers import DeadPeers, in_flight
+from tailsrv.kit.reactor import Reactor
+from tests.support.daemons import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SO_ATTACH_FILTER = 26
+
+
+def go_deaf(sock: socket.socket) -> None:
+    """Have the kernel drop whatever arrives for this socket: a peer that died without a word."""
+    instruction = ctypes.create_string_buffer(b"\x06\x00\x00\x00\x00\x00\x00\x00", 8)  # BPF: return 0 bytes
+    program = (1).to_bytes(8, "little") + ctypes.addressof(instruction).to_bytes(8, "little")
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def fill(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(1 << 16))
+
+
+@pytest.fixture
+def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    """Connections: our side and the peer's."""
+    pairs = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(4):
+            peer = socket.create_connection(listener.getsockname(), PATIENCE)
+            pairs.append((listener.accept()[0], peer))
+    yield pairs
+    for ours, peer in pairs:
+        ours.close()
+        peer.close()
+
+
+def test_the_dead_are_found_and_the_living_are_not(
+    pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", 1.5)
+    monkeypatch.setattr(deadpeers, "LOOK_SECONDS", 0.2)
+    (idle, _), (stalled, _), (dead, deaf), (dead_and_full, deaf_too) = pairs
+    fill(stalled)
+    for ours, peer in ((dead, deaf), (dead_and_full, deaf_too)):
+        ours.send(b"heard")
+        assert peer.recv(5) == b"heard"
+        go_deaf(peer)
+    dead.send(b"lost")
+    fill(dead_and_full)
+    reactor = Reactor()
+    found: list[socket.socket] = []
+    alive = {ours for ours, _ in pairs}
+
+    def died(sock: socket.socket) -> None:
+        found.append(sock)
+        alive.discard(sock)
+        if len(found) == 2:
+            reactor.stop()
+
+    looks = DeadPeers(reactor, lambda: alive, died)
+    looks.sent()
+    reactor.run()
+    reactor.close()
+    assert set(found) == {dead, dead_and_full}
+    flight = in_flight(stalled)
+    assert flight is not None
+    assert flight.any
+    assert alive == {idle, stalled}
+
+
+def test_nothing_is_looked_at_once_everything_has_arrived(
+    pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", -0.99)
+    monkeypatch.setattr(deadpeers, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(deadpeers.Flight, "is_dead", lambda _: False)
+    ours, peer = pairs[0]
+    fill(ours)
+    peer.setblocking(False)
+    reactor = Reactor()
+    looked: list[bool] = []
+
+    def sockets() -> list[socket.socket]:
+        flight = in_flight(ours)
+        looked.append(flight is not None and flight.any)
+        if len(looked) == 3:
+            with contextlib.suppress(BlockingIOError):
+                while peer.recv(1 << 20):
+                    pass
+            reactor.call_later(0.3, reactor.stop)
+        return [ours]
+
+    DeadPeers(reactor, sockets, lambda _: None).sent()
+    reactor.run()
+    reactor.close()
+    assert looked[:3] == [True] * 3
+    assert looked.count(False) <= 1
+
+
+def test_other_sockets_have_nothing_in_flight() -> None:
+    left, right = socket.socketpair()
+    left.close()
+    assert in_flight(left) is None
+    assert in_flight(right) is None
+    right.close()

@@ -1,0 +1,331 @@
+"""A peer can harm itself alone, and what the kernel does not tell is found out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
+from tests.tailsrv.support import MIB, append, ask, content, follow, reset, serve, stalled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LANES = 6
+"""Descriptors of the replay lanes, which stay once they have been needed."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "events.log"
+    path.write_bytes(content(MIB))
+    return path
+
+
+def is_served(daemon: Daemon, path: Path) -> bool:
+    with ask(daemon, b"-1000 now\n") as client:
+        return read_to_end(client) == path.read_bytes()[-1000:]
+
+
+def wait_clean(daemon: Daemon, descriptors: int) -> None:
+    wait_until(lambda: daemon.descriptors() <= descriptors, "descriptors are given back")
+
+
+def context_switches(daemon: Daemon) -> int:
+    """Voluntary ones of all its threads: how often it went to sleep, and so woke up."""
+    total = 0
+    for task in os.listdir(f"/proc/{daemon.pid}/task"):
+        with open(f"/proc/{daemon.pid}/task/{task}/status", encoding="ascii") as lines:
+            total += next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    return total
+
+
+def test_a_thousand_connections_without_a_header_cost_little_and_end_in_time(path: Path) -> None:
+    with serve(path, "--header-timeout", "1") as daemon:
+        before, memory = daemon.descriptors(), daemon.memory()
+        clients = [daemon.connect() for _ in range(1000)]
+        assert is_served(daemon, path)
+        assert daemon.memory() - memory < 4 * MIB
+        for client in clients:
+            assert client.recv(1) == b""
+            client.close()
+        wait_clean(daemon, before)
+
+
+def test_long_headers_are_refused_as_soon_as_they_are_too_long(path: Path) -> None:
+    with serve(path, "--header-timeout", "30") as daemon:
+        memory = daemon.memory()
+        for _ in range(50):
+            with ask(daemon, b"1" * 65536) as client:
+                assert client.recv(1) == b""
+        assert is_served(daemon, path)
+        assert daemon.memory() - memory < 2 * MIB
+
+
+def test_readers_that_never_read_hold_up_nobody_and_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    path.write_bytes(content(8 * MIB))
+    with serve(path) as daemon, follow(daemon, path) as live:
+        with ask(daemon, b"0 now\n") as first:  # lanes exist once there has been a replay
+            assert read_to_end(first) == path.read_bytes()
+        memory = daemon.memory()
+        clients = [stalled(daemon, b"0\n") for _ in range(100)]
+        for number in range(100):
+            data = b"%060000d\n" % number
+            append(path, data)
+            assert read_exactly(live, len(data)) == data
+        assert daemon.memory() - memory < 4 * MIB
+        data = path.read_bytes()
+        assert read_exactly(clients[50], len(data)) == data
+        for client in clients:
+            client.close()
+
+
+def test_with_64_descriptors_it_lives_serves_the_next_and_does_not_spin(path: Path) -> None:
+    limit = 64
+
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+    with serve(path, "--header-timeout", "1", preexec_fn=few) as daemon:
+        clients = [daemon.connect() for _ in range(200)]
+        daemon.wait_log("accepting paused")
+        assert daemon.descriptors() <= limit
+        before = context_switches(daemon)
+        time.sleep(1)
+        assert context_switches(daemon) - before < 400
+        for client in clients:
+            client.close()
+        assert is_served(daemon, path)
+        assert daemon.stop() == 0
+
+
+def test_with_64_descriptors_a_far_behind_client_is_served_also_when_no_lane_can_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    path.write_bytes(content(8 * MIB))
+
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    with serve(path, "--header-timeout", "30", preexec_fn=few) as daemon:
+        first = daemon.connect()
+        mute = [daemon.connect() for _ in range(100)]
+        daemon.wait_log("accepting paused")
+        first.sendall(b"0 now\n")
+        assert read_to_end(first) == path.read_bytes()
+        for client in (first, *mute):
+            client.close()
+
+
+def test_clients_that_reset_in_the_middle_harm_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    whole = content(8 * MIB)
+    path.write_bytes(whole)
+    with serve(path) as daemon, follow(daemon, path) as live:
+        before = daemon.descriptors()
+        source = random.Random(5)
+        for number in range(200):
+            client = ask(daemon, source.choice([b"0\n", b"-100000\n", b"0 now\n", b"12", b"", b"end\n", b"x\n"]))
+            if source.random() < 0.7:
+                client.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    client.recv(source.choice([1, 1000, 100_000]))
+            reset(client)
+            if number % 10 == 0:
+                append(path, b"%05d\n" % number)
+                assert read_exactly(live, 6) == b"%05d\n" % number
+        wait_clean(daemon, before + LANES)
+        assert "Traceback" not in daemon.log()
+
+
+def test_a_storm_of_connections_leaves_nothing_behind(path: Path) -> None:
+    """The short form of 5,000 connects a second for 20 s, which the soak does."""
+    with serve(path) as daemon, follow(daemon, path) as live:
+        append(path, b"a")
+        assert read_exactly(live, 1) == b"a"
+        before, memory = daemon.descriptors(), daemon.memory()
+        address = ("127.0.0.1", daemon.port())
+
+        def storm() -> None:
+            for number in range(1500):
+                client = socket.create_connection(address, 30)
+                if number % 3:
+                    client.sendall(b"0\n" if number % 3 == 1 else b"0 10\n")
+                client.close() if number % 2 else reset(client)
+
+        threads = [threading.Thread(target=storm) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for number in range(20):
+            append(path, b"%d" % (number % 10))
+            assert read_exactly(live, 1) == b"%d" % (number % 10)
+        for thread in threads:
+            thread.join()
+        wait_clean(daemon, before + LANES)
+        assert is_served(daemon, path)
+        assert daemon.memory() - memory < 8 * MIB
+
+
+def test_a_stopped_client_gets_everything_when_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    path.write_bytes(b"")
+    out = tmp_path / "out"
+    with serve(path) as daemon, out.open("wb") as sink, ask(daemon, b"0\n") as live:
+        command = ["nc", "127.0.0.1", str(daemon.port())]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sink) as client:
+            assert client.stdin is not None
+            client.stdin.write(b"0\n")
+            client.stdin.flush()
+            append(path, b"begin\n")
+            wait_until(lambda: out.stat().st_size == 6)
+            read_exactly(live, 6)
+            client.send_signal(signal.SIGSTOP)
+            data = content(20 * MIB)
+            for position in range(0, len(data), MIB):
+                append(path, data[position : position + MIB])
+                assert read_exactly(live, MIB) == data[position : position + MIB]
+            client.send_signal(signal.SIGCONT)
+            wait_until(lambda: out.stat().st_size == 6 + len(data))
+            assert out.read_bytes() == path.read_bytes()
+            client.kill()
+
+
+def test_a_client_costs_less_than_2_kib(tmp_path: Path) -> None:
+    """All that a thousand clients add to the heap, as the kernel counts it, not only what Python owns up to."""
+    path = tmp_path / "events.log"
+    path.write_bytes(b"x")
+    with serve(path) as daemon:
+
+        def crowd(count: int) -> list[socket.socket]:
+            clients = [ask(daemon, b"0\n") for _ in range(count)]
+            for client in clients:
+                read_exactly(client, 1)
+            return clients
+
+        clients = crowd(500)
+        before = daemon.memory()
+        clients += crowd(4000)
+        assert (daemon.memory() - before) / 4000 < 2048
+        for client in clients:
+            client.close()
+
+
+def test_idle_with_a_thousand_clients_nothing_wakes_up(path: Path) -> None:
+    with serve(path) as daemon:
+        clients = [ask(daemon, b"-1000\n") for _ in range(1000)]
+        for client in clients:
+            assert len(read_exactly(client, 1000)) == 1000
+        assert is_served(daemon, path)
+        wait_clean(daemon, daemon.descriptors())
+        before = context_switches(daemon)
+        time.sleep(3)
+        assert context_switches(daemon) == before
+        for client in clients:
+            client.close()
+
+
+def test_it_starts_fast_and_small(path: Path) -> None:
+    """Processor time, which on a quiet machine is the time until it listens, and on a busy one is still ours."""
+    with serve(path) as daemon:
+        assert daemon.memory() < 26 * MIB
+        with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
+            ticks = sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+        assert ticks / os.sysconf("SC_CLK_TCK") < 0.3
+
+
+def test_an_overflowing_event_queue_loses_nothing(tmp_path: Path) -> None:
+    """While the daemon is stopped, events of other names fill its queue; then the file grows."""
+    path = tmp_path / "events.log"
+    path.write_bytes(b"begin\n")
+    (tmp_path / "a").touch()
+    with serve(path) as daemon, ask(daemon, b"0\n") as live:
+        assert read_exactly(live, 6) == b"begin\n"
+        with open("/proc/sys/fs/inotify/max_queued_events", encoding="ascii") as file:
+            most = int(file.read())
+        daemon.signal(signal.SIGSTOP)
+        for _ in range(most // 2 + 2):
+            # Alternating, so that no event is a repetition of the one before it.
+            (tmp_path / "a").rename(tmp_path / "b")
+            (tmp_path / "b").rename(tmp_path / "a")
+        append(path, b"lost by inotify\n")
+        daemon.signal(signal.SIGCONT)
+        assert read_exactly(live, 16) == b"lost by inotify\n"
+        append(path, b"and again\n")
+        assert read_exactly(live, 10) == b"and again\n"
+        path.rename(tmp_path / "gone")
+        assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize(("syscall", "header"), [("pread64", b"end\n"), ("sendfile", b"0 now\n")])
+def test_a_file_that_cannot_be_read_ends_the_daemon_with_the_offset(path: Path, syscall: str, header: bytes) -> None:
+    prefix = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "signal=none", "-P", str(path))
+    inject = ("-e", f"trace={syscall}", "-e", f"inject={syscall}:error=EIO")
+    with serve(path, prefix=(*prefix, *inject)) as daemon, ask(daemon, header) as client:
+        if header == b"end\n":
+            while daemon.process.poll() is None:
+                append(path, b"x")  # the client's header may not have been read yet
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    daemon.process.wait(0.05)
+        assert read_to_end(client) == b""
+        assert daemon.wait() == 1
+        error = daemon.wait_log("failed")["error"]
+        assert f"cannot read {path} at byte " in error
+        assert "Input/output error" in error
+
+
+def test_a_replay_rate_is_kept_and_live_bytes_are_not_held_up(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    whole = content(3 * MIB)
+    path.write_bytes(whole)
+    with serve(path, "--replay-rate", str(2 * MIB)) as daemon, follow(daemon, path) as live:
+        append(path, b"live")
+        assert read_exactly(live, 4) == b"live"
+        begin = time.monotonic()
+        with ask(daemon, b"0 %d\n" % (3 * MIB)) as one, ask(daemon, b"%d %d\n" % (MIB, 2 * MIB)) as other:
+            assert read_exactly(one, 100) == whole[:100]
+            append(path, b"more")
+            assert read_exactly(live, 4) == b"more"
+            assert time.monotonic() - begin < 0.6
+            assert read_to_end(other) == whole[MIB:]
+            assert time.monotonic() - begin > 0.7
+            assert read_to_end(one) == whole[100:]
+            assert time.monotonic() - begin > 1.2
+
+
+REPLAY = """
+import socket, sys
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+sock.sendall(b"0\\n")
+while sock.recv(1 << 20):
+    pass
+"""
+
+
+def test_a_live_client_does_not_wait_for_replays(tmp_path: Path) -> None:
+    """What a replay of many megabytes does to live latency, at most: far below the time that the replay takes."""
+    path = tmp_path / "events.log"
+    path.write_bytes(bytes(200 * MIB))
+    with serve(path) as daemon, follow(daemon, path) as live:
+        with ask(daemon, b"0 1\n") as ready:
+            read_to_end(ready)
+        command = [sys.executable, "-c", REPLAY, str(daemon.port())]
+        with subprocess.Popen(command) as replayer:
+            latencies = []
+            for _ in range(100):
+                begin = time.monotonic()
+                append(path, b"x")
+                assert read_exactly(live, 1) == b"x"
+                latencies.append(time.monotonic() - begin)
+            replayer.kill()
+        assert sorted(latencies)[90] < 0.1
