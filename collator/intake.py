@@ -23,6 +23,25 @@ DRAIN_TURNS: Final = 64
 """How many turns a producer gets at the end: who never stops sending is cut off somewhere."""
 
 
+class Counts:
+    """What became of connections and messages, by reason."""
+
+    def __init__(self) -> None:
+        self.dropped: dict[str, int] = dict.fromkeys(
+            ("reset", "unfinished", "misframed", "superseded", "no room", "stopped"), 0
+        )
+        """Incomplete messages that were dropped."""
+        self.rejected: dict[str, int] = dict.fromkeys(("misframed", "name", "superseded", "no room", "late"), 0)
+        """Connections that the collator closed."""
+        self.completed = 0
+        """Last messages that got their terminator here."""
+
+
+def no_room(inbox: Inbox) -> str:
+    """Why the holder of `inbox` had to go."""
+    return f"--buffer-bytes is full of incomplete messages, and this one's is the largest ({len(inbox.carry)} bytes)"
+
+
 class Source(Protocol):
     """A connection that delivers messages."""
 

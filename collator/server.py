@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from inotify_simple import INotify, flags
 
+from collator.acklane import AckLane
 from collator.committer import Committer
 from collator.framing import make_framing
 from collator.gather import BATCH_CHUNKS, Gatherer
 from collator.intake import Intake
-from collator.lanes import AckLane, RawLane
+from collator.rawlane import RawLane
 from collator.recovery import recover
 from collator.streamfile import StreamFile
 from tailsrv.kit.acceptor import Acceptor
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from collator.acks import Progress
     from collator.gather import Batch
+    from collator.intake import Counts
     from collator.journal import JournalFile
-    from collator.lanes import Counts
     from collator.options import Options
     from tailsrv.kit.addresses import Listener
     from tailsrv.kit.logs import Log

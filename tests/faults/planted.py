@@ -71,7 +71,7 @@ def withdraw() -> None:
 
 def no_takeover() -> None:
     """A second connection with the same name leaves the first one alone."""
-    from collator.lanes import AckProducer  # noqa: PLC0415  # as above
+    from collator.acklane import AckProducer  # noqa: PLC0415  # as above
 
     honest = AckProducer._supersede
 

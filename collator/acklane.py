@@ -1,11 +1,11 @@
-"""The two lanes: what a connection is to the producer at its other end.
+"""The acknowledged lane: producers who are told.
 
-A raw producer sends messages and hears nothing. A producer of the acknowledged lane says its name, hears how far its
-stream has come, goes on from there, and hears again after every commit that holds some of it.
+A producer says its name, hears how far its stream has come, goes on from there, and hears again after every commit that
+holds some of it.
 
-A connection of the acknowledged lane goes through: naming → waiting (a predecessor of its name has bytes under way) →
-streaming → leaving (its last bytes are being committed) → lingering (it was told why; what it still sends is thrown
-away, so that the line reaches it and no reset does).
+A connection goes through: naming → waiting (a predecessor of its name has bytes under way) → streaming → leaving (its
+last bytes are being committed) → lingering (it was told why; what it still sends is thrown away, so that the line
+reaches it and no reset does).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from collator.acks import NAME_LINE_BYTES, NameError_, Progress, error_line, note_run, read_name, run_lines
 from collator.gather import Inbox
+from collator.intake import Counts, no_room
 from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import reason
 from tailsrv.kit.logs import Repeated, printable
@@ -28,115 +29,14 @@ if TYPE_CHECKING:
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor
 
-NAMING_SECONDS: Final = 30.0
-LINGER_SECONDS: Final = 30.0
-"""How long a producer has to take its last line."""
+PATIENCE_SECONDS: Final = 30.0
+"""How long a producer has to say its name, and to take its last line."""
 
 UNREAD_BYTES: Final = 1 << 16
 """So many bytes of acknowledgements may wait for a producer to read them, in the kernel and again here; then it is not
 read from either."""
 
 DISCARD_BYTES: Final = 1 << 16
-
-
-class Counts:
-    """What became of connections and messages, by reason."""
-
-    def __init__(self) -> None:
-        self.dropped: dict[str, int] = dict.fromkeys(
-            ("reset", "unfinished", "misframed", "superseded", "no room", "stopped"), 0
-        )
-        """Incomplete messages that were dropped."""
-        self.rejected: dict[str, int] = dict.fromkeys(("misframed", "name", "superseded", "no room", "late"), 0)
-        """Connections that the collator closed."""
-        self.completed = 0
-        """Last messages that got their terminator here."""
-
-
-class RawLane:
-    """Producers who hear nothing."""
-
-    def __init__(self, intake: Intake, gatherer: Gatherer, log: Log) -> None:
-        self.intake = intake
-        self.gatherer = gatherer
-        self.counts = Counts()
-        self.producers: set[RawProducer] = set()
-        self.log_dropped = Repeated(log.info, "incomplete message dropped")
-        self.log_completed = Repeated(log.info, "last message completed")
-        self.log_closed = Repeated(log.warning, "producer closed")
-
-    def connected(self, sock: socket.socket, peer: str) -> None:
-        """A producer came."""
-        producer = RawProducer(self, sock, peer)
-        self.producers.add(producer)
-        self.intake.add(producer)
-
-    def close(self) -> None:
-        """Close all connections; what is incomplete is dropped."""
-        for producer in tuple(self.producers):
-            producer.close("stopped")
-
-
-class RawProducer:
-    """One connection of the raw lane."""
-
-    __slots__ = ("fd", "inbox", "lane", "peer", "sock")
-
-    def __init__(self, lane: RawLane, sock: socket.socket, peer: str) -> None:
-        self.lane = lane
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.peer = peer
-        self.inbox = Inbox()
-
-    def on_ready(self, _mask: int) -> None:
-        """Take a turn."""
-        self.lane.intake.turn(self)
-
-    def interest(self) -> int:
-        """What it sends, and no more."""
-        return READ
-
-    def delivered(self, added: int) -> None:
-        """Nobody wants to know."""
-
-    def ended(self) -> None:
-        """Complete its last message where the framing can."""
-        if self.lane.gatherer.finish(self.inbox):
-            self.lane.counts.completed += 1
-            self.lane.log_completed(peer=self.peer)
-        self.close("unfinished")
-
-    def lost(self, error: OSError) -> None:
-        """What it did not finish, it did not say."""
-        self.close("reset", error=reason(error))
-
-    def misframed(self, error: FramingError) -> None:
-        """Nothing behind this point can be told apart."""
-        self.lane.counts.rejected["misframed"] += 1
-        self.lane.log_closed(peer=self.peer, error=str(error))
-        self.close("misframed")
-
-    def evicted(self) -> None:
-        """Its incomplete message was the largest."""
-        self.lane.counts.rejected["no room"] += 1
-        self.lane.log_closed(peer=self.peer, error=no_room(self.inbox))
-        self.close("no room")
-
-    def close(self, why: str, **facts: object) -> None:
-        """Close the connection and drop what is incomplete, because of `why`."""
-        carry = len(self.inbox.carry)
-        if carry:
-            self.lane.counts.dropped[why] += 1
-            self.lane.log_dropped(peer=self.peer, bytes=carry, reason=why, **facts)
-        self.lane.intake.remove(self)
-        self.lane.producers.discard(self)
-        self.sock.close()
-
-
-def no_room(inbox: Inbox) -> str:
-    """Why the holder of `inbox` had to go."""
-    return f"--buffer-bytes is full of incomplete messages, and this one's is the largest ({len(inbox.carry)} bytes)"
 
 
 class State(Enum):
@@ -166,7 +66,7 @@ class AckLane:
         self.streaming: dict[bytes, AckProducer] = {}
         """Who speaks for a name."""
         self.waiting: dict[Progress, AckProducer] = {}
-        self.deadlines: Deadlines[AckProducer] = Deadlines(reactor, NAMING_SECONDS, lambda late: late.expired())
+        self.deadlines: Deadlines[AckProducer] = Deadlines(reactor, PATIENCE_SECONDS, lambda late: late.expired())
         self.log_dropped = Repeated(log.info, "incomplete message dropped")
         self.log_closed = Repeated(log.warning, "producer closed")
         self.log_superseded = Repeated(log.info, "producer superseded")
@@ -335,7 +235,7 @@ class AckProducer:
     def expired(self) -> None:
         """It took too long to say its name, or to take its last line."""
         if self.state is State.NAMING:
-            self._reject("late", f"no name within {NAMING_SECONDS:.0f} seconds")
+            self._reject("late", f"no name within {PATIENCE_SECONDS:.0f} seconds")
         else:
             self.close("unfinished")
 
