@@ -1,11 +1,12 @@
 """Those who ask: each connection's lines in, its replies out, and nothing that one of them does costs another.
 
-A turn answers `LINES_PER_TURN` requests of a connection; then others have theirs. Nothing is read from a client
-that has requests waiting, or replies that it does not take: what it costs is one buffer of each, and its socket.
+A turn answers some requests of a connection, for `TURN_SECONDS` at most; then others have theirs. Nothing is read from
+a client that has requests waiting, or replies that it does not take: it costs one buffer of each, and its socket.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from indexer.query import LINE_BYTES, render_error
@@ -21,7 +22,8 @@ RECEIVE_BYTES: Final = 16384
 """Read at once: two thousand short requests, so that a client that pipelines is read from rarely."""
 
 LINES_PER_TURN: Final = 32
-"""Half a millisecond's work."""
+TURN_SECONDS: Final = 0.0005
+"""What the lines of a turn take, and less of them where the disk has to be read."""
 
 TOO_LONG: Final = f"a request has {LINE_BYTES} bytes at most"
 
@@ -119,10 +121,11 @@ class Clients:
 
     def _turn(self, client: Client) -> None:
         """Answer some of what it asked."""
-        replies = []
+        replies: list[bytes] = []
         if client.lines:
             self._before()
-        for _ in range(min(len(client.lines), LINES_PER_TURN)):
+        deadline = time.monotonic() + TURN_SECONDS
+        while client.lines and len(replies) < LINES_PER_TURN and (not replies or time.monotonic() < deadline):
             line = client.lines.pop().removesuffix(b"\r")
             if len(line) > LINE_BYTES:
                 replies.append(render_error(TOO_LONG, line.startswith(b"{")))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from datetime import UTC, datetime
@@ -319,3 +322,24 @@ def test_metrics_tell_how_far_it_is(path: Path) -> None:
             "ok",
         ):
             assert line in text.splitlines()
+
+
+def test_a_rebuild_shows_its_progress_on_a_terminal(path: Path) -> None:
+    with path.open("wb") as stream:
+        for _ in range(10):
+            stream.write(b"%099d\n" % 7 * 100_000)
+    ours, theirs = os.openpty()
+    shown = b""
+    with subprocess.Popen(
+        [sys.executable, "-m", "indexer", path, "--rebuild", "--listen", "127.0.0.1:0"], stderr=theirs
+    ) as process:
+        os.close(theirs)
+        try:
+            while b"100%" not in shown:
+                shown += os.read(ours, 4096)
+        finally:
+            process.terminate()
+            os.close(ours)
+    assert process.returncode == 0
+    assert b"indexing" in shown
+    assert b"MB/s" in shown
