@@ -255,25 +255,19 @@ class AckProducer:
 
     def leave(self) -> None:
         """Say the last words."""
-        rejected = self.last_words is not None
         self.state = State.LINGERING
         self.lane.deadlines.start(self)
         self.lane.reactor.unregister(self.fd)
-        self.send(self.last_words if self.last_words is not None else self.progress.line())
-        if self.state is not State.LINGERING:
-            return
         self.lane.reactor.register(self.fd, self.interest(), self._on_lingering)
-        if not self.outgoing:
-            self._said(rejected=rejected)
+        self.send(self.last_words if self.last_words is not None else self.progress.line())
+        self._said()
 
     def _on_lingering(self, mask: int) -> None:
         """Send on; then wait for its end, throwing away what it still sends."""
-        rejected = self.last_words is not None
         if self.outgoing:
             if mask & ~READ:
                 self._flush()
-            if self.state is State.LINGERING and not self.outgoing:
-                self._said(rejected=rejected)
+                self._said()
             return
         try:
             if self.sock.recv(DISCARD_BYTES):
@@ -284,9 +278,11 @@ class AckProducer:
             pass  # gone, too
         self.close("unfinished")
 
-    def _said(self, *, rejected: bool) -> None:
-        """Everything is sent. Who ended by itself is done; who was rejected may still be sending."""
-        if not rejected:
+    def _said(self) -> None:
+        """If everything is sent: who ended by itself is done; who was rejected may still be sending."""
+        if self.outgoing or self.state is State.CLOSED:
+            return
+        if self.last_words is None:
             self.close("unfinished")
             return
         try:
@@ -334,11 +330,11 @@ class AckProducer:
 
     # --- its end
 
-    def _drop(self, why: str) -> None:
+    def _drop(self, why: str, **facts: object) -> None:
         carry = len(self.inbox.carry)
         if carry:
             self.lane.counts.dropped[why] += 1
-            self.lane.log_dropped(peer=self.peer, name=self.name.decode(), bytes=carry, reason=why)
+            self.lane.log_dropped(peer=self.peer, name=self.name.decode(), bytes=carry, reason=why, **facts)
             self.lane.gatherer.drop(self.inbox)
 
     def _stop_reading(self) -> None:
@@ -348,12 +344,12 @@ class AckProducer:
         if self.name and self.lane.streaming.get(self.name) is self:
             del self.lane.streaming[self.name]
 
-    def close(self, why: str, **_facts: object) -> None:
+    def close(self, why: str, **facts: object) -> None:
         """Close the connection now, and drop what is incomplete because of `why`."""
         if self.state is State.CLOSED:
             return
         lane = self.lane
-        self._drop(why)
+        self._drop(why, **facts)
         self._stop_reading()
         lane.deadlines.cancel(self)
         lane.reactor.unregister(self.fd)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from collator.framing import make_framing
 from tailsrv.kit.mark import MARK_BYTES, decode
-from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
+from tests.support.daemons import Daemon, read_to_end, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +97,3 @@ def messages(path: Path, framing: str = "newline") -> list[bytes]:
     frames = make_framing(framing)
     assert frames.walk(data, 0, len(data))[0] == len(data), "the file ends with a whole message"
     return frames.payloads(data, 0, len(data))
-
-
-__all__ = ["ACK", "RAW", "Producer", "collate", "mark", "messages", "raw", "read_exactly", "reset", "wait_committed"]

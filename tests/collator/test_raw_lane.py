@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -251,12 +252,13 @@ def test_idle_means_idle(tmp_path: Path, sync: str) -> None:
     with collate(path, "--sync", sync) as collator, collator.connect() as sock:
         sock.sendall(b"one\n")
         wait_committed(path, 4)
-        before = -1
+        before, since = -1, 0.0
 
         def quiet() -> bool:
-            nonlocal before
+            nonlocal before, since
             last, before = before, int(collator.status("voluntary_ctxt_switches"))
-            return last == before
+            since = since if last == before else time.monotonic()
+            return time.monotonic() - since > 0.5
 
         wait_until(quiet, "the last sync is over")
         sock.settimeout(2)
