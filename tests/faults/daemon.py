@@ -108,9 +108,11 @@ class Daemon:
         """Wait for the readiness line; the first address that it names. Raises NotReadyError."""
         deadline = time.monotonic() + timeout
         line = b""
+        poller = select.poll()  # unlike select(), for descriptors beyond 1,024 too
+        poller.register(self._ready, select.POLLIN)
         try:
             while not line.endswith(b"\n"):
-                if not select.select([self._ready], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                if not poller.poll(1000 * max(0.0, deadline - time.monotonic())):
                     raise NotReadyError(f"not ready within {timeout} s: {self.said()[-2000:]}")
                 part = os.read(self._ready, 4096)
                 if not part:

@@ -141,8 +141,10 @@ class ServedFollower(_Keeper):
         self._thread.start()
 
     def _run(self) -> None:
-        number = self._socket.fileno()
-        while self._wake not in select.select([number, self._wake], [], [])[0]:
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
+        while self._wake not in dict(poller.poll()):
             data = self._socket.recv(1 << 18)
             if not data:
                 return
