@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Final, Self
 
 from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
@@ -175,21 +174,19 @@ class Producer:
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything is acknowledged. Raises `TimeoutError` after `timeout` seconds."""
         with self._guard:
-            if not self._guard.wait_for(lambda: self._failure is not None or not self._outbox.held, timeout):
+            if not self._guard.wait_for(self._is_settled, timeout):
                 raise TimeoutError(f"{self._outbox.held} bytes are not acknowledged after {timeout} s")
             self._raise_failure()
+            if self._outbox.held:
+                raise ClientError(f"the producer was closed with {self._outbox.held} bytes not acknowledged")
 
     def close(self, timeout: float | None = 0) -> int:
         """Wait up to `timeout` seconds for acknowledgements (None: as long as it takes), then stop.
 
         Returns how many bytes are not acknowledged: they are lost, unless there is a spool, and their receipts raise.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         with self._guard:
-            self._guard.wait_for(
-                lambda: self._failure is not None or not self._outbox.held,
-                None if deadline is None else max(0.0, deadline - time.monotonic()),
-            )
+            self._guard.wait_for(self._is_settled, timeout)
             self._closed = True
         self._link.close()
         with self._guard:
@@ -215,6 +212,10 @@ class Producer:
                 self.flush()
         finally:
             self.close()
+
+    def _is_settled(self) -> bool:
+        """Whether there is nothing to wait for, or no longer."""
+        return self._failure is not None or self._closed or not self._outbox.held
 
     def _make_room(self, size: int, timeout: float | None) -> None:
         def has_room() -> bool:
