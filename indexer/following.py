@@ -71,7 +71,7 @@ class Follower:
         self.progress: Callable[[int, int], None] = lambda _boundary, _end: None
         """Told how far what there was has been read, and how far it goes, in bytes."""
         self._builder: Builder | None = None
-        self._alone = False  # workers got nowhere: no more of them
+        self._alone_until = 0  # workers got nowhere: the loop walks up to this byte by itself
         self._posted = False
         self._retry: Timer | None = None
         self._told_nonsense = False
@@ -105,7 +105,8 @@ class Follower:
         """The stream is there. An index that is not this stream's is set aside."""
         self._stop_building()
         self.fd, self.end = fd, end
-        self.live = self._alone = False
+        self.live = False
+        self._alone_until = 0
         entries = self.index.count
         why = disagreement(self.index, self.read, end)
         if self.index.count < entries:
@@ -132,7 +133,8 @@ class Follower:
     def start_over(self, why: str) -> None:
         """Set the index aside and begin anew."""
         self._stop_building()
-        self.live = self._alone = False
+        self.live = False
+        self._alone_until = 0
         self._set_aside(why)
         self.advance(self.end)
 
@@ -188,7 +190,7 @@ class Follower:
 
     def _is_far(self) -> bool:
         far = self.end - self.walker.position > FAR_BYTES and self.is_behind()
-        return far and not self._alone and not self.index.is_full()
+        return far and self.arrivals.last().offset >= self._alone_until and not self.index.is_full()
 
     def is_behind(self) -> bool:
         """Whether there is something to read that could be read."""
@@ -217,7 +219,6 @@ class Follower:
         if not self.live:
             self.live = True
             self.progress(self.end, self.end)
-        self._alone = False
         self.behind_since = None
         self._tell_nonsense()
 
@@ -252,7 +253,7 @@ class Follower:
                 ended=lambda: self._on_built(known.offset),
             )
         except OSError as error:
-            self._alone = True
+            self._alone_until = known.offset + FAR_BYTES
             self._log.warning("no workers", error=reason(error), advice="the index is built more slowly without")
             return False
         self.live = False
@@ -270,8 +271,9 @@ class Follower:
         """The workers are done, or got as far as they could; the rest is for the loop."""
         self._builder = None
         known = self.arrivals.last()
-        # A worker that died, or a message that none can see the end of: what is left would not go better.
-        self._alone = known.offset - begin < FAR_BYTES // 2
+        if known.offset - begin < FAR_BYTES:
+            # A worker that died, or a message that none of them can see the end of: others would not fare better here.
+            self._alone_until = known.offset + FAR_BYTES
         self._walk_from(known)
         self._log.info("indexed", file=self._options.file, end=known.offset, messages=known.number)
         self.advance(self.end)

@@ -14,8 +14,8 @@ from indexer.lookup import MismatchError, UnknownError
 from indexer.query import KINDS, Malformed, Query, parse, render, render_error
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
-from tailsrv.kit.addresses import Listener, bind_all, inherited_listeners
-from tailsrv.kit.errors import FatalError, UsageError
+from tailsrv.kit.addresses import Listener, listeners_for
+from tailsrv.kit.errors import FatalError
 from tailsrv.kit.measures import Histogram, Measure
 from tailsrv.kit.stream import Stream
 
@@ -56,7 +56,7 @@ class IndexServer:
     def bind(self) -> None:
         """Open index and stream, and listen."""
         options = self._options
-        self._listeners = _listeners(options)
+        self._listeners = listeners_for(options.listen)
         framing = make_framing(options.framing, options.max_message_bytes)
         self._follower = Follower(self._reactor, options, framing, self._log)
         self._follower.open()
@@ -237,13 +237,3 @@ class IndexServer:
         if not follower.live:
             return f"indexing: {follower.arrivals.last().offset} of {follower.end} bytes"
         return None
-
-
-def _listeners(options: Options) -> list[Listener]:
-    """Where the options say, or systemd. Raises `UsageError` when neither does."""
-    if options.listen:
-        return bind_all(options.listen)
-    listeners = [listener for named in inherited_listeners().values() for listener in named]
-    if not listeners:
-        raise UsageError("nowhere to listen; give --port or --listen")
-    return listeners
