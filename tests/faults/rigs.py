@@ -54,7 +54,7 @@ def isolate() -> None:
     run("mount", "--make-rprivate", "/")
     for left in (*_MEMORY.glob(f"{_PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")):
         owner = left.name.removeprefix(_PREFIX).partition("-")[0]
-        if not Path("/proc", owner).exists():
+        if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(left, ignore_errors=True)  # images of a run that was killed; its mounts went with it
 
 
