@@ -41,7 +41,9 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     import click  # noqa: PLC0415 - whoever uses this module for progress alone needs no click
 
     name = command.name or "tailsrv-client"
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(signum, _raise_signalled)
     try:
         code = command.main(prog_name=name, standalone_mode=False, auto_envvar_prefix=prefix)
     except click.exceptions.Exit as end:
@@ -56,10 +58,8 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     except OSError as error:
         at = f"{error.filename}: " if isinstance(error.filename, str) else ""
         complain(name, f"{at}{reason(error)}", 1)
-    except (KeyboardInterrupt, click.Abort):
-        die_of(signal.SIGINT)
-    except Terminated:
-        die_of(signal.SIGTERM)
+    except Signalled as signalled:
+        die_of(signalled.signum)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -71,7 +71,7 @@ def complain(name: str, message: str, code: int) -> NoReturn:
 
 def say(name: str, message: str) -> None:
     """One line on standard error, whatever `message` holds; if nobody can hear it, that is all right."""
-    line = " ".join(message.split()).encode("ascii", "backslashreplace").decode()
+    line = ascii(" ".join(message.split()))[1:-1]
     try:
         sys.stderr.write(f"{name}: {line}\n")
         sys.stderr.flush()
@@ -134,7 +134,8 @@ class Progress:
     def __init__(self, *, forced: bool, total: int | None = None, quiet_with: Sequence[int] = ()) -> None:
         """`total`: bytes, if known. `quiet_with`: descriptors that, being terminals, would be written across."""
         self.total = total
-        self._shown = forced or (os.isatty(2) and not any(map(os.isatty, quiet_with)))
+        self._terminal = os.isatty(2)
+        self._shown = forced or (self._terminal and not any(map(os.isatty, quiet_with)))
         self._begin = self._last = time.monotonic()
         self._next = self._begin + (0 if forced else PROGRESS_AFTER_SECONDS)
         self._at_last = 0
@@ -147,28 +148,23 @@ class Progress:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + PROGRESS_SECONDS
-            self._write(self._line(done, now))
+            self._write(self._line(done, now), "" if self._terminal else "\n")
             self._last, self._at_last, self._wrote = now, done, True
 
     def end(self, done: int) -> None:
         """Say how it ended, if anything was said at all."""
         if self._wrote:
             self._last, self._at_last = self._begin, 0
-            self._write(self._line(done, time.monotonic()) + "\n")
+            self._write(self._line(done, time.monotonic()), "\n")
 
     def _line(self, done: int, now: float) -> str:
         rate = (done - self._at_last) / max(now - self._last, 1e-6)
         share = f"  {100 * done // self.total} %" if self.total else ""
-        return (
-            f"\r{human(done)}  {human(rate)}/s{share}\x1b[K"
-            if os.isatty(2)
-            else f"{human(done)} {human(rate)}/s{share}\n"
-        )
+        return f"{human(done)}  {human(rate)}/s{share}"
 
-    @staticmethod
-    def _write(text: str) -> None:
+    def _write(self, line: str, end: str) -> None:
         with contextlib.suppress(OSError):  # progress is for who looks on
-            os.write(2, text.encode())
+            os.write(2, (f"\r{line}\x1b[K{end}" if self._terminal else line + end).encode())
 
 
 def human(number: float) -> str:
@@ -180,5 +176,5 @@ def human(number: float) -> str:
     return f"{number:.1f} TB"
 
 
-def _raise_terminated(*_: object) -> None:
-    raise Terminated
+def _raise_signalled(signum: int, _: object) -> None:
+    raise Signalled(signum)

@@ -47,10 +47,14 @@ def _send_named(options: Options, fd: int, progress: Progress) -> None:
         spool=options.spool,
         max_message_bytes=options.max_message_bytes,
     ) as producer:
-        for messages in whole_messages(fd, framing):
-            producer.send_whole(messages)
-            done += len(messages)
-            progress.at(done - producer.in_flight)
+        try:
+            for messages in whole_messages(fd, framing):
+                producer.send_whole(messages)
+                done += len(messages)
+                progress.at(done - producer.in_flight)
+        except FramingError:
+            producer.flush()  # what came before is as good as ever
+            raise
     progress.end(done)
 
 
