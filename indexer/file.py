@@ -75,17 +75,16 @@ class IndexFile:
         self.header = decode_header(os.pread(self._fd, HEADER_BYTES, 0))
         if self.header is None:
             return False
-        self.count = (self.size() - HEADER_BYTES) // ENTRY_BYTES
-        self.cut(self.count)
+        self._truncate((self.size() - HEADER_BYTES) // ENTRY_BYTES)
         return True
 
     def cut(self, count: int) -> None:
-        """Forget all entries but the first `count`."""
-        self._unmap()
-        self._recent.clear()
-        self._written = 0
-        self.count = count
+        """Forget all entries but the first `count`, or fewer: those that are not written yet are forgotten, too."""
+        self._truncate(min(count, self._mapped + self._written // ENTRY_BYTES))
+
+    def _truncate(self, count: int) -> None:
         os.ftruncate(self._fd, HEADER_BYTES + count * ENTRY_BYTES)
+        self.count = count
         self._remap()
 
     def begin(self, header: Header) -> None:
@@ -94,7 +93,7 @@ class IndexFile:
         self.trouble = None
         try:
             write_at(self._fd, header.encode(), 0)
-            self.cut(0)
+            self._truncate(0)
         except OSError as error:
             # Looked into again with the next entries; until then the index is what memory holds.
             self._unmap()

@@ -15,7 +15,7 @@ from indexer.query import KINDS, Malformed, Query, parse, render, render_error
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Listener, listeners_for
-from tailsrv.kit.errors import FatalError
+from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.measures import Histogram, Measure
 from tailsrv.kit.stream import Stream
 
@@ -165,6 +165,9 @@ class IndexServer:
             assert self._follower is not None  # noqa: S101 - for the type checker: it was asked
             self._follower.start_over(str(error))
             reply = render_error(f"{error}; the index is being rebuilt, ask again", query.is_json)
+        except OSError as error:
+            # A place of the disk that can't be read is no reason to take the other answers away.
+            reply = render_error(f"cannot read {self._options.file}: {reason(error)}", query.is_json)
         self._duration.observe(time.perf_counter() - begin)
         return reply
 
