@@ -28,8 +28,12 @@ REPEAT_SECONDS: Final = 10.0
 PROGRESS_SECONDS: Final = 0.5
 
 
-class Terminated(BaseException):
-    """SIGTERM."""
+class Signalled(BaseException):
+    """SIGINT or SIGTERM. Not KeyboardInterrupt itself: click answers that with a line break."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signal.Signals(signum)
 
 
 def run_command(command: click.Command, prefix: str) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.client.streams import CAT, Peer, StreamUnderTest, lines, run, started, unused_address
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.daemons import PATIENCE
 
 if TYPE_CHECKING:
     import socket
