@@ -181,3 +181,17 @@ def test_whatever_an_index_file_holds_no_answer_is_wrong(directory: str) -> None
         data = rng.randbytes(rng.randrange(12))
         one_input(data, directory)
         one_input(edited(data), directory)
+
+
+def test_the_same_inputs_find_an_index_that_is_not_checked(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above: without the entries' checks some answers are wrong, and it sees them."""
+    monkeypatch.setattr("indexer.lookup.holds", lambda *_: True)
+    monkeypatch.setattr("indexer.identity.holds", lambda *_: True)
+    rng = random.Random(1)
+    wrong = 0
+    for _ in range(1000):
+        try:
+            one_input(edited(rng.randbytes(rng.randrange(12))), directory)
+        except AssertionError:
+            wrong += 1
+    assert wrong > 0
