@@ -275,10 +275,16 @@ class Committer:
         """Between two commits, so that what producers are told is what the journal says."""
         self._compacting = True
         producers = {name: progress for name, progress in self._producers.items() if progress.acked}
-        first = sample(self._file.fd, self._file.end, self.synced)
-        self._file_worker.submit(partial(self._journal.begin, first, producers), self._compacted)
+        first = sample(self._file.fd, self._file.end)
+        self._file_worker.submit(partial(self._begin_anew, first, producers), partial(self._compacted, first.end))
 
-    def _compacted(self, error: BaseException | None) -> None:
+    def _begin_anew(self, first: Record, producers: dict[bytes, Progress]) -> None:
+        # FILE first, whatever --sync says: behind a first record that the disk does not bear out there is no way back.
+        if self.synced < first.end:
+            self._file_durable()
+        self._journal.begin(first, producers)
+
+    def _compacted(self, upto: int, error: BaseException | None) -> None:
         self._compacting = False
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             self._journal.postpone()
@@ -287,6 +293,8 @@ class Committer:
             raise FatalError(f"cannot compact {self._journal.path}: {reason(error)}; start again")
         elif error is not None:
             raise error
+        else:
+            self.synced = upto
 
     def close(self) -> None:
         """End the threads; what is under way there comes to its end, but is told to nobody."""

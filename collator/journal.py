@@ -43,10 +43,10 @@ def boot_id() -> bytes:
         return b""
 
 
-def sample(fd: int, end: int, synced: int) -> Record:
-    """The first record of a journal that begins when FILE has `end` bytes: it covers the last of them."""
+def sample(fd: int, end: int) -> Record:
+    """The first record of a journal that begins when FILE has `end` durable bytes: it covers the last of them."""
     start = max(0, end - SAMPLE_BYTES)
-    return Record(start, end, min(synced, end), zlib.crc32(os.pread(fd, end - start, start)))
+    return Record(start, end, end, zlib.crc32(os.pread(fd, end - start, start)))
 
 
 def checksum(pieces: Iterable[Piece]) -> int:

@@ -152,7 +152,7 @@ def recover(file: StreamFile, framing: Framing, sync: str, log: Log, *, adopt: b
     file.end = end
     file.settle()
     journal_file = JournalFile(file.path, framing.name, sync)
-    journal_file.begin(sample(file.fd, end, end), known)
+    journal_file.begin(sample(file.fd, end), known)
     write = log.warning if len(facts) > 1 else log.info
     write("recovered", **facts, found=finding, bytes=end, producers=len(known))
     return Recovered(journal_file, known, end)

@@ -24,6 +24,7 @@ from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import bind_all, inherited_listeners
 from tailsrv.kit.errors import FatalError, UsageError, reason
+from tailsrv.kit.files import sync_directory
 from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
 from tailsrv.kit.mark import MarkWriter
 from tailsrv.kit.measures import Histogram, Measure
@@ -113,6 +114,7 @@ class Collator:
             recovered = recover(file, framing, options.sync.kind, log, adopt=options.adopt)
             self._journal = recovered.journal
             self._mark = MarkWriter(options.file + MARK_SUFFIX, recovered.end)
+            sync_directory(options.file)  # without its mark, a stream is shown as far as it goes
         except OSError as error:
             raise FatalError(
                 f"cannot recover {options.file} and what is beside it: {reason(error)};"
