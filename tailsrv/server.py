@@ -21,9 +21,8 @@ from tailsrv.fanout import Fanout
 from tailsrv.header import HEADER_BYTES, HeaderError, parse
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
-from tailsrv.kit.addresses import Listener, bind_all, inherited_listeners
+from tailsrv.kit.addresses import Listener, listeners_for
 from tailsrv.kit.deadlines import Deadlines
-from tailsrv.kit.errors import FatalError, UsageError
 from tailsrv.kit.logs import Repeated, printable
 from tailsrv.kit.measures import Measure
 from tailsrv.kit.reactor import HANGUP, READ
@@ -33,6 +32,7 @@ from tailsrv.subscriber import ASKING, AWAY, Subscriber
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tailsrv.kit.errors import FatalError
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor
     from tailsrv.options import Options
@@ -91,7 +91,7 @@ class Broadcaster:
 
     def bind(self) -> None:
         """Open the file and listen."""
-        self.serve(listeners_for(self._options))
+        self.serve(listeners_for(self._options.listen))
 
     def serve(self, listeners: list[Listener], *, shared: bool = False) -> None:
         """Open the file and accept on `listeners`, which other processes may share with us."""
@@ -312,13 +312,3 @@ class Broadcaster:
         del left[-DESCRIBED_PER_ROUND:]
         if left:
             self._reactor.call_later(0, functools.partial(self._describe_some, left))
-
-
-def listeners_for(options: Options, *, reuse_port: bool = False) -> list[Listener]:
-    """Where the options say, or systemd. Raises `UsageError` when neither does."""
-    if options.listen:
-        return bind_all(options.listen, reuse_port=reuse_port)
-    listeners = [listener for named in inherited_listeners().values() for listener in named]
-    if not listeners:
-        raise UsageError("nowhere to listen; give --port or --listen")
-    return listeners

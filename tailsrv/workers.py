@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tailsrv.kit.addresses import BACKLOG, Listener
+from tailsrv.kit.addresses import BACKLOG, Listener, listeners_for
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.measures import Measure
 from tailsrv.kit.reactor import READ
-from tailsrv.server import listeners_for
 from tailsrv.worker import REPORT_BYTES, SIGNALS, Order, Report, decode, work
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Supervisor:
     def bind(self) -> None:
         """Listen, and start the workers; returns when all of them serve."""
         named = bool(self._options.listen)
-        self._listeners = listeners_for(self._options, reuse_port=True)
+        self._listeners = listeners_for(self._options.listen, reuse_port=True)
         self.addresses = tuple(listener.address for listener in self._listeners)
         self._workers = [Worker(self._listeners)]
         for _ in range(1, self._options.workers):

@@ -200,3 +200,13 @@ def inherited_listeners() -> dict[str, list[Listener]]:
         name = names[position] if position < len(names) else ""
         listeners.setdefault(name, []).append(Listener(listener))
     return listeners
+
+
+def listeners_for(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> list[Listener]:
+    """Where the options say, or else systemd. Raises `UsageError` when neither does, or `FatalError`."""
+    if addresses:
+        return bind_all(addresses, reuse_port=reuse_port)
+    listeners = [listener for named in inherited_listeners().values() for listener in named]
+    if not listeners:
+        raise UsageError("nowhere to listen; give --port or --listen")
+    return listeners

@@ -8,11 +8,10 @@ and raises `NameError_` for the rest; never anything else. A name never holds wh
 
 from __future__ import annotations
 
-import importlib
-import sys
-from typing import Any, Final
+from typing import Final
 
 from collator.acks import NAME_BYTES, NAME_LINE_BYTES, NameError_, read_name
+from tests.fuzz.campaign import run
 
 ALLOWED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
 
@@ -38,13 +37,5 @@ def one_input(data: bytes) -> None:
             assert ended
 
 
-def main() -> None:
-    """Run under atheris."""
-    atheris: Any = importlib.import_module("atheris")  # an extra that only fuzzing needs
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    run(one_input)

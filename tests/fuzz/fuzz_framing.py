@@ -8,13 +8,12 @@ possible splitter finds, byte by byte; they refuse where it refuses, and nothing
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
-from typing import Any, Final
+from typing import Final
 
 from collator.framing import FRAMINGS, FramingError, make_framing
 from collator.gather import Gatherer, Inbox
+from tests.fuzz.campaign import run
 
 INCOMPLETE, IMPOSSIBLE, CLEAN = "incomplete", "impossible", "clean"
 BUFFER_BYTES: Final = 1 << 16
@@ -125,13 +124,5 @@ def one_input(data: bytes) -> None:
     check(name, data[4:], limit, (1 + data[2], 1 + data[3] * 16))
 
 
-def main() -> None:
-    """Run under atheris."""
-    atheris: Any = importlib.import_module("atheris")  # an extra that only fuzzing needs
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    run(one_input)

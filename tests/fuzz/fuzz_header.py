@@ -9,11 +9,8 @@ says when they come one by one, and whatever stands behind them.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from typing import Any
-
 from tailsrv.header import HEADER_BYTES, NEVER, OFFSET_LIMIT, HeaderError, Request, parse
+from tests.fuzz.campaign import run
 
 ALPHABET = b"0123456789+- endow\t\r\n"
 
@@ -53,19 +50,5 @@ def shaped(data: bytes) -> bytes:
     return bytes(ALPHABET[byte % len(ALPHABET)] for byte in data)
 
 
-def main() -> None:
-    """Run under atheris."""
-    atheris: Any = importlib.import_module("atheris")  # an extra that only fuzzing needs
-
-    atheris.instrument_all()
-
-    def target(data: bytes) -> None:
-        one_input(data)
-        one_input(shaped(data))
-
-    atheris.Setup(sys.argv, target)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    run(one_input, lambda data: one_input(shaped(data)))

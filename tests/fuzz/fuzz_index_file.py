@@ -10,11 +10,8 @@ The input is a list of edits to a right index: two bytes say where, one what; so
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 import tempfile
-from typing import Any
 
 from collator.framing import make_framing
 from indexer.file import IndexFile
@@ -23,6 +20,7 @@ from indexer.identity import disagreement, identify
 from indexer.lookup import Arrivals, Lookup, MismatchError
 from indexer.query import Query
 from indexer.walker import Walker
+from tests.fuzz.campaign import run
 from tests.indexer.support import Truth, lines
 
 INTERVAL = 64
@@ -104,20 +102,6 @@ def _ask_all(index: IndexFile) -> int:
     return answered
 
 
-def main() -> None:
-    """Run under atheris."""
-    atheris: Any = importlib.import_module("atheris")  # an extra that only fuzzing needs
-
-    atheris.instrument_all()
-    directory = tempfile.mkdtemp()
-
-    def target(data: bytes) -> None:
-        one_input(data, directory)
-        one_input(edited(data), directory)
-
-    atheris.Setup(sys.argv, target)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as directory:
+        run(lambda data: one_input(data, directory), lambda data: one_input(edited(data), directory))

@@ -9,10 +9,6 @@ or overwritten is never called damaged by itself.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from typing import Any
-
 from collator.records import (
     BY_NUMBER,
     Header,
@@ -24,6 +20,7 @@ from collator.records import (
     producers,
     seed,
 )
+from tests.fuzz.campaign import run
 
 COMMITS = 20
 
@@ -59,13 +56,5 @@ def one_input(data: bytes) -> None:
         assert len(names) == 2 + len(journal.records)
 
 
-def main() -> None:
-    """Run under atheris."""
-    atheris: Any = importlib.import_module("atheris")  # an extra that only fuzzing needs
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    run(one_input)

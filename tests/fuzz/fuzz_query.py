@@ -8,12 +8,10 @@ for times, or says what is wrong with it; and both the error and an answer are o
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from typing import Any
 
 from indexer.query import KINDS, Malformed, parse, render_error
+from tests.fuzz.campaign import run
 
 WORDS = (
     *(b"0", b"7", b"10", b"-", b"+", b".", b"e", b"_", b" ", b"{", b"}", b":", b",", b'"', b"\\u0000", b"\xff"),
@@ -49,19 +47,5 @@ def shaped(data: bytes) -> bytes:
     return b"".join(WORDS[byte % len(WORDS)] for byte in data[:12])
 
 
-def main() -> None:
-    """Run under atheris."""
-    atheris: Any = importlib.import_module("atheris")  # an extra that only fuzzing needs
-
-    atheris.instrument_all()
-
-    def target(data: bytes) -> None:
-        one_input(data)
-        one_input(shaped(data))
-
-    atheris.Setup(sys.argv, target)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    run(one_input, lambda data: one_input(shaped(data)))
