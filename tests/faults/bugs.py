@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.daemon import Subject, control, product
-from tests.faults.kills import hunt
+from tests.faults.kills import hunt, refuse_misplanted
 from tests.faults.power import cut_run, writeback_run
 from tests.faults.rigs import disk, small_tmpfs
 from tests.faults.rooms import full_run
@@ -27,6 +27,7 @@ def _once(row: Row, run: Callable[[], Findings]) -> Row:
     with timed(row):
         row.findings.add(run())
         row.runs = 1
+    refuse_misplanted(row)
     return row
 
 

@@ -77,6 +77,13 @@ def storm(plan: Plan) -> Iterator[Row]:
             yield row
 
 
+def refuse_misplanted(row: Row) -> None:
+    """Count nothing as found when the planting itself failed, and not the collator."""
+    if any("Traceback" in note for note in row.findings.notes):
+        row.remark = "the bug cannot be planted any more: see planted.py"
+        row.findings = Findings()
+
+
 def hunt(subject: Subject, *, framing: str = "newline", sync: str = "always", seconds: float = 60) -> Row:
     """Storm until something is found; the row's seconds say how soon a planted bug is seen."""
     row = Row("planted, kill storm", subject.name, expect_broken=True)
@@ -86,7 +93,5 @@ def hunt(subject: Subject, *, framing: str = "newline", sync: str = "always", se
         while not row.findings.broken and time.monotonic() < deadline:
             row.findings.add(_storm_round(plan, framing, sync, 4, row.runs))
             row.runs += 4
-    if any("Traceback" in note for note in row.findings.notes):
-        row.remark = "the bug cannot be planted any more: see planted.py"
-        row.findings = Findings()
+    refuse_misplanted(row)
     return row

@@ -214,8 +214,7 @@ def order_run(subject: Subject, framing: str = "newline") -> Findings:
             order.read(trace)
             order.findings.acknowledged = order.acks
             if not order.acks or not order.marks:
-                order.findings.other += 1
-                order.findings.note(f"the trace shows {order.acks} acknowledgements and {order.marks} marks")
+                raise NotReadyError(f"the trace shows {order.acks} acknowledgements and {order.marks} marks")
             return order.findings
 
 
