@@ -25,6 +25,7 @@ PROGRESS_AFTER_SECONDS: Final = 2.0
 """Transfers that are over sooner need no progress."""
 
 REPEAT_SECONDS: Final = 10.0
+GRACE_SECONDS: Final = 1.0
 PROGRESS_SECONDS: Final = 0.5
 
 
@@ -106,6 +107,33 @@ def log_to_standard_error(name: str) -> None:
     logger = logging.getLogger("tailsrv_client")
     logger.addHandler(handler)
     logger.propagate = False
+
+
+class SoftStop:
+    """Takes SIGINT and SIGTERM from now on: they call `stop`, so that what is in hand is finished first.
+
+    `finish` then ends as the signal would have. What takes longer than a second is not waited for: an output that
+    nobody reads, a server that doesn't answer.
+    """
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        self._signum: signal.Signals | None = None
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self._on_signal)
+
+    def finish(self) -> None:
+        """Die, if there was a signal."""
+        if self._signum is not None:
+            die_of(self._signum)
+
+    def _on_signal(self, signum: int, _: object) -> None:
+        self._signum = signal.Signals(signum)
+        signal.signal(signal.SIGALRM, lambda *_: die_of(signal.Signals(signum)))
+        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        # In a thread of its own: what it needs may be locked by what this signal has interrupted.
+        threading.Thread(target=self._stop, name="stop", daemon=True).start()
 
 
 def watch_output(fd: int, gone: Callable[[], object]) -> None:

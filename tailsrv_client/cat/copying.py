@@ -13,7 +13,7 @@ from tailsrv_client.cat.formats import Template, raw_renderer, render_json
 from tailsrv_client.cat.lag import LagReporter
 from tailsrv_client.consumer import Consumer
 from tailsrv_client.index import Index
-from tailsrv_client.terminal import Progress, watch_output, write_all
+from tailsrv_client.terminal import Progress, SoftStop, watch_output, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,7 @@ def run(options: Options) -> None:
             unread.set()
             consumer.stop()
 
+        soft = SoftStop(consumer.stop)
         watch_output(OUTPUT, nobody_reads)
         core = consumer.begin()
         if options.lag:
@@ -65,6 +66,7 @@ def run(options: Options) -> None:
             copy_bytes(consumer, progress)
         if unread.is_set() and not core.done and not copier.satisfied:
             raise BrokenPipeError
+    soft.finish()
 
 
 def copy_bytes(consumer: Consumer, progress: Progress) -> None:

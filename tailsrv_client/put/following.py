@@ -64,6 +64,7 @@ class Follower:
         self._inotify.add_watch(os.path.dirname(self._path), _NAMES | flags.ONLYDIR)
         self._find_rotated()
         self._find_live()
+        self._on_events()  # what was rotated between these two looks comes before what has its name now
         poller = select.poll()
         poller.register(self._inotify.fileno(), select.POLLIN)
         poller.register(self._news, select.POLLIN)

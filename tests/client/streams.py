@@ -57,6 +57,11 @@ class StreamUnderTest:
         daemon.wait()
 
     @property
+    def running(self) -> set[str]:
+        """The daemons that have been started and not killed."""
+        return set(self._daemons)
+
+    @property
     def raw(self) -> str:
         """The collator's raw lane."""
         return self.daemon("tailsrv-collate").addresses[0]

@@ -190,7 +190,7 @@ def test_lag_counts_what_a_slow_reader_has_not_taken(tmp_path: Path) -> None:
         with started([*CAT, stream.broadcast, "--lag"]) as cat:
             said = [cat.stderr.readline() for _ in range(3)][-1]
         behind = int(said.removeprefix(b"lag: ").split()[0])
-        assert 0 < behind < size
+        assert size // 2 < behind <= size + 100
 
 
 def test_progress_shows_bytes_and_rate(still: StreamUnderTest) -> None:
