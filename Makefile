@@ -47,6 +47,9 @@ faults: $(READY) ## the proof of the collator's promises: kills, power cuts, ful
 faults-short: $(READY) ## the same in its short form, a minute and a half; it is part of the tests as well
 	$(BIN)/python -m tests.faults
 
+soak: $(READY) ## ten minutes of clients that come, go, stall and lie: nothing is left behind
+	$(BIN)/python -m tests.soak
+
 bench: $(BENCHES:%=bench-%) ## measure everything (an hour; the machine should have nothing else to do)
 
 bench-broadcast: $(INSTALLED_BENCH) ## tailsrv beside a C loop, tailsrv 0.9.3 and nginx: docs/benchmarks/broadcast.md

@@ -1,0 +1,10 @@
+"""The soak's short form; `make soak` is the long one."""
+
+from __future__ import annotations
+
+from tests.soak.__main__ import verdict
+from tests.soak.run import soak
+
+
+def test_clients_that_come_go_stall_and_lie_leave_nothing_behind() -> None:
+    assert verdict(soak(8.0, storm_seconds=0.5, storm_rate=1000)) == []
