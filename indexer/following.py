@@ -121,6 +121,7 @@ class Follower:
     def _last_cell(self) -> str | None:
         """Why the last entry's number, with which all further ones begin, can't be right."""
         try:
+            self.lookup.check_file()
             self.lookup.check(self.index.count - 2)
         except MismatchError as error:
             return str(error)

@@ -132,6 +132,11 @@ class Lookup:
         arrived = self._arrived(number, cell)
         return Answer(number, offset, length, format_time(arrived.time), end.number, end.offset, arrived.exact)
 
+    def check_file(self) -> None:
+        """Raise `MismatchError` where the index's file was cut: then reading its mapping would be deadly."""
+        if not self._index.is_intact():
+            raise MismatchError("the index was cut while it was in use")
+
     # --- in a cell
 
     def _find(self, number: int) -> tuple[int, int, _Cell]:
@@ -159,8 +164,6 @@ class Lookup:
     def _cell(self, position: int) -> _Cell:
         """The cell of the entry at `position`. Raises `MismatchError`."""
         index = self._index
-        if not index.is_intact():
-            raise MismatchError("the index was cut while it was in use")
         here = index.words(position) if position >= 0 else None
         there = index.words(position + 1) if position + 1 < index.count else None
         left = index.entry(-1) if here is None else decode_entry(here)

@@ -24,9 +24,15 @@ class Progress:
         self._done = False
 
     def __call__(self, boundary: int, end: int) -> None:
-        """Draw it."""
+        """Draw it. A terminal that has gone away is no reason to stop building."""
         if self._done or end == 0:
             return
+        try:
+            self._draw(boundary, end)
+        except OSError:
+            self._done = True
+
+    def _draw(self, boundary: int, end: int) -> None:
         if self._bar is None:
             self._began, self._first = time.monotonic(), boundary
             self._bar = click.progressbar(

@@ -142,12 +142,17 @@ class IndexServer:
 
     def _look(self) -> None:
         """Who asks after an append gets an answer that knows of it, whether the kernel's event has come or not."""
-        stream = self._stream
+        stream, follower = self._stream, self._follower
         assert stream is not None  # noqa: S101 - for the type checker: there are clients, so there is a stream
+        assert follower is not None  # noqa: S101 - the same
         before = stream.end
         stream.refresh()
         if stream.end != before:
             self._on_changed()
+        try:
+            follower.lookup.check_file()
+        except MismatchError as error:
+            follower.start_over(str(error))
 
     def _answer(self, line: bytes) -> bytes:
         begin = time.perf_counter()

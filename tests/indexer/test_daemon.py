@@ -324,22 +324,43 @@ def test_metrics_tell_how_far_it_is(path: Path) -> None:
             assert line in text.splitlines()
 
 
-def test_a_rebuild_shows_its_progress_on_a_terminal(path: Path) -> None:
+def rebuild_on_a_terminal(path: Path, until: bytes) -> tuple[bytes, int]:
+    """What it shows there until it has shown this, and its exit code when the terminal went away before its end."""
     with path.open("wb") as stream:
         for _ in range(10):
             stream.write(b"%099d\n" % 7 * 100_000)
+    read_end, write_end = os.pipe()
     ours, theirs = os.openpty()
     shown = b""
     with subprocess.Popen(
-        [sys.executable, "-m", "indexer", path, "--rebuild", "--listen", "127.0.0.1:0"], stderr=theirs
+        [sys.executable, "-m", "indexer", path, "--rebuild", "-p", "0", "--ready-fd", str(write_end)],
+        stderr=theirs,
+        pass_fds=(write_end,),
     ) as process:
         os.close(theirs)
-        try:
-            while b"100%" not in shown:
-                shown += os.read(ours, 4096)
-        finally:
-            process.terminate()
-            os.close(ours)
-    assert process.returncode == 0
+        os.close(write_end)
+        while until not in shown:
+            shown += os.read(ours, 4096)
+        os.close(ours)
+        with os.fdopen(read_end) as ready:
+            port = int(json.loads(ready.readline())["addresses"][0].rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 30) as sock:
+            answer = b"error"
+            while answer.startswith(b"error"):
+                sock.sendall(b"-1\n")
+                answer = sock.recv(1000)
+            assert answer == b"99999900\n"
+        process.terminate()
+    return shown, process.returncode
+
+
+def test_a_rebuild_shows_its_progress_on_a_terminal(path: Path) -> None:
+    shown, code = rebuild_on_a_terminal(path, b"100%")
     assert b"indexing" in shown
     assert b"MB/s" in shown
+    assert code == 0
+
+
+def test_a_terminal_that_goes_away_does_not_end_a_rebuild(path: Path) -> None:
+    _, code = rebuild_on_a_terminal(path, b"%")
+    assert code == 0
