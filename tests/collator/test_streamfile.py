@@ -1,0 +1,97 @@
+"""The one writer of a stream knows where each of its bytes stands, or stops."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from collator import streamfile
+from collator.streamfile import StreamFile
+from tailsrv.kit.errors import FatalError
+from tailsrv.kit.files import append
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from collator.gather import Piece
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[StreamFile]:
+    """A stream that holds one message."""
+    (tmp_path / "stream").write_bytes(b"one\n")
+    file = StreamFile(str(tmp_path / "stream"))
+    yield file
+    file.close()
+
+
+def test_a_short_write_is_finished_by_the_next_call(
+    file: StreamFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room: list[int | OSError] = [5, 3, OSError(28, "No space left on device"), 100]
+
+    def short(fd: int, pieces: Sequence[Piece]) -> int:
+        count = room.pop(0)
+        if isinstance(count, OSError):
+            raise count
+        return os.write(fd, b"".join(pieces)[:count])
+
+    monkeypatch.setattr(streamfile, "append", short)
+    pieces: list[Piece] = [b"two\n", memoryview(b"three\n"), bytearray(b"four\n")]
+    with pytest.raises(OSError, match="No space"):
+        file.append(pieces)
+    assert (tmp_path / "stream").read_bytes() == b"one\ntwo\nthre"
+    assert b"".join(pieces) == b"e\nfour\n"
+    file.append(pieces)
+    assert (tmp_path / "stream").read_bytes() == b"one\ntwo\nthree\nfour\n"
+    assert pieces == []
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_stranger_who_appends_at_the_same_moment_is_set_aside(
+    file: StreamFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    path = tmp_path / "stream"
+    strangers = [b"stranger\n"]
+
+    def crowded(fd: int, pieces: Sequence[Piece]) -> int:
+        with path.open("ab", buffering=0) as other:
+            if strangers and before:
+                other.write(strangers.pop())
+            written = append(fd, pieces)
+            if strangers:
+                other.write(strangers.pop())
+        return written
+
+    monkeypatch.setattr(streamfile, "append", crowded)
+    file.append([b"two\n"])
+    file.append([b"three\n"])
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    assert file.end == 14
+    (rescued,) = tmp_path.glob("stream.rescued-*")
+    assert b"stranger\n" in rescued.read_bytes()
+
+
+def test_a_file_that_became_shorter_is_not_written_to(file: StreamFile, tmp_path: Path) -> None:
+    os.truncate(tmp_path / "stream", 2)
+    with pytest.raises(FatalError, match="truncated to 2 bytes"):
+        file.append([b"two\n"])
+    assert (tmp_path / "stream").read_bytes() == b"on"
+
+
+def test_rescues_of_one_second_have_names_of_their_own(file: StreamFile, tmp_path: Path) -> None:
+    paths = []
+    for junk in (b"a", b"b", b"c"):
+        with (tmp_path / "stream").open("ab", buffering=0) as other:
+            other.write(junk)
+        paths.append(file.rescue(4, 5))
+    assert len(set(paths)) == 3
+    assert [Path(path).read_bytes() for path in paths] == [b"a", b"b", b"c"]
+
+
+def test_more_pieces_than_a_writev_takes(file: StreamFile, tmp_path: Path) -> None:
+    file.append([b"%d\n" % number for number in range(3000)])
+    assert (tmp_path / "stream").read_bytes() == b"one\n" + b"".join(b"%d\n" % number for number in range(3000))
