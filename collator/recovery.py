@@ -112,6 +112,12 @@ def _last_held(journal: Journal, bears_out: Callable[[Record], bool], *, same_bo
     return held
 
 
+def _unsure(journal: Journal) -> int:
+    """From where on FILE may hold less than the page cache shows."""
+    last = journal.records[-1]
+    return min((record.start for record in journal.records if record.end > last.synced), default=last.start)
+
+
 class Recovered(msgspec.Struct):
     """What a start has come to."""
 
@@ -123,13 +129,13 @@ class Recovered(msgspec.Struct):
 def recover(file: StreamFile, framing: Framing, sync: str, log: Log, *, adopt: bool) -> Recovered:
     """Bring FILE, journal and mark in order. Raises `FatalError` where only an operator can decide, or `OSError`."""
     sweep(file.path)
-    file.evict()
     mark = read_mark(file.path)
     content = None if adopt else read_journal(file.path)
     known: dict[bytes, Progress] = {}
     facts: dict[str, object] = {"file": file.path}
     size = file.size()
     if content is None:
+        file.evict(0)
         end, finding = _adopt(file, framing, mark, adopt=adopt)
     else:
         boot = boot_id()
@@ -137,6 +143,7 @@ def recover(file: StreamFile, framing: Framing, sync: str, log: Log, *, adopt: b
             journal = decode(content, boot)
             if journal.header.framing != framing.name:
                 raise RefusedError(f"the stream has --framing {journal.header.framing}, not {framing.name}")  # noqa: TRY301 - one place says what all refusals have in common
+            file.evict(_unsure(journal))
             decision = decide(
                 journal, size, mark, partial(borne_out, file.fd), same_boot=bool(boot) and journal.header.boot == boot
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import stat
 import time
 from typing import TYPE_CHECKING, Final
@@ -28,7 +29,6 @@ class StreamFile:
     def __init__(self, path: str) -> None:
         """Open or create `path`. Raises `FatalError` when it can't be written, is no file, or has a writer."""
         self.path = path
-        self.created = False
         try:
             self.fd = self._open()
         except IsADirectoryError:
@@ -53,7 +53,6 @@ class StreamFile:
         with contextlib.suppress(FileNotFoundError):
             return os.open(self.path, flags)
         fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, MODE)  # O_EXCL follows no link
-        self.created = True
         sync_directory(self.path)
         return fd
 
@@ -61,9 +60,12 @@ class StreamFile:
         """How many bytes FILE holds."""
         return os.lseek(self.fd, 0, os.SEEK_END)
 
-    def evict(self) -> None:
-        """Let the next read ask the disk: after a failed sync, the page cache shows bytes that never got there."""
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    def evict(self, start: int) -> None:
+        """Let the next read from `start` on ask the disk: after a failed sync, the page cache shows what is not there.
+
+        What lies before stays cached: consumers read it.
+        """
+        os.posix_fadvise(self.fd, start - start % resource.getpagesize(), 0, os.POSIX_FADV_DONTNEED)
 
     def settle(self) -> None:
         """Make all that the file holds durable, its size too. Raises `OSError`.
