@@ -8,6 +8,7 @@ What rotation did while nobody looked is found by its traces: the files beside F
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -64,7 +65,7 @@ class Follower:
         self._inotify.add_watch(os.path.dirname(self._path), _NAMES | flags.ONLYDIR)
         self._find_rotated()
         self._find_live()
-        self._on_events()  # what was rotated between these two looks comes before what has its name now
+        self._catch_up()
         poller = select.poll()
         poller.register(self._inotify.fileno(), select.POLLIN)
         poller.register(self._news, select.POLLIN)
@@ -75,7 +76,7 @@ class Follower:
                 if self._news in ready:
                     os.eventfd_read(self._news)
                 if self._inotify.fileno() in ready:
-                    self._on_events()
+                    self._catch_up()
         finally:
             for shipment in self._shipments:
                 shipment.close()
@@ -90,12 +91,20 @@ class Follower:
             if shipment is None:
                 continue
             acked = ask_acked(self._addresses, shipment.name, self._tell)
-            size = shipment.file.size
             unknown = not acked and not shipment.life
-            if acked >= size or (unknown and (copied or self._options.ignore_rotated)):
+            if self._is_done(shipment, acked) or (unknown and (copied or self._options.ignore_rotated)):
                 shipment.close()
             else:
                 self._add(shipment)
+
+    def _is_done(self, shipment: Shipment, acked: int) -> bool:
+        """Whether a rotated file is acknowledged to its end; while somebody can write to it, it has none."""
+        writer = shipment.file.has_writer()
+        shipment.look()
+        if writer is None:
+            writer = time.time() - os.fstat(shipment.file.fd).st_mtime < UNSURE_SECONDS
+        # One byte more than there is: its last line was completed, so its end was seen.
+        return acked > shipment.file.size or (acked == shipment.file.size and not writer)
 
     def _is_copied(self) -> bool:
         """Whether the live file was truncated before: then what lies beside it are copies of what was sent."""
@@ -138,14 +147,15 @@ class Follower:
 
     def _add(self, shipment: Shipment) -> None:
         self._inotify.add_watch(f"/proc/self/fd/{shipment.file.fd}", _CONTENT)
-        at = len(self._shipments)
-        if shipment.path != self._path:
-            # Rotated away before we looked: it was written to before the one that has its name now.
-            later = (number for number, one in enumerate(self._shipments) if one.path == self._path and not one.started)
-            at = next(later, at)
-        self._shipments.insert(at, shipment)
+        self._shipments.append(shipment)
 
-    def _on_events(self) -> None:
+    def _catch_up(self) -> None:
+        """Until there are no news of names: what was rotated while we opened a file comes before that file."""
+        while self._on_events():
+            pass
+
+    def _on_events(self) -> bool:
+        """Take up what has happened. Returns whether any file was created or renamed."""
         own = os.path.basename(self._path)
         moved = set[str]()
         renamed = False
@@ -165,6 +175,21 @@ class Follower:
                     self._add(shipment)
         if renamed:
             self._find_live()
+        if moved:
+            self._sort()
+        return renamed or bool(moved)
+
+    def _sort(self) -> None:
+        """Those that have not begun go in the order in which they were written to, whatever they are called now."""
+        age = dict[tuple[int, int], int]()
+        for number, name in enumerate(rotated_names(self._path)):
+            with contextlib.suppress(FileNotFoundError):  # renamed again: its event brings us back here
+                status = os.stat(name)
+                age[status.st_dev, status.st_ino] = number
+        newest = len(age)
+        self._shipments.sort(
+            key=lambda one: -1 if one.started else age.get((one.file.identity.device, one.file.identity.inode), newest)
+        )
 
     # --- sending them
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import random
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -82,6 +84,19 @@ class Writer(threading.Thread):
         self.join()
 
 
+def difference(found: list[bytes], wanted: list[bytes]) -> str:
+    """What is wrong, for who has to find out why."""
+    missing = sorted(set(wanted) - set(found))
+    twice = sorted(line for line, count in Counter(found).items() if count > 1)
+    strange = sorted(set(found) - set(wanted))
+    numbers = [int(line.split()[1]) for line in found if line.count(b" ") >= 2]
+    steps = [(a, b) for a, b in itertools.pairwise(numbers) if b != a + 1]
+    return (
+        f"{len(missing)} missing {missing[:2]}, {len(twice)} twice {twice[:2]}, strange {strange[:2]}, "
+        f"jumps {steps[:5]}"
+    )
+
+
 class Storm:
     """Everything that can be killed, by name."""
 
@@ -106,7 +121,7 @@ class Storm:
             if name == "consumer"
             else [*PUT, self.addresses["tailsrv-collate"], "--follow", str(self.output.parent / name)]
         )
-        self._processes[name] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self._processes[name] = subprocess.Popen(command, stderr=(self.output.parent / "errors").open("ab"))
 
     def kill(self, name: str) -> None:
         """SIGKILL."""
@@ -149,7 +164,8 @@ class Storm:
         for writer in self.writers:
             name = writer.log.name.encode()
             own = [line for line in found.splitlines(keepends=True) if line.startswith(name + b" ")]
-            assert own == [writer.line(number) for number in range(writer.written)], writer.log.name
+            wanted = [writer.line(number) for number in range(writer.written)]
+            assert own == wanted, f"{writer.log.name}: {difference(own, wanted)}"
         assert len(found) == size
         assert self.stream.content() == found
         self._check_index(found)

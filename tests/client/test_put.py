@@ -217,6 +217,22 @@ def test_rotations_that_nobody_watched_are_made_up_for(stream: StreamUnderTest, 
         assert stream.content() == lines(0, 50)
 
 
+def test_a_rotated_file_that_is_still_open_somewhere_has_no_end_yet(stream: StreamUnderTest, tmp_path: Path) -> None:
+    """Acknowledged as far as it goes when the shipper starts, and then one more line comes."""
+    log = tmp_path / "app.log"
+    with log.open("ab") as old:
+        old.write(b"one\n")
+        old.flush()
+        assert run(follow(stream, log, "--once")).returncode == 0
+        log.rename(tmp_path / "app.log.1")
+        with started(follow(stream, log)):
+            append(log, b"three\n")
+            wait_content(stream, b"one\nthree\n")  # it was quiet for long enough
+            old.write(b"late\n")
+            old.flush()
+            wait_content(stream, b"one\nthree\nlate\n")
+
+
 def test_what_was_rotated_before_it_ever_ran_can_be_left_alone(stream: StreamUnderTest, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     append(tmp_path / "app.log.1", b"old\n")
