@@ -25,9 +25,19 @@ def take(path: str) -> int:
 
 
 def replace(path: str, content: bytes) -> int:
-    """Make `content` the file's, atomically and durably. Returns a descriptor of it."""
-    from tailsrv.kit.files import create_beside, sync_directory  # noqa: PLC0415 - as in `take`
+    """Make `content` the file's, atomically and durably. Returns a descriptor of it. Only for who has taken `path`.
 
-    fd = create_beside(path, content)
-    sync_directory(path)
+    So that a kill leaves no litter, the new file has a fixed name until it is renamed. Raises `OSError`.
+    """
+    from tailsrv.kit.files import open_beside, sync_directory, write_at  # noqa: PLC0415 - as in `take`
+
+    fd = open_beside(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    try:
+        write_at(fd, content, 0)
+        os.fdatasync(fd)
+        os.rename(f"{path}.new", path)
+        sync_directory(path)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
