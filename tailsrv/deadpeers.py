@@ -69,7 +69,7 @@ def in_flight(sock: socket.socket) -> Flight | None:
 class DeadPeers:
     """Looks at the connections that `sockets()` returns, and calls ``died(socket)`` for each dead one.
 
-    It does so only while something is on its way to one of them, which `sent` tells it the beginning of.
+    It does so only while something is on its way to one of them, whose beginning `watch` tells it.
     """
 
     def __init__(
@@ -81,12 +81,13 @@ class DeadPeers:
         self._reactor = reactor
         self._sockets = sockets
         self._died = died
-        self._watching = False
+        self.watching = False
+        """Whether it looks."""
 
-    def sent(self) -> None:
-        """Bytes have been sent to somebody."""
-        if not self._watching:
-            self._watching = True
+    def watch(self) -> None:
+        """Bytes have been sent to somebody: begin to look, if we don't."""
+        if not self.watching:
+            self.watching = True
             self._reactor.call_later(DEAD_SECONDS + 1.0, self._look)
 
     def _look(self) -> None:
@@ -108,4 +109,4 @@ class DeadPeers:
         elif longest is not None:
             self._reactor.call_later(max(LOOK_SECONDS, DEAD_SECONDS + 1.0 - longest), self._look)
         else:
-            self._watching = False
+            self.watching = False

@@ -65,6 +65,8 @@ class Fanout:
         self._lanes = Lanes(reactor, stream, self._returned, replay_rate)
         self._live: dict[Callable[[bytes], int], Subscriber] = {}
         self._waiting: list[tuple[int, int, Subscriber]] = []
+        self._left = 0
+        """How many of those in the heap have left, at most."""
         self._order = itertools.count()
         self._due: dict[Subscriber, None] = {}
         self._advancing = False
@@ -86,8 +88,14 @@ class Fanout:
         """Forget it; also one that we never had."""
         self._live.pop(subscriber.send, None)
         self._due.pop(subscriber, None)
-        # In the heap it stays until its turn; there are no more of those than there are appends to come.
+        if subscriber.state is WAITING:
+            self._left += 1
         subscriber.state = ""
+        # Nothing can be taken out of the midst of a heap; but who asks for byte 2**62 and leaves must leave nothing.
+        if self._left > len(self._waiting) // 2:
+            self._waiting = [entry for entry in self._waiting if entry[2].state is WAITING]
+            heapq.heapify(self._waiting)
+            self._left = 0
 
     def offset(self, subscriber: Subscriber) -> int:
         """The next byte that it gets."""

@@ -168,7 +168,7 @@ class Broadcaster:
             self._look()
         subscriber.offset, subscriber.stop = request.range(self._stream.end)
         self._fanout.add(subscriber)
-        self._dead_peers.sent()
+        self._dead_peers.watch()
 
     def _too_late(self, subscriber: Subscriber) -> None:
         self._bad_headers += 1
@@ -209,7 +209,8 @@ class Broadcaster:
 
     def _changed(self) -> None:
         self._fanout.advance()
-        self._dead_peers.sent()
+        if not self._dead_peers.watching:
+            self._dead_peers.watch()
 
     def _look(self) -> None:
         """Know the end as it is now: what the kernel has told is what was a moment ago."""

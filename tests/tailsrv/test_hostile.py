@@ -226,8 +226,10 @@ def test_idle_with_a_thousand_clients_nothing_wakes_up(path: Path) -> None:
         clients = [ask(daemon, b"-1000\n") for _ in range(1000)]
         for client in clients:
             assert len(read_exactly(client, 1000)) == 1000
+        held = daemon.descriptors()
         assert is_served(daemon, path)
-        wait_clean(daemon, daemon.descriptors())
+        wait_clean(daemon, held)
+        wait_until(lambda: daemon.status("State").startswith("S"), "it sleeps")
         before = context_switches(daemon)
         time.sleep(3)
         assert context_switches(daemon) == before
