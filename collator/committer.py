@@ -2,7 +2,7 @@
 
     always      FILE is appended and synced while the journal's record is written and synced beside it. The record
                 carries the CRC-32 of the bytes it covers, so recovery can tell which of the two got there.
-    never       the kernel has them: that is all.
+    never       the kernel has them: that is all. A large batch is journalled while FILE is appended, for the checksum.
     interval    the same, and a sync of both follows within the interval.
 
 No space is not an error: what could not be done yet is tried again until it can be, and nothing else happens
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 RETRY_SECONDS: Final = 1.0
 """How soon a full file system is tried again."""
+
+BESIDE_BYTES: Final = 1 << 19
+"""A checksum over so much takes longer than to have another thread compute it while FILE is written."""
 
 INLINE_BYTES: Final = 1 << 16
 INLINE_SECONDS: Final = 0.002
@@ -133,6 +136,8 @@ class Committer:
             self._file_worker.submit(self._in_background, self._background_done)
 
     def _write_both(self) -> Errors:
+        if self._record.end - self._record.start >= BESIDE_BYTES and not self._recorded:
+            return self._beside(self._record_once, self._append)
         try:
             self._append()
             self._record_once()
@@ -141,17 +146,21 @@ class Committer:
         return ()
 
     def _sync_both(self, journal: Callable[[], None], file: Callable[[], None]) -> Errors:
-        """Do both at the same time, on any thread: ``file()`` on this one."""
+        """Do both at the same time, on any thread, and note how long that took."""
         began = time.monotonic()
+        errors = self._beside(journal, file)
+        self._sync_seconds = time.monotonic() - began
+        return errors
+
+    def _beside(self, journal: Callable[[], None], file: Callable[[], None]) -> Errors:
+        """Do both at the same time, ``file()`` on this thread."""
         self._journal_worker.begin(journal)
         error: BaseException | None = None
         try:
             file()
         except (OSError, FatalError) as raised:
             error = raised
-        journal_error = self._journal_worker.join()
-        self._sync_seconds = time.monotonic() - began
-        return error, journal_error
+        return error, self._journal_worker.join()
 
     def _in_background(self) -> None:
         self._errors = self._sync_both(self._journal_whole, self._file_whole)

@@ -97,8 +97,9 @@ def _last_held(journal: Journal, bears_out: Callable[[Record], bool], *, same_bo
     """The last record up to which FILE bears out all; -1 when it bears out none."""
     records = journal.records
     last = len(records) - 1
-    if same_boot and journal.header.sync == "never" and bears_out(records[last]):
-        return last  # the kernel that took these bytes still runs: it has all of them
+    if same_boot and journal.header.sync == "never":
+        # The kernel that took these bytes still runs, and took them in this order: what is there has all before it.
+        return next((index for index in range(last, -1, -1) if bears_out(records[index])), -1)
     durable = last
     while durable > 0 and records[durable].end > records[last].synced:
         durable -= 1

@@ -88,6 +88,7 @@ def test_no_bytes_bear_out_nothing() -> None:
 
 def test_without_syncs_a_power_cut_may_cost_commits_and_a_kill_does_not() -> None:
     assert say(True, False, True, sync="never", same_boot=True).end == 30
+    assert say(True, True, False, sync="never", same_boot=True, seen=20).end == 20
     decision = say(True, False, True, sync="never", same_boot=False)
     assert (decision.end, decision.lost) == (10, 20)
 
