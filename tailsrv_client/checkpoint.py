@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
 import msgspec
@@ -84,3 +85,37 @@ class Checkpoint:
             return decode(content)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
+
+
+class Keeper:
+    """When a checkpoint is written: after so many messages, and so many seconds; None: not for that reason."""
+
+    def __init__(self, path: str, every_messages: int | None, every_seconds: float | None) -> None:
+        self._checkpoint = Checkpoint(path)
+        self._every_messages, self._every_seconds = every_messages, every_seconds
+        self._unsaved, self._saved_at = 0, time.monotonic()
+
+    @property
+    def saved(self) -> Saved | None:
+        """What it says."""
+        return self._checkpoint.saved
+
+    def took(self, messages: int) -> bool:
+        """So many more messages are taken. Returns whether it is time to save."""
+        self._unsaved += messages
+        return (self._every_messages is not None and self._unsaved >= self._every_messages) or self.seconds_left() == 0
+
+    def seconds_left(self) -> float | None:
+        """Seconds until it is time to save what was taken; None: there is nothing to save, or no time for it."""
+        if not self._unsaved or self._every_seconds is None:
+            return None
+        return max(0.0, self._saved_at + self._every_seconds - time.monotonic())
+
+    def save(self, saved: Saved) -> None:
+        """Write it down. Raises `OSError`."""
+        self._checkpoint.save(saved)
+        self._unsaved, self._saved_at = 0, time.monotonic()
+
+    def close(self) -> None:
+        """Let another consumer have it."""
+        self._checkpoint.close()

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Protocol, Self
 from collator.framing import make_framing
 from tailsrv.client import ByteClient, Position, Rotation, parse_addresses
 from tailsrv.kit.errors import UsageError
-from tailsrv_client.checkpoint import Checkpoint
+from tailsrv_client.asking import answer
+from tailsrv_client.checkpoint import Keeper
 from tailsrv_client.consuming import Consuming
-from tailsrv_client.ending import probe_end
-from tailsrv_client.errors import IndexFailed
-from tailsrv_client.index import Index
 from tailsrv_client.messages import DEFAULT_MAX_MESSAGE_BYTES
-from tailsrv_client.planning import END, make_plan, settle
+from tailsrv_client.planning import make_plan, settle
 from tailsrv_client.where import Byte, parse_start, parse_until
 
 if TYPE_CHECKING:
@@ -114,13 +112,11 @@ class Consumer:
         self._client: ByteClient | None = None
         self.feed: Connected | None = None
         self.stopped = False
-        self._every_messages, self._every_seconds = checkpoint_messages, checkpoint_seconds
-        self._unsaved, self._saved_at = 0, time.monotonic()
-        self._checkpoint = Checkpoint(checkpoint) if checkpoint else None
+        self._keeper = Keeper(checkpoint, checkpoint_messages, checkpoint_seconds) if checkpoint else None
         self._number: int | None = None
-        if self._checkpoint is not None and self._checkpoint.saved is not None:
-            self._start = Byte(self._checkpoint.saved.position)
-            self._number = self._checkpoint.saved.number
+        if self._keeper is not None and self._keeper.saved is not None:
+            self._start = Byte(self._keeper.saved.position)
+            self._number = self._keeper.saved.number
 
     # --- what callers use
 
@@ -132,7 +128,7 @@ class Consumer:
                 for message in core.left:
                     core.handed = message.end
                     yield message
-                    if self._checkpoint is None:
+                    if self._keeper is None:
                         core.taken = message.end
                     else:
                         self.took()
@@ -217,19 +213,14 @@ class Consumer:
         self.core.left = iter(())
         self.core.handed = batch[-1].end
         self.core.in_hand = len(batch)
-        self._unsaved += len(batch) - 1
 
     def took(self) -> None:
         """The caller asks for more: it has taken what it was handed."""
         if self.core is None:
             return
         self.core.taken = self.core.handed
-        if self._checkpoint is not None:
-            self._unsaved += 1
-            if (
-                self._every_messages is not None and self._unsaved >= self._every_messages
-            ) or self._seconds_left() <= 0:
-                self._save()
+        if self._keeper is not None and self._keeper.took(self.core.in_hand):
+            self._save()
 
     def before_waiting(self, core: Consuming) -> None:
         """To ask for more is to have taken what there was. Raises `FramingError` where no more can come."""
@@ -240,15 +231,16 @@ class Consumer:
     def wait_seconds(self) -> float | None:
         """How long a face may wait for bytes before it calls `on_timeout`."""
         waits = []
-        if self._checkpoint is not None and self._unsaved and self._every_seconds is not None:
-            waits.append(max(0.001, self._seconds_left()))
+        left = self._keeper.seconds_left() if self._keeper is not None else None
+        if left is not None:
+            waits.append(max(0.001, left))
         if self.core is not None and self.core.until_time is not None:
             waits.append(max(0.001, self.core.until_time - time.time()))
         return min(waits, default=None)
 
     def on_timeout(self) -> Generator[Question, int | Entry, int] | None:
         """Save what is due. Returns what to ask when it is time to know the stop, for `Consuming.stop_at`."""
-        if self._unsaved and self._seconds_left() <= 0:
+        if self._keeper is not None and self._keeper.seconds_left() == 0:
             self._save()
         until = self.core.until_time if self.core is not None else None
         return settle(until) if until is not None and until <= time.time() else None
@@ -276,8 +268,7 @@ class Consumer:
         while data := self._read(core):
             yield data
             core.took_bytes()
-            self._unsaved += 1
-            if self._checkpoint is not None and self._seconds_left() <= 0:
+            if self._keeper is not None and self._keeper.took(1):
                 self._save()
 
     def begin(self) -> Consuming:
@@ -297,60 +288,19 @@ class Consumer:
         return b""
 
     def _answer(self, questions: Generator[Question, int | Entry, Answer]) -> Answer:
-        with Index(self.index_addresses or self.addresses) as index:
-            try:
-                question = next(questions)
-                while True:
-                    try:
-                        answer: int | Entry = self._find_end() if question == END else index.ask(self.request(question))
-                    except IndexFailed as error:
-                        question = questions.throw(error)
-                    else:
-                        question = questions.send(answer)
-            except StopIteration as stop:
-                found: Answer = stop.value
-                return found
-
-    def request(self, question: Question) -> dict[str, object]:
-        """A question that is for the indexer. Raises `UsageError` when there is none."""
-        if self.index_addresses is None or isinstance(question, str):
-            raise UsageError(f"to ask for {_asked(question)} takes an indexer: name one (index=ADDR, --index ADDR)")
-        return question
-
-    def _find_end(self) -> int:
-        while True:
-            try:
-                end = probe_end(self.rotation.address)
-            except OSError as error:
-                address = self.rotation.address
-                pause = self.rotation.failed()
-                self.tell(f"{address}: cannot find the end ({error.strerror or error}); next: {self.rotation.address}")
-                time.sleep(pause)
-            else:
-                self.rotation.worked()
-                return end
+        return answer(questions, self.index_addresses, self.rotation, self.tell)
 
     # --- the checkpoint
 
-    def _seconds_left(self) -> float:
-        if self._every_seconds is None:
-            return 1.0
-        return self._saved_at + self._every_seconds - time.monotonic()
-
     def _save(self) -> None:
-        if self._checkpoint is not None and self.core is not None:
-            self._checkpoint.save(self.core.saved())
-            self._unsaved, self._saved_at = 0, time.monotonic()
+        if self._keeper is not None and self.core is not None:
+            self._keeper.save(self.core.saved())
 
     def _end(self) -> None:
         self.stopped = True
         for client in (self._client, self.feed):
             if client is not None:
                 client.close()
-        if self._checkpoint is not None:
-            self._checkpoint.close()
-            self._checkpoint = None
-
-
-def _asked(question: Question) -> str:
-    return question if isinstance(question, str) else " ".join(f"{kind} {value}" for kind, value in question.items())
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tailsrv.client import CHUNK_BYTES, StreamDiverged, Waits
 from tailsrv_client.aio.connecting import connect, readable
 from tailsrv_client.aio.index import AsyncIndex
+from tailsrv_client.asking import request
 from tailsrv_client.ending import PROBE_BYTES, search_end
 from tailsrv_client.errors import IndexFailed
 from tailsrv_client.planning import END
@@ -228,7 +229,9 @@ class Feed:
                 while True:
                     try:
                         answer: int | Entry = (
-                            await self._find_end() if question == END else await index.ask(consumer.request(question))
+                            await self._find_end()
+                            if question == END
+                            else await index.ask(request(question, consumer.index_addresses))
                         )
                     except IndexFailed as error:
                         question = questions.throw(error)
