@@ -29,8 +29,8 @@ SMALL_BYTES: Final = 1 << 14
 BATCH_CHUNKS: Final = 16
 """How far a batch grows while the one before it is being synced."""
 
-SPARE_CHUNKS: Final = 3
-"""Empty chunks that are kept rather than given back."""
+SPARE_CHUNKS: Final = 2
+"""Empty chunks that are kept, besides as many as the last batch had: fresh memory costs more than a copy."""
 
 Piece = bytes | bytearray | memoryview
 
@@ -207,9 +207,9 @@ class Gatherer:
         batch.pieces.clear()
         for chunk in batch.chunks:
             self.held -= self._chunk_bytes
-            if len(self._spare) < SPARE_CHUNKS:
-                chunk.used = chunk.segment = 0
-                self._spare.append(chunk)
+            chunk.used = chunk.segment = 0
+        self._spare += batch.chunks
+        del self._spare[SPARE_CHUNKS + len(batch.chunks) :]
         batch.chunks.clear()
         self.held -= batch.apart
         batch.apart = 0
