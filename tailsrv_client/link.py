@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from tailsrv.client import CONNECT_SECONDS, connect
 from tailsrv_client.errors import ClientError
+from tailsrv_client.threads import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +54,7 @@ class Link:
         self._stopping = False
         self._socket: socket.socket | None = None
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="tailsrv-producer", daemon=True)
-        self._thread.start()
+        self._thread = start(self._run, "tailsrv-producer")
 
     def wake(self) -> None:
         """There is more in the source."""

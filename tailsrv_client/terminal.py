@@ -8,13 +8,13 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from tailsrv.client import StreamDiverged
 from tailsrv.kit.errors import FatalError, UsageError, reason
 from tailsrv_client.errors import ClientError
+from tailsrv_client.threads import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -133,7 +133,7 @@ class SoftStop:
         signal.signal(signal.SIGALRM, lambda *_: die_of(signal.Signals(signum)))
         signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
         # In a thread of its own: what it needs may be locked by what this signal has interrupted.
-        threading.Thread(target=self._stop, name="stop", daemon=True).start()
+        start(self._stop, "stop")
 
 
 def watch_output(fd: int, gone: Callable[[], object]) -> None:
@@ -145,7 +145,7 @@ def watch_output(fd: int, gone: Callable[[], object]) -> None:
         poller.poll()
         gone()
 
-    threading.Thread(target=wait, name="output", daemon=True).start()
+    start(wait, "output")
 
 
 def write_all(fd: int, pieces: bytes | memoryview) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +10,7 @@ from tailsrv_client.ending import probe_end
 from tailsrv_client.errors import IndexFailed
 from tailsrv_client.index import Index
 from tailsrv_client.terminal import say
+from tailsrv_client.threads import start
 
 if TYPE_CHECKING:
     from tailsrv_client.consumer import Consumer
@@ -28,7 +28,7 @@ class LagReporter:
 
     def start(self) -> None:
         """Begin; ends with the process."""
-        threading.Thread(target=self._run, name="lag", daemon=True).start()
+        start(self._run, "lag")
 
     def _run(self) -> None:
         while not self._consumer.stopped:

@@ -121,7 +121,8 @@ class Storm:
             if name == "consumer"
             else [*PUT, self.addresses["tailsrv-collate"], "--follow", str(self.output.parent / name)]
         )
-        self._processes[name] = subprocess.Popen(command, stderr=(self.output.parent / "errors").open("ab"))
+        with (self.output.parent / "errors").open("ab") as errors:
+            self._processes[name] = subprocess.Popen(command, stderr=errors)
 
     def kill(self, name: str) -> None:
         """SIGKILL."""
