@@ -1,8 +1,8 @@
 """From a batch to a promise: append, journal, make durable, move the mark; then the producers may be told.
 
-    always      FILE is appended and synced while the journal's record is written and synced beside it. The record
-                carries the CRC-32 of the bytes it covers, so recovery can tell which of the two got there.
-    never       the kernel has them: that is all. A large batch is journalled while FILE is appended, for the checksum.
+    always      FILE and the journal are written, then synced side by side. The record carries the CRC-32 of the bytes
+                it covers, so recovery can tell which of the two got there.
+    never       the kernel has them: that is all.
     interval    the same, and a sync of both follows within the interval.
 
 No space is not an error: what could not be done yet is tried again until it can be, and nothing else happens
@@ -10,7 +10,8 @@ meanwhile. A failed sync is: the kernel drops what it could not write and calls 
 retried and nothing more is promised; the next start asks the disk.
 
 A batch of one producer's one delivery is made durable on the loop's own thread: nobody else waits, and a thread's
-wake-up would cost as much as a fast disk's sync. With more at hand, a worker does it while the next batch gathers.
+wake-up would cost as much as a fast disk's sync. With more at hand, a worker syncs while the next batch gathers. What
+is written is written on the loop's thread: its processor's cache holds the bytes.
 """
 
 from __future__ import annotations
@@ -127,11 +128,11 @@ class Committer:
     def _advance(self) -> None:
         batch = self.batch
         assert batch is not None  # noqa: S101 - for the type checker
-        if self._sync.kind != "always":
-            self._settle(self._write_both())
+        errors = self._write_both()
+        if any(errors) or self._sync.kind != "always":
+            self._settle(errors)
         elif batch.turns == 1 and batch.size <= INLINE_BYTES and self._sync_seconds < INLINE_SECONDS:
-            # The worker has no Python to run but the call: two threads that both do would wait for each other.
-            self._settle(self._write_both() or self._sync_both(self._journal_durable, self._file_durable))
+            self._settle(self._sync_both())
         else:
             self._file_worker.submit(self._in_background, self._background_done)
 
@@ -145,10 +146,10 @@ class Committer:
             return (error,)
         return ()
 
-    def _sync_both(self, journal: Callable[[], None], file: Callable[[], None]) -> Errors:
-        """Do both at the same time, on any thread, and note how long that took."""
+    def _sync_both(self) -> Errors:
+        """Make both durable at the same time, on any thread, and note how long that took."""
         began = time.monotonic()
-        errors = self._beside(journal, file)
+        errors = self._beside(self._journal_durable, self._file_durable)
         self._sync_seconds = time.monotonic() - began
         return errors
 
@@ -163,20 +164,12 @@ class Committer:
         return error, self._journal_worker.join()
 
     def _in_background(self) -> None:
-        self._errors = self._sync_both(self._journal_whole, self._file_whole)
+        self._errors = self._sync_both()
 
     def _background_done(self, error: BaseException | None) -> None:
         if error is not None:
             raise error
         self._settle(self._errors)
-
-    def _journal_whole(self) -> None:
-        self._record_once()
-        self._journal_durable()
-
-    def _file_whole(self) -> None:
-        self._append()
-        self._file_durable()
 
     def _append(self) -> None:
         assert self.batch is not None  # noqa: S101 - for the type checker
