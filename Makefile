@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 WORKERS ?= 4
 # What a user needs, and what work on the project needs beyond that.
 INSTALLED := $(VENV)/.installed
-INSTALLED_BENCH := $(VENV)/.installed-bench
 BENCHES := broadcast collate index clients loops
 READY := $(VENV)/.installed-for-work
 
@@ -37,10 +36,6 @@ lint: $(READY) ## ruff, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(INSTALLED_BENCH): $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	touch $@
-
 faults: $(READY) ## the proof of the collator's promises: kills, power cuts, full and failing disks (an hour)
 	$(BIN)/python -m tests.faults --long
 	$(BIN)/python -m tests.client.storm --kills 300
@@ -53,20 +48,20 @@ soak: $(READY) ## ten minutes of clients that come, go, stall and lie: nothing i
 
 bench: $(BENCHES:%=bench-%) ## measure everything (an hour; the machine should have nothing else to do)
 
-bench-broadcast: $(INSTALLED_BENCH) ## tailsrv beside a C loop, tailsrv 0.9.3 and nginx: docs/benchmarks/broadcast.md
+bench-broadcast: $(READY) ## tailsrv beside a C loop, tailsrv 0.9.3 and nginx: docs/benchmarks/broadcast.md
 
-bench-collate: $(INSTALLED_BENCH) ## tailsrv-collate beside a C loop and a bare fdatasync: docs/benchmarks/collate.md
+bench-collate: $(READY) ## tailsrv-collate beside a C loop and a bare fdatasync: docs/benchmarks/collate.md
 
-bench-index: $(INSTALLED_BENCH) ## tailsrv-index beside wc -l: docs/benchmarks/index.md
+bench-index: $(READY) ## tailsrv-index beside wc -l: docs/benchmarks/index.md
 
-bench-clients: $(INSTALLED_BENCH) ## Consumer, Producer and tailsrv-cat beside nc: docs/benchmarks/clients.md
+bench-clients: $(READY) ## Consumer, Producer and tailsrv-cat beside nc: docs/benchmarks/clients.md
 
-bench-loops: $(INSTALLED_BENCH) ## plain epoll, asyncio and uvloop: docs/benchmarks/loops.md
+bench-loops: $(READY) ## plain epoll, asyncio and uvloop: docs/benchmarks/loops.md
 
 $(BENCHES:%=bench-%): bench-%:
 	$(BIN)/python -m bench.$*
 
-bench-short: $(INSTALLED_BENCH) ## a smoke form of all benches, within a minute; its figures mean nothing
+bench-short: $(READY) ## a smoke form of all benches, within a minute; its figures mean nothing
 	status=0; for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --short || status=1; done; exit $$status
 
 check: lint test ## what CI runs
