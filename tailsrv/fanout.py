@@ -62,8 +62,8 @@ class Fanout:
         self.at = stream.end
         """What live subscribers have been sent."""
         self._sent = 0
-        self._lanes = Lanes(reactor, stream, self._returned, replay_rate)
         self._live: dict[Callable[[bytes], int], Subscriber] = {}
+        self._lanes = Lanes(reactor, stream, self._returned, self._live, replay_rate)
         self._waiting: list[tuple[int, int, Subscriber]] = []
         self._left = 0
         """How many of those in the heap have left, at most."""

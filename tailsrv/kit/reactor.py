@@ -30,29 +30,27 @@ WRITE: Final = select.EPOLLOUT
 HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
 """Always reported, asked for or not."""
 
-EVENTS_PER_ROUND: Final = 1024
+EVENTS_PER_ROUND: Final = 256
+"""More wait for the next round; room for more would have to be made in each round."""
 
 
 class Timer:
     """A call that is due at a time. `cancel` may be called at any time, also after it ran."""
 
-    __slots__ = ("_callback", "when")
+    __slots__ = ("callback", "when")
 
     def __init__(self, when: float, callback: Callable[[], None]) -> None:
         self.when = when
-        self._callback: Callable[[], None] | None = callback
+        """In seconds of the monotonic clock."""
+        self.callback: Callable[[], None] | None = callback
+        """None when it has run or was cancelled."""
 
     def __lt__(self, other: Timer) -> bool:
         return self.when < other.when
 
     def cancel(self) -> None:
         """Forget the call, and what it holds on to."""
-        self._callback = None
-
-    def _run(self) -> None:
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            callback()
+        self.callback = None
 
 
 class Reactor:
@@ -131,13 +129,14 @@ class Reactor:
     def run(self) -> None:
         """Handle events until `stop`. What a handler raises ends the loop and is raised here."""
         self._running = True
-        handlers, poll, timers = self._handlers, self._epoll.poll, self._timers
+        handlers, poll, timers, now = self._handlers, self._epoll.poll, self._timers, time.monotonic
         while self._running:
+            # An append is one turn of this loop: what it need not call, it does not.
             for fd, mask in poll(self._timeout() if timers else -1, EVENTS_PER_ROUND):
                 handler = handlers.get(fd)
                 if handler is not None:
                     handler(mask)
-            if timers:
+            if timers and timers[0].when <= now():
                 self._run_timers()
             for callback in self._after_round:
                 callback()
@@ -156,11 +155,14 @@ class Reactor:
 
     def _timeout(self) -> float:
         timers = self._timers
-        while timers and timers[0]._callback is None:  # noqa: SLF001 - the timer is the reactor's other half
+        while timers and timers[0].callback is None:
             heapq.heappop(timers)
         return max(0.0, timers[0].when - time.monotonic()) if timers else -1
 
     def _run_timers(self) -> None:
         now = time.monotonic()
         while self._timers and self._timers[0].when <= now:
-            heapq.heappop(self._timers)._run()  # noqa: SLF001 - see above
+            timer = heapq.heappop(self._timers)
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 UNCOMMITTED_SECONDS: Final = 5.0
 """Bytes that stay beyond the mark for so long are worth a line in the log."""
 
-EVENTS_BYTES: Final = 1 << 12
-"""Read at a time: as many events as may come between two looks; a larger buffer costs more than a second read."""
+EVENTS_BYTES: Final = 16 + 255 + 1
+"""Read at first: room for the longest event (inotify(7)), or for more appends than mostly come between two looks."""
+MORE_EVENTS_BYTES: Final = 1 << 16
 
 # Plain numbers: combining the enumeration's members costs microseconds, and these are compared on every append.
 _MODIFY: Final = int(flags.MODIFY)
@@ -81,6 +82,7 @@ class Stream:
         self._file_watch = self._mark_watch = self._directory_watch = -1
         self._usual_events: tuple[bytes, ...] = ()
         self._inotify = _new_inotify()
+        self._inotify_fd = self._inotify.fileno()
         self._uncommitted_timer: Timer | None = None
         self._uncommitted_since: int | None = None
         self._told_uncommitted = False
@@ -91,7 +93,7 @@ class Stream:
         self._open_file()
         if self._use_mark:
             self._open_mark()
-        self._reactor.register(self._inotify.fileno(), READ, self._on_events)
+        self._reactor.register(self._inotify_fd, READ, self._on_events)
         if self.fd < 0:
             self._log.info("waiting for the file", file=self.path)
         self.refresh()
@@ -99,7 +101,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop watching and close the file."""
-        self._reactor.unregister(self._inotify.fileno())
+        self._reactor.unregister(self._inotify_fd)
         self._inotify.close()
         if self._uncommitted_timer is not None:
             self._uncommitted_timer.cancel()
@@ -185,17 +187,25 @@ class Stream:
 
     def _on_events(self, _mask: int) -> None:
         try:
-            data = os.read(self._inotify.fileno(), EVENTS_BYTES)
+            data = os.read(self._inotify_fd, EVENTS_BYTES)
         except BlockingIOError:
             return
         if data not in self._usual_events:
             try:
+                data += self._more_events()
                 self._on_unusual(data)
             except FatalError as error:
                 self._failed(error)
                 return
         self.refresh()
         self._changed()
+
+    def _more_events(self) -> bytes:
+        """All that are left; a wake-up takes them all at once."""
+        try:
+            return os.read(self._inotify_fd, MORE_EVENTS_BYTES)
+        except BlockingIOError:
+            return b""
 
     def _on_unusual(self, data: bytes) -> None:
         """Names came or went, the queue overflowed, or several things happened at once."""

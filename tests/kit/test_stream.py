@@ -209,6 +209,18 @@ def test_changed_permissions_are_not_a_file_that_goes(log: Path, tell: Callable[
     assert story.gone == 0
 
 
+def test_many_events_and_the_longest_names_beside_the_file_are_taken_at_once(
+    log: Path, tell: Callable[..., Story]
+) -> None:
+    log.write_bytes(b"")
+    story = tell()
+    for number in range(50):
+        log.with_name(f"{number:0255}").touch()
+        _append(log, b"!")
+    story.until(lambda: story.stream.end == 50)
+    assert len(story.ends) == 1
+
+
 def test_polling_sees_what_no_event_tells(log: Path, tell: Callable[..., Story]) -> None:
     log.write_bytes(b"content")
     story = tell(poll_seconds=0.01)
@@ -227,6 +239,9 @@ def test_a_limit_of_inotify_is_named(log: Path, monkeypatch: pytest.MonkeyPatch,
         def __init__(self, **_: object) -> None:
             if code == errno.EMFILE:
                 raise OSError(code, os.strerror(code))
+
+        def fileno(self) -> int:
+            return -1
 
         def add_watch(self, *_: object) -> int:
             raise OSError(code, os.strerror(code))
