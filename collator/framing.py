@@ -111,6 +111,8 @@ class Terminated(Framing):
             found = data.find(self.terminator, until - 1, stop)
             if found >= 0:
                 stop = found + 1
+                if most == NO_LIMIT and stop - start <= self.max_message_bytes:
+                    return stop, self._count(data, start, stop)  # too short for a message that is too long
         if most != NO_LIMIT:
             return self._skip(data, start, stop, most)
         boundary = self.reach(data, start, stop)
