@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 4
 # What a user needs, and what work on the project needs beyond that.
 INSTALLED := $(VENV)/.installed
-BENCHES := broadcast collate index clients loops
+BENCHES := broadcast collate index clients loops startup inotify
 READY := $(VENV)/.installed-for-work
 
 .PHONY: help install demo test check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) clean
@@ -57,6 +57,10 @@ bench-index: $(READY) ## tailsrv-index beside wc -l: docs/benchmarks/index.md
 bench-clients: $(READY) ## Consumer, Producer and tailsrv-cat beside nc: docs/benchmarks/clients.md
 
 bench-loops: $(READY) ## plain epoll, asyncio and uvloop: docs/benchmarks/loops.md
+
+bench-startup: $(READY) ## what a daemon costs before it has done anything
+
+bench-inotify: $(READY) ## what a wake-up costs with each inotify binding
 
 $(BENCHES:%=bench-%): bench-%:
 	$(BIN)/python -m bench.$*
