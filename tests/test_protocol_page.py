@@ -1,4 +1,4 @@
-"""docs/protocols.md speaks the truth: its sessions are held with the daemons, byte by byte."""
+"""docs/protocols.md speaks the truth: its dialogues are held with the daemons, byte by byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = Path(__file__).parent.parent / "docs" / "protocols.md"
-SESSIONS = re.findall(r"^```session (.+?)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+DIALOGUES = re.findall(r"^```dialogue (.+?)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def _steps(text: str) -> Iterator[tuple[str, bytes]]:
@@ -38,8 +38,8 @@ def _line(peer: socket.socket) -> bytes:
     return line
 
 
-@pytest.mark.parametrize(("command", "text"), SESSIONS, ids=[str(number) for number in range(len(SESSIONS))])
-def test_a_session_is_as_it_is_written(tmp_path: Path, command: str, text: str) -> None:
+@pytest.mark.parametrize(("command", "text"), DIALOGUES, ids=[str(number) for number in range(len(DIALOGUES))])
+def test_a_dialogue_is_as_it_is_written(tmp_path: Path, command: str, text: str) -> None:
     name, *options = command.split()
     file = tmp_path / "stream"
     lane = 0
@@ -86,5 +86,5 @@ def test_the_marks_of_the_page_are_marks() -> None:
         assert encode_line(int(digits)).decode() in PAGE.read_text().replace("    ", "")
 
 
-def test_there_are_sessions_of_every_daemon() -> None:
-    assert {command.split()[0] for command, _ in SESSIONS} == {"tailsrv", "tailsrv-collate", "tailsrv-index"}
+def test_there_are_dialogues_of_every_daemon() -> None:
+    assert {command.split()[0] for command, _ in DIALOGUES} == {"tailsrv", "tailsrv-collate", "tailsrv-index"}
