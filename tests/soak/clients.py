@@ -127,17 +127,19 @@ def sleeper(port: int, end: int, source: random.Random) -> int:
     """A process that is stopped and goes on; it must get what it asked for all the same."""
     start = max(0, end - (4 << 20))
     command = ["nc", "127.0.0.1", str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        assert process.stderr is not None
         process.stdin.write(b"%d %d\n" % (start, end - start))
         process.stdin.close()
         process.send_signal(signal.SIGSTOP)
         time.sleep(source.uniform(0.1, 1.0))
         process.send_signal(signal.SIGCONT)
-        data = process.stdout.read()
+        data, said = process.stdout.read(), process.stderr.read().decode()
     if data != content(start, end - start):
-        raise WrongBytesError(f"{len(data)} bytes after a stop, and not the right ones")
+        how = f"exit code {process.returncode} {said!r}"
+        raise WrongBytesError(f"{len(data)} of {end - start} bytes from {start} after a stop; nc: {how}")
     return len(data)
 
 
