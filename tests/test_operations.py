@@ -180,6 +180,7 @@ def test_listening_is_logged_with_every_address(tmp_path: Path, command: str) ->
 def test_port_0_on_all_interfaces_serves_both_families(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").touch()
     with Daemon(command, tmp_path / "log", "--port", "0") as daemon:
+        assert daemon.addresses == [f"[::]:{daemon.port()}"]
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, daemon.port())).close()
 

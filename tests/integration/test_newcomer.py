@@ -142,6 +142,7 @@ def test_when_the_launcher_is_killed_its_daemons_end(tmp_path: Path) -> None:
         daemons = stream.daemons()
         stream.process.kill()
         stream.process.communicate(timeout=PATIENCE)
+        assert len(daemons) == 3
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in daemons), "they are gone")
 
 
