@@ -31,7 +31,7 @@ from tailsrv.kit.measures import Histogram, Measure
 from tailsrv.kit.reactor import READ
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from collator.acks import Progress
     from collator.gather import Batch
@@ -50,7 +50,7 @@ class Collator:
     """See `tailsrv.kit.daemon.Server`."""
 
     def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
-        self.addresses: tuple[str, ...] = ()
+        self.addresses: dict[str, tuple[str, ...]] = {}
         self._reactor = reactor
         self._options = options
         self._log = log
@@ -66,7 +66,7 @@ class Collator:
 
     # --- the daemon's life
 
-    def bind(self) -> None:
+    def bind(self, ready: Callable[[], None]) -> None:
         """Listen, lock FILE, recover, and begin."""
         raw, acknowledged = self._listen()
         self._open()
@@ -79,7 +79,10 @@ class Collator:
                 ("acknowledged", acknowledged, self._ack.connected),
             )
         }
-        self.addresses = tuple(listener.address for listener in (*raw, *acknowledged))
+        self.addresses = {
+            "raw": tuple(listener.address for listener in raw),
+            "acknowledged": tuple(listener.address for listener in acknowledged),
+        }
         log.info(
             "collating",
             file=options.file,
@@ -88,6 +91,7 @@ class Collator:
             acknowledged=[listener.address for listener in acknowledged],
         )
         reactor.after_round(self._after_round)
+        ready()
 
     def _listen(self) -> tuple[list[Listener], list[Listener]]:
         options = self._options

@@ -20,7 +20,7 @@ from tailsrv.kit.measures import Histogram, Measure
 from tailsrv.kit.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from indexer.format import Entry
     from indexer.options import Options
@@ -39,7 +39,7 @@ class IndexServer:
         self._reactor = reactor
         self._options = options
         self._log = log
-        self.addresses: tuple[str, ...] = ()
+        self.addresses: dict[str, tuple[str, ...]] = {}
         self._listeners: list[Listener] = []
         self._acceptors: list[Acceptor] = []
         self._stream: Stream | None = None
@@ -53,7 +53,7 @@ class IndexServer:
 
     # --- life
 
-    def bind(self) -> None:
+    def bind(self, ready: Callable[[], None]) -> None:
         """Open index and stream, and listen."""
         options = self._options
         self._listeners = listeners_for(options.listen)
@@ -70,7 +70,8 @@ class IndexServer:
             self._acceptors.append(
                 Acceptor(self._reactor, listener, allow, lambda sock, _peer: self._clients.add(sock), self._log)
             )
-        self.addresses = tuple(listener.address for listener in self._listeners)
+        self.addresses = {"index": tuple(listener.address for listener in self._listeners)}
+        ready()
 
     def stop(self) -> None:
         """Nothing is promised that is not done: what was answered is answered."""

@@ -61,7 +61,7 @@ class Broadcaster:
     ) -> None:
         """`stream_log` is where the file's own events go, if elsewhere; `ending()` is called when the file has gone."""
         self._ending = ending
-        self.addresses: tuple[str, ...] = ()
+        self.addresses: dict[str, tuple[str, ...]] = {}
         self._reactor = reactor
         self._options = options
         self._log = log
@@ -89,9 +89,10 @@ class Broadcaster:
 
     # --- a server's four verbs
 
-    def bind(self) -> None:
+    def bind(self, ready: Callable[[], None]) -> None:
         """Open the file and listen."""
         self.serve(listeners_for(self._options.listen))
+        ready()
 
     def serve(self, listeners: list[Listener], *, shared: bool = False) -> None:
         """Open the file and accept on `listeners`, which other processes may share with us."""
@@ -102,7 +103,7 @@ class Broadcaster:
         ]
         self._stream.open()
         self._fanout.advance()
-        self.addresses = tuple(listener.address for listener in listeners)
+        self.addresses = {"broadcast": tuple(listener.address for listener in listeners)}
         self._reactor.on_signal(signal.SIGUSR1, self.describe)
         gc.freeze()  # what stands now stays: no collection need look at it again
 

@@ -33,7 +33,7 @@ from tailsrv.kit.reactor import READ
 from tailsrv.worker import REPORT_BYTES, SIGNALS, Order, Report, decode, work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor
@@ -79,7 +79,7 @@ class Supervisor:
     """Starts workers, starts them again, adds up what they count. A `Server` for `run_daemon`."""
 
     def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
-        self.addresses: tuple[str, ...] = ()
+        self.addresses: dict[str, tuple[str, ...]] = {}
         self._reactor = reactor
         self._options = options
         self._log = log
@@ -89,11 +89,11 @@ class Supervisor:
 
     # --- a server's four verbs
 
-    def bind(self) -> None:
+    def bind(self, ready: Callable[[], None]) -> None:
         """Listen, and start the workers; returns when all of them serve."""
         named = bool(self._options.listen)
         self._listeners = listeners_for(self._options.listen, reuse_port=True)
-        self.addresses = tuple(listener.address for listener in self._listeners)
+        self.addresses = {"broadcast": tuple(listener.address for listener in self._listeners)}
         self._workers = [Worker(self._listeners)]
         for _ in range(1, self._options.workers):
             self._workers.append(Worker([_sibling(each) if named else each for each in self._listeners]))
@@ -103,6 +103,7 @@ class Supervisor:
         for worker in self._workers:
             self._await_ready(worker)
         self._reactor.on_signal(signal.SIGUSR1, lambda: self._tell_all(Order.DESCRIBE))
+        ready()
 
     def stop(self) -> None:
         """Let the workers finish; the second time, end."""

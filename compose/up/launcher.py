@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from compose.up.table import describe
-from tailsrv.kit.daemon import notify
+from tailsrv.kit.daemon import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -59,12 +59,12 @@ class Launcher:
 
     async def _announce(self) -> None:
         """Wait until all listen, and say so."""
-        found = {}
+        found: dict[str, list[str]] = {}
         try:
             async with asyncio.timeout(READY_SECONDS):
                 for part in self._parts:
                     async for line in _lines(part.ready):
-                        found[part.name] = msgspec.json.decode(line)["addresses"]
+                        found |= msgspec.json.decode(line)
                         break
                     else:
                         return  # it ended; its log says why
@@ -74,16 +74,16 @@ class Launcher:
             self._stop.set()
             return
         lanes = {
-            "broadcast": found["tailsrv"][0],
-            "collate": found["collate"][0],
-            "acknowledged": found["collate"][1],
+            "broadcast": found["broadcast"][0],
+            "collate": found["raw"][0],
+            "acknowledged": found["acknowledged"][0],
             "index": found["index"][0],
         }
         click.echo(describe(self._options.file, self._options.framing, lanes))
         if self._options.ready_fd is not None:
             with os.fdopen(self._options.ready_fd, "wb") as ready:
                 ready.write(msgspec.json.encode({"addresses": list(lanes.values())}) + b"\n")
-        notify("READY=1")
+        Notifier().send("READY=1")
 
     async def _show_log(self, part: Part, write: Callable[[str], None]) -> None:
         label = f"{part.name:<{self._width}} | "

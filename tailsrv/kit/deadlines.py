@@ -7,6 +7,7 @@ insertion is the whole queue, and starting or cancelling a limit costs a dict op
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -20,8 +21,16 @@ K = TypeVar("K")
 class Deadlines(Generic[K]):
     """Calls ``expired(key)`` for each key that was started `seconds` ago and not cancelled since."""
 
-    def __init__(self, reactor: Reactor, seconds: float, expired: Callable[[K], None]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        seconds: float,
+        expired: Callable[[K], None],
+        abort: Callable[[K], None] | None = None,
+    ) -> None:
+        """``abort(key)`` closes the peer that `key` is, when ``expired(key)`` raises; see `Reactor.contain`."""
         self._reactor = reactor
+        self._abort = abort
         self._seconds = seconds
         self._expired = expired
         self._due: dict[K, float] = {}
@@ -52,7 +61,11 @@ class Deadlines(Generic[K]):
         for key in due:
             # An earlier one's end may have cancelled it.
             if self._due.pop(key, None) is not None:
-                self._expired(key)
+                try:
+                    self._expired(key)
+                except Exception as error:  # noqa: BLE001 - contained, or raised again
+                    abort = self._abort
+                    self._reactor.contain(error, None if abort is None else partial(abort, key))
         if self._due and self._timer is None:
             first = next(iter(self._due.values()))
             self._timer = self._reactor.call_later(max(0.0, first - time.monotonic()), self._check)

@@ -4,8 +4,13 @@ A handler is called with the event mask when its descriptor is ready; it must no
 what a handler leaves undone comes back in the next round, after everybody else had a turn. That is all the fairness
 there is, and it is enough when each handler does a bounded piece of work.
 
-Handlers must bear being called for nothing: a descriptor that was closed and opened again within one round may be
-handed its predecessor's event.
+Handlers must bear being called for nothing. But an event never reaches the successor of the descriptor that it was
+meant for: what is registered during a round gets its first event in the next one.
+
+A handler that works for one peer is registered together with `abort`, which closes that peer. If such a handler raises
+anything but `FatalError`, the peer is closed, the error is reported and counted, and the loop goes on: no input of a
+peer ends the daemon. What all peers share must not be left half changed by that: code that changes it raises
+`FatalError` for whatever goes wrong in the middle.
 
 Why not asyncio: a task or a future for each client and append is what a broadcaster can't afford, and importing it
 costs 7 MiB a process. docs/benchmarks/loops.md has the figures.
@@ -13,7 +18,6 @@ costs 7 MiB a process. docs/benchmarks/loops.md has the figures.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import os
 import select
@@ -21,6 +25,8 @@ import signal
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
+
+from tailsrv.kit.errors import FatalError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,32 +64,56 @@ class Reactor:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._handlers: dict[int, tuple[Callable[[int], None], Callable[[], None] | None]] = {}
+        self._fresh: set[int] = set()  # registered during this round: no event of this round is theirs
         self._timers: list[Timer] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._signals: dict[int, Callable[[], None]] = {}
         self._after_round: tuple[Callable[[], None], ...] = ()
         self._running = False
+        self._woken = False
+        self.contained = 0
+        """How many errors were kept from ending the loop; see `contain`."""
+        self.on_contained: Callable[[Exception], None] = lambda _error: None
+        """Called with each of them, to report it."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.register(self._wake_read, READ, self._on_wake)
 
     # --- descriptors
 
-    def register(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        """Call ``handler(mask)`` whenever `fd` has one of `events`, or hung up. Raises `OSError` where epoll can't."""
+    def register(
+        self, fd: int, events: int, handler: Callable[[int], None], abort: Callable[[], None] | None = None
+    ) -> None:
+        """Call ``handler(mask)`` whenever `fd` has one of `events`, or hung up. Raises `OSError` where epoll can't.
+
+        ``abort()`` closes the one peer that the handler works for, if it raises; without it the loop ends then.
+        """
         self._epoll.register(fd, events)
-        self._handlers[fd] = handler
+        self._handlers[fd] = handler, abort
+        self._fresh.add(fd)
 
     def modify(self, fd: int, events: int, handler: Callable[[int], None] | None = None) -> None:
         """Wait for other events on `fd`, and with another handler where one is given."""
         self._epoll.modify(fd, events)
         if handler is not None:
-            self._handlers[fd] = handler
+            self._handlers[fd] = handler, self._handlers[fd][1]
 
     def unregister(self, fd: int) -> None:
         """Forget `fd`; to be called before it is closed. Unknown descriptors are ignored."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def contain(self, error: Exception, abort: Callable[[], None] | None) -> None:
+        """Deal with an error in work for one peer: close that peer with ``abort()``, report the error, count it.
+
+        To be called where such work is not done in a registered handler: timers, turns. Raises `error` if it is a
+        `FatalError`, which is the daemon's own, or if there is no peer to close.
+        """
+        if abort is None or isinstance(error, (FatalError, UsageError)):
+            raise error
+        self.contained += 1
+        self.on_contained(error)
+        abort()
 
     # --- time
 
@@ -98,7 +128,10 @@ class Reactor:
     def post(self, callback: Callable[[], None]) -> None:
         """Call from the loop's thread, soon. The one method that other threads may use."""
         self._posted.append(callback)
-        self._wake()
+        # One byte wakes for all that is posted until then: the pipe must have room for signals, which would be lost.
+        if not self._woken:
+            self._woken = True
+            os.write(self._wake_write, b"\0")
 
     def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
         """Call in the loop, not in the midst of something, when the signal has arrived."""
@@ -111,12 +144,11 @@ class Reactor:
         """Call after every round of events: where work is gathered from many descriptors and done once."""
         self._after_round += (callback,)
 
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
-            os.write(self._wake_write, b"\0")
-
     def _on_wake(self, _mask: int) -> None:
         woken = os.read(self._wake_read, 4096)
+        # After the read, which may have taken the byte of a post that has just come, and before the posts are counted:
+        # that post is among them, and what is posted from here on wakes again.
+        self._woken = False
         for signum in set(woken) - {0}:
             callback = self._signals.get(signum)
             if callback is not None:
@@ -130,16 +162,34 @@ class Reactor:
         """Handle events until `stop`. What a handler raises ends the loop and is raised here."""
         self._running = True
         handlers, poll, timers, now = self._handlers, self._epoll.poll, self._timers, time.monotonic
+        fresh = self._fresh
         while self._running:
             # An append is one turn of this loop: what it need not call, it does not.
-            for fd, mask in poll(self._timeout() if timers else -1, EVENTS_PER_ROUND):
-                handler = handlers.get(fd)
-                if handler is not None:
-                    handler(mask)
+            events = poll(self._timeout() if timers else -1, EVENTS_PER_ROUND)
+            fresh.clear()
+            for fd, mask in events:
+                entry = handlers.get(fd)
+                if entry is not None and fd not in fresh:
+                    try:
+                        entry[0](mask)
+                    except Exception as error:  # noqa: BLE001 - contained, or raised again
+                        self._contain(error, fd, entry[1])
             if timers and timers[0].when <= now():
                 self._run_timers()
             for callback in self._after_round:
                 callback()
+
+    def _contain(self, error: Exception, fd: int, abort: Callable[[], None] | None) -> None:
+        try:
+            self.contain(error, abort)
+        except (FatalError, UsageError):
+            raise
+        except Exception as second:
+            if second is error:
+                raise
+            # The peer could not even be closed. It is forgotten, so that its descriptor does not come back for ever.
+            self.on_contained(second)
+            self.unregister(fd)
 
     def stop(self) -> None:
         """Make `run` return after the present round. Safe in handlers; from other threads, `post` it."""

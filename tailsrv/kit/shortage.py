@@ -1,0 +1,129 @@
+"""What a daemon does when the machine runs short: one policy for all that it may have to open while it runs.
+
+Running out of descriptors or of the kernel's memory is no fault of the activity that meets it, and passes. Such an
+activity is paused, which is logged once, and tried again until it succeeds: see `Retried`. Nothing else stops.
+
+Peers can use up the descriptors; a few are therefore held back for the daemon's own needs (`hold_descriptors`), and
+are free for others to use only inside `spare_descriptors`. Accepting peers never draws on them, except for health
+checks, which matter most when everything is short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from tailsrv.kit.errors import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor, Timer
+
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
+"""Errors that say that something is short, not that something is wrong (trio calls them capacity errors)."""
+
+RESERVED: Final = 8
+"""Descriptors that are held back: the journal's compaction takes two, an index worker two, a health check one."""
+
+RETRY_SECONDS: Final = 0.5
+"""How soon a paused activity is tried again."""
+
+_held: list[int] = []
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether `error` passes by itself once somebody has let go of something."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORTAGES)
+
+
+def advice(error: OSError) -> str:
+    """What an operator can do about a shortage."""
+    return {
+        errno.EMFILE: "raise LimitNOFILE= (ulimit -n)",
+        errno.ENFILE: "raise fs.file-max",
+        errno.EAGAIN: "raise TasksMax= (ulimit -u)",
+    }.get(error.errno or 0, "free some memory")
+
+
+def hold_descriptors(count: int = RESERVED) -> None:
+    """Hold `count` descriptors back from now on, as far as there are so many. A forked child calls it for itself."""
+    while len(_held) < count:
+        try:
+            _held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            return
+
+
+def forget_descriptors() -> None:
+    """In a forked child that has closed its parent's descriptors: what was held is not ours."""
+    _held.clear()
+
+
+@contextlib.contextmanager
+def spare_descriptors() -> Iterator[None]:
+    """Let the body of the `with` statement open what it needs, even while peers have taken all other descriptors.
+
+    It should be short: until it ends, an acceptor on another thread could take them.
+    """
+    count = len(_held)
+    while _held:
+        os.close(_held.pop())
+    try:
+        yield
+    finally:
+        hold_descriptors(max(count, RESERVED) if count else 0)
+
+
+class Retried:
+    """An activity that a shortage pauses and that resumes by itself.
+
+    >>> opening = Retried(reactor, log, "opening the file", self._open_file, file=path)
+    >>> opening()  # now, or as soon as there are descriptors again
+    """
+
+    def __init__(
+        self, reactor: Reactor, log: Log, activity: str, attempt: Callable[[], None], **facts: object
+    ) -> None:
+        """`attempt()` does it, or raises; it is called again after a shortage, so it must undo what it did by half.
+
+        `activity` and `facts` are what the log says: "… paused", "… resumed".
+        """
+        self._reactor = reactor
+        self._log = log
+        self._activity = activity
+        self._attempt = attempt
+        self._facts = facts
+        self._timer: Timer | None = None
+        self.paused: str | None = None
+        """Why it can't go on at the moment, for health checks; None when it can."""
+
+    def __call__(self) -> None:
+        """Do it now, or later if something is short. Raises what `attempt` raises otherwise."""
+        self.cancel()
+        try:
+            with spare_descriptors():
+                self._attempt()
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            self._pause(error)
+            return
+        if self.paused is not None:
+            self.paused = None
+            self._log.info(f"{self._activity} resumed", **self._facts)
+
+    def _pause(self, error: OSError) -> None:
+        if self.paused is None:
+            self._log.warning(f"{self._activity} paused", error=reason(error), advice=advice(error), **self._facts)
+        self.paused = f"{self._activity} is paused: {reason(error)}"
+        self._timer = self._reactor.call_later(RETRY_SECONDS, self)
+
+    def cancel(self) -> None:
+        """Do not try again by itself. Whether it is paused stays known."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
