@@ -2,19 +2,21 @@
 
 At a limit we stop accepting and let the kernel queue: when descriptors (or the kernel's memory) run out, the listener
 is taken off the loop and tried again after a pause. It never spins, never ends the daemon, and needs nobody's help.
+Whatever goes wrong with one connection closes that connection.
 Every connection gets keepalive, so that a dead peer is found within 90 seconds.
 """
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 from typing import TYPE_CHECKING, Final
 
+from tailsrv.kit.access import admitting
 from tailsrv.kit.addresses import BACKLOG, format_address
 from tailsrv.kit.logs import Repeated
 from tailsrv.kit.reactor import READ
+from tailsrv.kit.shortage import advice, is_shortage, spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +24,11 @@ if TYPE_CHECKING:
     from tailsrv.kit.access import AllowList
     from tailsrv.kit.addresses import Listener
     from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv.kit.reactor import Reactor, Timer
 
 ACCEPTS_PER_TURN: Final = 64
 PAUSE_SECONDS: Final = 0.5
 """How soon accepting is tried again when descriptors ran out."""
-
-EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What trio calls capacity errors: nothing is wrong with the listener, only with what is left."""
 
 KEEPALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -52,13 +51,20 @@ class Acceptor:
         log: Log,
         *,
         shared: bool = False,
+        use_reserve: bool = False,
     ) -> None:
-        """`shared` when other processes accept on this listener too: a connection then wakes one of them."""
+        """`shared` when other processes accept on this listener too: a connection then wakes one of them.
+
+        `use_reserve`: accept also while descriptors are short, with those that are held back (`shortage`). For few
+        connections at a time, as health checks are.
+        """
         self._reactor = reactor
         self._events = READ | select.EPOLLEXCLUSIVE if shared else READ
         self._listener = listener
         self._allow = allow
         self._connected = connected
+        self._use_reserve = use_reserve
+        self._pause_timer: Timer | None = None
         self._log_refused = Repeated(log.warning, "peer refused")
         self._log_exhausted = Repeated(log.warning, "accepting paused")
         self.accepted = 0
@@ -68,20 +74,38 @@ class Acceptor:
     def _on_ready(self, _mask: int) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                sock, peer = self._listener.socket.accept()
+                sock, peer = self._accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno not in EXHAUSTED:
+                if not is_shortage(error):
                     continue  # an error of the connection, which is gone (accept(2)); the next one may be well
                 self._pause(error)
                 return
-            self._take(sock, peer)
+            try:
+                self._take(sock, peer)
+            except OSError:
+                sock.close()  # it is gone already, or the loop has no room for it
+            except Exception as error:  # noqa: BLE001 - contained, or raised again
+                self._reactor.contain(error, sock.close)
+
+    def _accept(self) -> tuple[socket.socket, object]:
+        try:
+            return self._listener.socket.accept()
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if not (self._use_reserve and is_shortage(error)):
+                raise
+        with spare_descriptors():
+            return self._listener.socket.accept()
 
     def _take(self, sock: socket.socket, peer: object) -> None:
         if isinstance(peer, tuple) and not self._allow.permits(peer[0]):
             self.refused += 1
-            self._log_refused(peer=format_address(peer), listener=self._listener.address, admit=f"--allow {peer[0]}")
+            self._log_refused(
+                peer=format_address(peer), listener=self._listener.address, admit=f"--allow {admitting(peer[0])}"
+            )
             sock.close()
             return
         self.accepted += 1
@@ -92,13 +116,13 @@ class Acceptor:
         self._connected(sock, format_address(peer))
 
     def _pause(self, error: OSError) -> None:
-        self._log_exhausted(error=error.strerror, listener=self._listener.address, advice="raise LimitNOFILE=")
+        self._log_exhausted(error=error.strerror, listener=self._listener.address, advice=advice(error))
         self._reactor.unregister(self._listener.socket.fileno())
-        self._reactor.call_later(PAUSE_SECONDS, self._resume)
+        self._pause_timer = self._reactor.call_later(PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
-        if self._listener.socket.fileno() >= 0:
-            self._reactor.register(self._listener.socket.fileno(), self._events, self._on_ready)
+        self._pause_timer = None
+        self._reactor.register(self._listener.socket.fileno(), self._events, self._on_ready)
 
     def take_queued(self) -> None:
         """Take the connections that the kernel has queued: they are reset when their listener is closed."""
@@ -107,5 +131,8 @@ class Acceptor:
 
     def close(self) -> None:
         """Take no more connections, and stop listening."""
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
+            self._pause_timer = None
         self._reactor.unregister(self._listener.socket.fileno())
         self._listener.close()

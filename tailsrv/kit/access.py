@@ -41,7 +41,7 @@ class AllowList:
         for entry in allowed:
             for network in NAMED.get(entry, (entry,)):
                 try:
-                    networks.append(ipaddress.ip_network(network))
+                    networks.append(_unmapped(ipaddress.ip_network(network)))
                 except ValueError as error:
                     raise UsageError(f"--allow {entry}: {error}; write a network, or {', '.join(NAMED)}") from None
         self._networks = tuple(networks)
@@ -53,7 +53,22 @@ class AllowList:
         if answer is None:
             if len(self._answers) >= REMEMBERED:
                 self._answers.clear()
-            address = ipaddress.ip_address(unmapped(host).partition("%")[0])
+            address = ipaddress.ip_address(admitting(host))
             answer = any(address in network for network in self._networks)
             self._answers[host] = answer
         return answer
+
+
+def admitting(host: str) -> str:
+    """What `--allow` has to name to admit the peer with this address, and no other.
+
+    A dual-stack socket shows IPv4 peers as ``::ffff:a.b.c.d``, and link-local ones with their interface.
+    """
+    return unmapped(host).partition("%")[0]
+
+
+def _unmapped(network: Network) -> Network:
+    """The IPv4 network that one of IPv4-mapped addresses means; others as they are."""
+    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped and network.prefixlen >= 96:
+        return ipaddress.IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network

@@ -33,6 +33,7 @@ RETRY_SECONDS: Final = 0.5
 """How soon a paused activity is tried again."""
 
 _held: list[int] = []
+_wanted = 0
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -49,9 +50,11 @@ def advice(error: OSError) -> str:
     }.get(error.errno or 0, "free some memory")
 
 
-def hold_descriptors(count: int = RESERVED) -> None:
-    """Hold `count` descriptors back from now on, as far as there are so many. A forked child calls it for itself."""
-    while len(_held) < count:
+def hold_descriptors() -> None:
+    """Hold `RESERVED` descriptors back from now on, as far as there are any. A forked child calls it for itself."""
+    global _wanted  # noqa: PLW0603 - the table of descriptors is the process's, and so is what is held of it
+    _wanted = RESERVED
+    while len(_held) < RESERVED:
         try:
             _held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
@@ -60,7 +63,14 @@ def hold_descriptors(count: int = RESERVED) -> None:
 
 def forget_descriptors() -> None:
     """In a forked child that has closed its parent's descriptors: what was held is not ours."""
+    global _wanted  # noqa: PLW0603 - as above
+    _wanted = 0
     _held.clear()
+
+
+def is_drawn_on() -> bool:
+    """Whether something has taken of what should be held back: descriptors are short."""
+    return _wanted > len(_held)
 
 
 @contextlib.contextmanager
@@ -69,13 +79,13 @@ def spare_descriptors() -> Iterator[None]:
 
     It should be short: until it ends, an acceptor on another thread could take them.
     """
-    count = len(_held)
     while _held:
         os.close(_held.pop())
     try:
         yield
     finally:
-        hold_descriptors(max(count, RESERVED) if count else 0)
+        if _wanted:
+            hold_descriptors()
 
 
 class Retried:
@@ -85,9 +95,7 @@ class Retried:
     >>> opening()  # now, or as soon as there are descriptors again
     """
 
-    def __init__(
-        self, reactor: Reactor, log: Log, activity: str, attempt: Callable[[], None], **facts: object
-    ) -> None:
+    def __init__(self, reactor: Reactor, log: Log, activity: str, attempt: Callable[[], None], **facts: object) -> None:
         """`attempt()` does it, or raises; it is called again after a shortage, so it must undo what it did by half.
 
         `activity` and `facts` are what the log says: "… paused", "… resumed".

@@ -51,7 +51,7 @@ def full_table() -> Iterator[list[int]]:
     yield taken
     for fd in (*taken, *shortage._held):
         os.close(fd)
-    shortage._held.clear()
+    shortage.forget_descriptors()
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
