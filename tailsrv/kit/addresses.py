@@ -84,7 +84,8 @@ class Listener:
 def bind(address: Address, *, reuse_port: bool = False) -> list[Listener]:
     """Listeners for `address`: one, or one for each address that HOST resolves to.
 
-    `reuse_port` lets other processes bind the same port. Raises `FatalError` where the kernel refuses.
+    `reuse_port` lets this process bind further sockets to the same port (SO_REUSEPORT). The first one is exclusive all
+    the same: another daemon's port is never joined. Raises `FatalError` where the kernel refuses.
     """
     if address.path is not None:
         return [Listener(_bind_unix(address.path), address.path)]
@@ -105,12 +106,13 @@ def bind(address: Address, *, reuse_port: bool = False) -> list[Listener]:
         listeners.append(sock)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address.host else 0)
             sock.bind(sockaddr)
             sock.listen(BACKLOG)
+            # Only now: with this option from the beginning, the port of another daemon with workers could be shared.
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         except OSError as error:
             for listener in listeners:
                 listener.close()
