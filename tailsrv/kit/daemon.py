@@ -22,7 +22,7 @@ from tailsrv.kit.errors import FatalError, UsageError, reason
 from tailsrv.kit.logs import Repeated
 from tailsrv.kit.measures import Measured
 from tailsrv.kit.reactor import Reactor
-from tailsrv.kit.shortage import hold_descriptors
+from tailsrv.kit.shortage import advice, hold_descriptors, is_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,8 @@ def run_daemon(name: str, options: CommonOptions, make: Callable[[Reactor, Log],
         log.error("failed", error=str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        log.error("failed", error=f"{where}{reason(error)}", at=_where(error))
+        facts = {"advice": advice(error)} if is_shortage(error) else {}
+        log.error("failed", error=f"{where}{reason(error)}", at=_where(error), **facts)
     except Exception as error:  # noqa: BLE001 - the outermost frame: a bug ends the daemon with one line, like all else
         log.error("failed", error=repr(error), at=_where(error), advice="this is a bug; please report this line")
     return 1
@@ -78,10 +79,7 @@ def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: 
     hold_descriptors()
     notifier = Notifier()
     reactor = Reactor()
-    contained = Repeated(log.error, "unexpected error")
-    reactor.on_contained = lambda error: contained(
-        error=repr(error), at=_where(error), advice="this is a bug; please report this line; one peer was closed"
-    )
+    log_contained(reactor, log)
     server = make(reactor, log)
     startup = _Startup(reactor, notifier)
     endpoint = None
@@ -173,6 +171,14 @@ class _Startup:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def log_contained(reactor: Reactor, log: Log) -> None:
+    """Have every error that `reactor` contains logged with its place."""
+    contained = Repeated(log.error, "unexpected error")
+    reactor.on_contained = lambda error: contained(
+        error=repr(error), at=_where(error), advice="this is a bug; please report this line; one peer was closed"
+    )
 
 
 def _feed_watchdog(reactor: Reactor, notifier: Notifier) -> None:

@@ -6,8 +6,10 @@ Nothing here retries a failed sync: after one, the kernel's cache can't be trust
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
+import stat
 import tempfile
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +29,25 @@ SYNC_FILE_RANGE_WRITE: Final = 2
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def open_regular(path: str) -> int:
+    """A descriptor to read the regular file `path` by. Raises `OSError`, with EINVAL for anything else."""
+    try:
+        # Without O_NONBLOCK, opening a FIFO would wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise _not_regular(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _not_regular(path)
+    return fd
+
+
+def _not_regular(path: str) -> OSError:
+    return OSError(errno.EINVAL, "not a regular file", path)
 
 
 def open_beside(path: str, flags: int) -> int:

@@ -36,13 +36,26 @@ _held: list[int] = []
 _wanted = 0
 
 
+class ShortageError(OSError):
+    """A shortage whose error number alone would mislead: inotify says ENOSPC when its watches are used up."""
+
+    def __init__(self, error: OSError, what: str, to_do: str) -> None:
+        """`error` is what the kernel said; `what` is short in words, and `to_do` is what an operator can do."""
+        super().__init__(error.errno, what, error.filename)
+        self.advice = to_do
+
+
 def is_shortage(error: BaseException) -> bool:
     """Whether `error` passes by itself once somebody has let go of something."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORTAGES)
+    if isinstance(error, (MemoryError, ShortageError)):
+        return True
+    return isinstance(error, OSError) and error.errno in SHORTAGES
 
 
 def advice(error: OSError) -> str:
     """What an operator can do about a shortage."""
+    if isinstance(error, ShortageError):
+        return error.advice
     return {
         errno.EMFILE: "raise LimitNOFILE= (ulimit -n)",
         errno.ENFILE: "raise fs.file-max",
