@@ -15,7 +15,7 @@ import os
 import zlib
 from typing import Final
 
-from tailsrv.kit.files import create_beside, open_beside, write_at
+from tailsrv.kit.files import create_beside, open_beside, open_regular, write_at
 
 LINE_BYTES: Final = 30
 MARK_BYTES: Final = 2 * LINE_BYTES
@@ -46,10 +46,11 @@ def decode(content: bytes) -> int | None:
 
 
 class MarkReader:
-    """A reader's side of the mark. Raises `OSError` where the file can't be opened or read."""
+    """A reader's side of the mark. Raises `OSError` where the file can't be opened or read, or is no regular file."""
 
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    def __init__(self, file: str | int) -> None:
+        """`file` is its path, or a descriptor that is the reader's from now on."""
+        self.fd = file if isinstance(file, int) else open_regular(file)
         self._content = b""
         self._length: int | None = None
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tailsrv.kit import shortage, watches
 from tailsrv.kit import stream as stream_module
 from tailsrv.kit.errors import FatalError
+from tailsrv.kit.files import open_regular
 from tailsrv.kit.mark import MarkWriter
 from tailsrv.kit.reactor import Reactor
+from tailsrv.kit.shortage import ShortageError
 from tailsrv.kit.stream import Stream
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ class Story:
     def __init__(self, path: Path, **settings: Any) -> None:
         self.ends: list[int] = []
         self.gone = 0
+        self.on_gone: Callable[[], None] = lambda: None
         self.lines: list[str] = []
         self.reactor = Reactor()
         self.stream = Stream(
@@ -38,6 +43,7 @@ class Story:
 
     def _gone(self) -> None:
         self.gone += 1
+        self.on_gone()
 
     def _failed(self, error: FatalError) -> None:
         raise error
@@ -67,7 +73,8 @@ class Story:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    return tmp_path / "log"
+    (tmp_path / "directory").mkdir()
+    return tmp_path / "directory" / "log"
 
 
 @pytest.fixture
@@ -224,7 +231,7 @@ def test_many_events_and_the_longest_names_beside_the_file_are_taken_at_once(
 def test_polling_sees_what_no_event_tells(log: Path, tell: Callable[..., Story]) -> None:
     log.write_bytes(b"content")
     story = tell(poll_seconds=0.01)
-    story.reactor.unregister(story.stream._inotify.fileno())
+    story.reactor.unregister(story.stream._inotify_fd)
     _append(log, b"!")
     story.until(lambda: story.stream.end == 8)
     log.unlink()
@@ -234,7 +241,9 @@ def test_polling_sees_what_no_event_tells(log: Path, tell: Callable[..., Story])
 @pytest.mark.parametrize(
     ("code", "sysctl"), [(errno.EMFILE, "fs.inotify.max_user_instances"), (errno.ENOSPC, "fs.inotify.max_user_watches")]
 )
-def test_a_limit_of_inotify_is_named(log: Path, monkeypatch: pytest.MonkeyPatch, code: int, sysctl: str) -> None:
+def test_a_limit_of_inotify_is_a_shortage_that_names_it(
+    log: Path, monkeypatch: pytest.MonkeyPatch, code: int, sysctl: str
+) -> None:
     class Refusing:
         def __init__(self, **_: object) -> None:
             if code == errno.EMFILE:
@@ -246,6 +255,240 @@ def test_a_limit_of_inotify_is_named(log: Path, monkeypatch: pytest.MonkeyPatch,
         def add_watch(self, *_: object) -> int:
             raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(stream_module, "INotify", Refusing)
-    with pytest.raises(FatalError, match=sysctl):
+    monkeypatch.setattr(watches, "INotify", Refusing)
+    with pytest.raises(ShortageError) as raised:
         Story(log).stream.open()
+    assert sysctl in raised.value.advice
+
+
+# --- marks that say 0, come late, or can't be used
+
+
+def test_a_mark_of_0_is_a_mark(log: Path, tell: Callable[..., Story]) -> None:
+    log.write_bytes(b"0123456789")
+    MarkWriter(f"{log}.commit", 10).close()
+    story = tell()
+    os.unlink(f"{log}.commit")
+    story.until(lambda: "commit mark gone" in story.lines)
+    os.truncate(log, 0)
+    story.until(lambda: story.stream.end == 0)
+    MarkWriter(f"{log}.commit", 0).close()
+    _append(log, b"nobody has committed this")
+    story.until(lambda: story.stream.size == 25)
+    assert (story.stream.committed, story.stream.end) == (0, 0)
+
+
+def test_a_look_finds_a_mark_that_no_event_has_told_yet(log: Path, tell: Callable[..., Story]) -> None:
+    log.write_bytes(b"0123456789")
+    story = tell()
+    MarkWriter(f"{log}.commit", 10).close()
+    _append(log, b"uncommitted")
+    story.stream.look()
+    assert story.stream.end == 10
+
+
+def test_a_look_finds_a_file_that_no_event_has_told_yet(log: Path, tell: Callable[..., Story]) -> None:
+    story = tell()
+    log.write_bytes(b"0123456789")
+    story.stream.look()
+    assert story.stream.end == 10
+
+
+def _no_mark(kind: str, path: str) -> None:
+    if kind == "directory":
+        os.mkdir(path)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(path)
+    else:
+        os.symlink("nothing", path)
+
+
+def _remove(path: str) -> None:
+    os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+
+
+KINDS = ["directory", "fifo", "socket", "link"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mark_that_is_no_file_is_refused_at_start_with_its_path(
+    log: Path, tell: Callable[..., Story], kind: str
+) -> None:
+    log.write_bytes(b"0123456789")
+    _no_mark(kind, f"{log}.commit")
+    with pytest.raises(FatalError, match=rf"cannot use {log}\.commit: .*--no-commit-mark"):
+        tell()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("then", ["a mark", "nothing"])
+def test_a_mark_that_is_no_file_holds_the_end_where_it_was_until_it_is_replaced_or_removed(
+    log: Path, tell: Callable[..., Story], kind: str, then: str
+) -> None:
+    log.write_bytes(b"0123456789")
+    story = tell()
+    _no_mark(kind, f"{log}.commit")
+    story.until(lambda: "commit mark unusable" in story.lines)
+    _append(log, b"nobody can tell whether this is committed")
+    story.until(lambda: story.stream.size > 10)
+    assert story.stream.end == 10
+    assert f"{log}.commit cannot be used" in str(story.stream.unhealthy())
+    _append(log, b"!")
+    story.until(lambda: story.stream.size > 51)
+    _remove(f"{log}.commit")
+    if then == "a mark":
+        MarkWriter(f"{log}.commit", 20).close()
+    story.until(lambda: story.stream.end == (20 if then == "a mark" else 52))
+    assert story.lines.count("commit mark unusable") == 1
+    assert story.stream.unhealthy() is None
+
+
+def test_a_mark_that_is_replaced_by_something_else_goes_on_to_hold(log: Path, tell: Callable[..., Story]) -> None:
+    log.write_bytes(b"0123456789")
+    MarkWriter(f"{log}.commit", 4).close()
+    story = tell()
+    os.unlink(f"{log}.commit")
+    os.mkdir(f"{log}.commit")
+    story.until(lambda: "commit mark unusable" in story.lines)
+    assert story.stream.end == 4
+    os.rmdir(f"{log}.commit")
+    story.until(lambda: story.stream.unhealthy() is None)
+    assert story.stream.end == 4
+    MarkWriter(f"{log}.commit", 9).close()
+    story.until(lambda: story.stream.end == 9)
+
+
+@pytest.mark.parametrize("way", ["renamed over", "moved aside"])
+def test_a_mark_that_is_replaced_is_followed(log: Path, tell: Callable[..., Story], way: str) -> None:
+    log.write_bytes(b"0123456789")
+    MarkWriter(f"{log}.commit", 4).close()
+    story = tell()
+    MarkWriter(f"{log}.new", 5).close()
+    if way == "moved aside":
+        os.rename(f"{log}.commit", f"{log}.old")
+    os.rename(f"{log}.new", f"{log}.commit")
+    story.until(lambda: story.stream.end == 5)
+    MarkWriter(f"{log}.commit", 6).close()
+    story.until(lambda: story.stream.end == 6)
+
+
+# --- wake-ups, polling, closing
+
+
+def test_other_names_of_the_directory_wake_nobody_who_has_a_file_and_a_mark(
+    log: Path, tell: Callable[..., Story]
+) -> None:
+    log.write_bytes(b"0123456789")
+    MarkWriter(f"{log}.commit", 4).close()
+    story = tell()
+    for number in range(10):
+        log.with_name(f"other{number}").touch()
+    with pytest.raises(BlockingIOError):
+        os.read(story.stream._inotify_fd, 4096)
+
+
+@pytest.mark.parametrize("poll_seconds", [None, 0.01])
+def test_a_stream_that_is_closed_when_its_file_is_gone_is_never_heard_of_again(
+    log: Path, poll_seconds: float | None
+) -> None:
+    log.write_bytes(b"0123456789")
+    story = Story(log, poll_seconds=poll_seconds)
+    story.stream.open()
+    if poll_seconds is not None:
+        story.reactor.unregister(story.stream._inotify_fd)  # the poll alone is to find it
+    story.on_gone = story.stream.close
+    log.unlink()
+    story.until(lambda: story.gone == 1)
+    log.write_bytes(b"its successor")
+    told = len(story.ends)
+    assert story.reactor._timeout() == -1
+    story.until(lambda: True)
+    assert (story.gone, len(story.ends)) == (1, told)
+    story.reactor.close()
+
+
+def test_a_directory_that_is_made_again_is_watched_again(log: Path, tell: Callable[..., Story]) -> None:
+    log.parent.rmdir()
+    log.parent.mkdir()
+    story = tell()
+    log.parent.rmdir()
+    story.until(lambda: "watching the directory paused" in story.lines)
+    log.parent.mkdir()
+    log.write_bytes(b"hello")
+    story.until(lambda: story.stream.end == 5)
+    assert story.stream.unhealthy() is None
+
+
+# --- shortages
+
+
+class Short:
+    """Stands in for `open_regular` as long as there are no descriptors for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lasts = True
+        self._open = open_regular
+        monkeypatch.setattr(stream_module, "open_regular", self)
+        monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.01)
+
+    def __call__(self, path: str) -> int:
+        if self.lasts:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return self._open(path)
+
+
+def test_a_file_that_appears_in_a_shortage_is_opened_when_it_is_over(
+    log: Path, tell: Callable[..., Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = tell()
+    short = Short(monkeypatch)
+    log.write_bytes(b"hello")
+    story.until(lambda: "opening the file paused" in story.lines)
+    assert "Too many open files" in str(story.stream.unhealthy())
+    story.reactor.call_later(0.1, lambda: setattr(short, "lasts", False))
+    story.until(lambda: story.ends[-1:] == [5])
+    assert story.lines.count("opening the file paused") == story.lines.count("opening the file resumed") == 1
+    assert story.stream.unhealthy() is None
+
+
+def test_a_mark_that_appears_in_a_shortage_holds_the_end_where_it_was(
+    log: Path, tell: Callable[..., Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.write_bytes(b"0123456789")
+    story = tell()
+    short = Short(monkeypatch)
+    mark = MarkWriter(f"{log}.commit", 10)
+    _append(log, b"uncommitted")
+    story.until(lambda: story.stream.size == 21)
+    assert story.stream.end == 10
+    mark.move(15)
+    short.lasts = False
+    story.until(lambda: story.stream.end == 15)
+    mark.close()
+    assert story.lines.count("opening the commit mark paused") == 1
+
+
+def test_a_watch_that_the_kernel_refuses_is_asked_for_again(
+    log: Path, tell: Callable[..., Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = tell()
+    monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.01)
+    add = story.stream._watches.add
+    refused: list[str] = []
+
+    def refuse(path: str, events: int) -> int:
+        if len(refused) < 3:
+            refused.append(path)
+            raise ShortageError(OSError(errno.ENOSPC, ""), "out of inotify watches", "raise the limit")
+        return add(path, events)
+
+    monkeypatch.setattr(story.stream._watches, "add", refuse)
+    held = len(os.listdir("/proc/self/fd"))
+    log.write_bytes(b"hello")
+    story.until(lambda: story.stream.end == 5)
+    assert len(refused) == 3
+    assert story.lines.count("opening the file paused") == 1
+    assert len(os.listdir("/proc/self/fd")) == held + 1
