@@ -12,7 +12,7 @@ from indexer.options import DEFAULT_INTERVAL, DEFAULT_MAX_MESSAGE_BYTES, SUFFIX,
 from tailsrv.kit.options import common_options, common_settings, run_command
 
 
-@click.command("tailsrv-index", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("tailsrv-index")
 @click.argument("file", metavar="FILE")
 @click.option("--framing", type=click.Choice(FRAMINGS), default="newline", show_default=True, help="What a message is.")
 @click.option(

@@ -45,12 +45,15 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     """
     import click  # noqa: PLC0415 - whoever uses this module for progress alone needs no click
 
+    from tailsrv.kit.environment import name_variables  # noqa: PLC0415 - the same
+
     name = command.name or "tailsrv-client"
     for signum in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(signum, _raise_signalled)
     try:
-        code = command.main(prog_name=name, standalone_mode=False, auto_envvar_prefix=prefix)
+        name_variables(command, prefix)
+        code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as end:
         code = end.exit_code
     except (click.ClickException, UsageError) as error:

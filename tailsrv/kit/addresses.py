@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import stat
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -72,52 +72,92 @@ class Listener:
         self.socket = sock
         self.address = format_address(sock.getsockname())
         self._path = path
+        self._bound = None if path is None else _identity(path)
+        self._pid = os.getpid()
 
     def close(self) -> None:
-        """Stop listening; leave no path behind. A socket that was handed over keeps its path: it is the giver's."""
+        """Stop listening; leave no path behind, unless it is another's.
+
+        It is another's when the socket was handed over, in a forked process, and when a successor has bound the path
+        meanwhile.
+        """
         self.socket.close()
-        if self._path is not None:
-            with contextlib.suppress(OSError):  # gone already, or no longer ours to remove
-                os.unlink(self._path)
+        path, self._path = self._path, None
+        if path is not None and self._pid == os.getpid() and _identity(path) == self._bound:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file a path names; None where it names none that can be seen."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+NOT_HERE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+"""What the kernel says of an address that this machine does not have."""
 
 
 def bind(address: Address, *, reuse_port: bool = False) -> list[Listener]:
-    """Listeners for `address`: one, or one for each address that HOST resolves to.
+    """Listeners for `address`: one, or one for each address that HOST resolves to and that this machine has.
 
+    With port 0 and several addresses all get the port that the first one got, if it is free for them.
     `reuse_port` lets this process bind further sockets to the same port (SO_REUSEPORT). The first one is exclusive all
     the same: another daemon's port is never joined. Raises `FatalError` where the kernel refuses.
     """
     if address.path is not None:
         return [Listener(_bind_unix(address.path), address.path)]
-    if address.host:
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    port = address.port
+    for family, (host, _, *rest) in _targets(address):
         try:
-            found = socket.getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-            )
-        except (socket.gaierror, UnicodeError) as error:
-            raise FatalError(f"cannot listen on {address}: {address.host!r} is not known here ({error})") from None
-    else:
-        found = []
-    targets: list[tuple[int, tuple[object, ...]]] = [(family, sockaddr) for family, _, _, _, sockaddr in found]
-    targets = targets or [_any_interface(address.port)]
-    listeners: list[socket.socket] = []
-    for family, sockaddr in dict.fromkeys(targets):
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        listeners.append(sock)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address.host else 0)
-            sock.bind(sockaddr)
-            sock.listen(BACKLOG)
-            # Only now: with this option from the beginning, the port of another daemon with workers could be shared.
-            if reuse_port:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock = _bind_tcp(family, (host, port, *rest), only_v6=bool(address.host), reuse_port=reuse_port)
         except OSError as error:
-            for listener in listeners:
-                listener.close()
+            if error.errno in NOT_HERE:
+                missing = error
+                continue
+            for each in sockets:
+                each.close()
             raise FatalError(f"cannot listen on {address}: {reason(error)}; {_advice(error)}") from None
-    return [Listener(sock) for sock in listeners]
+        sockets.append(sock)
+        port = sock.getsockname()[1]
+    if not sockets and missing is not None:
+        raise FatalError(f"cannot listen on {address}: {reason(missing)}; {_advice(missing)}")
+    return [Listener(sock) for sock in sockets]
+
+
+def _targets(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
+    """The families and socket addresses that a TCP address stands for."""
+    if not address.host:
+        return [_any_interface(address.port)]
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+    except (socket.gaierror, UnicodeError) as error:
+        raise FatalError(f"cannot listen on {address}: {address.host!r} is not known here ({error})") from None
+    return list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _bind_tcp(family: int, sockaddr: tuple[Any, ...], *, only_v6: bool, reuse_port: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
+        sock.bind(sockaddr)
+        sock.listen(BACKLOG)
+        # Only now: with this option from the beginning, the port of another daemon with workers could be shared.
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def bind_all(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> list[Listener]:
@@ -133,7 +173,7 @@ def bind_all(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> lis
     return listeners
 
 
-def _any_interface(port: int) -> tuple[int, tuple[object, ...]]:
+def _any_interface(port: int) -> tuple[int, tuple[Any, ...]]:
     """IPv6's wildcard takes IPv4 peers too; machines without IPv6 have the other one."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
@@ -172,11 +212,14 @@ def _remove_stale(path: str) -> None:
             return
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    # Non-blocking: a listener with a full queue is alive too, and must not be waited for.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+        except BlockingIOError:
+            return
 
 
 def inherited_listeners() -> dict[str, list[Listener]]:

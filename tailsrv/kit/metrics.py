@@ -179,6 +179,9 @@ class _Exchange:
             return
         if isinstance(event, h11.Request):
             method = event.method.decode("latin-1")
+            if not event.http_version.startswith(b"1."):
+                self._answer(method, 505, TEXT, b"HTTP/1.0 and HTTP/1.1 are spoken here\n")
+                return
             self._answer(method, *respond(method, _path(event.target.decode("latin-1"))))
         elif not data:
             raise EOFError

@@ -15,6 +15,7 @@ import msgspec
 
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Address, parse_address
+from tailsrv.kit.environment import name_variables
 from tailsrv.kit.errors import UsageError
 from tailsrv.kit.logs import FORMATS, LEVELS
 
@@ -95,7 +96,8 @@ def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
     """Run a click command as the whole process: whatever is wrong is said in one line; exit codes as documented."""
     name = command.name or "tailsrv"
     try:
-        code = command.main(prog_name=name, standalone_mode=False, auto_envvar_prefix=environment_prefix)
+        name_variables(command, environment_prefix)
+        code = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as end:
         code = end.exit_code
     except click.ClickException as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tailsrv.kit.access import AllowList
+from tailsrv.kit.access import AllowList, admitting
 from tailsrv.kit.addresses import Address, Listener, bind, format_address, parse_address
 from tailsrv.kit.errors import FatalError, UsageError
 
@@ -93,6 +95,84 @@ def test_a_socket_that_was_handed_over_keeps_its_path(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_a_path_that_a_successor_has_bound_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    (old,) = bind(Address(path=str(path)))
+    path.unlink()
+    (new,) = bind(Address(path=str(path)))
+    old.close()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    new.close()
+    new.close()
+    assert not path.exists()
+
+
+def test_a_forked_process_leaves_the_path_to_its_parent(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    (listener,) = bind(Address(path=str(path)))
+    pid = os.fork()
+    if not pid:
+        listener.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert path.exists()
+    listener.close()
+
+
+def test_a_unix_socket_with_a_full_queue_is_alive_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as clients:
+        busy.bind(str(path))
+        busy.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        with pytest.raises(FatalError, match="in use"):
+            bind(Address(path=str(path)))
+
+
+NOT_OF_THIS_MACHINE = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::7", 0, 0, 0))
+OF_THIS_MACHINE = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+
+
+def test_of_a_name_with_several_addresses_those_are_bound_that_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [NOT_OF_THIS_MACHINE, OF_THIS_MACHINE])
+    (listener,) = bind(Address(host="fileserver"))
+    assert listener.address.startswith("127.0.0.1:")
+    listener.close()
+
+
+def test_a_family_that_the_machine_does_not_have_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = (socket.AF_IPX, socket.SOCK_STREAM, 6, "", ("2001:db8::7", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [unknown, OF_THIS_MACHINE])
+    (listener,) = bind(Address(host="localhost"))
+    listener.close()
+
+
+def test_a_name_of_which_the_machine_has_no_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [NOT_OF_THIS_MACHINE])
+    with pytest.raises(FatalError, match="no interface of this machine"):
+        bind(Address(host="fileserver"))
+
+
+def test_all_addresses_of_a_name_get_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [OF_THIS_MACHINE, other])
+    first, second = bind(Address(host="fileserver"))
+    assert first.address.rpartition(":")[2] == second.address.rpartition(":")[2]
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("peer", ["::ffff:203.0.113.2", "203.0.113.2", "fe80::1%eth0", "2001:db8::5"])
+def test_what_is_advised_to_admit_a_peer_admits_it_and_its_neighbour_not(peer: str) -> None:
+    assert AllowList((admitting(peer),)).permits(peer)
+    assert not AllowList((admitting(peer),)).permits(peer.partition("%")[0] + "1")
+
+
 @pytest.mark.parametrize(
     ("allowed", "host", "permitted"),
     [
@@ -110,6 +190,10 @@ def test_a_socket_that_was_handed_over_keeps_its_path(tmp_path: Path) -> None:
         (("any",), "2001:db8::1", True),
         (("192.0.2.0/24", "loopback"), "192.0.2.255", True),
         (("192.0.2.0/24", "loopback"), "192.0.3.0", False),
+        (("::ffff:10.0.0.0/104",), "10.1.2.3", True),
+        (("::ffff:10.0.0.0/104",), "::ffff:10.1.2.3", True),
+        (("::ffff:10.0.0.0/104",), "11.1.2.3", False),
+        (("::/0",), "10.1.2.3", False),
     ],
 )
 def test_who_may_connect(allowed: tuple[str, ...], host: str, permitted: bool) -> None:

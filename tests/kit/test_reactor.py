@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tailsrv.kit.deadlines import Deadlines
+from tailsrv.kit.errors import FatalError
 from tailsrv.kit.reactor import READ, Reactor
 
 if TYPE_CHECKING:
@@ -105,3 +107,131 @@ def test_deadlines_that_are_all_cancelled_wake_nobody(reactor: Reactor) -> None:
     assert reactor._timeout() > 0
     deadlines.cancel("a")
     assert reactor._timeout() == -1
+
+
+class ClosesItself:
+    """A peer on one end of a socket pair whose handler fails."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
+        self.sock, self.peer = socket.socketpair()
+        reactor.register(self.sock.fileno(), READ, self.handle, abort=self.close)
+
+    def handle(self, _mask: int) -> None:
+        raise KeyError(self.sock.recv(100))
+
+    def close(self) -> None:
+        self.reactor.unregister(self.sock.fileno())
+        self.sock.close()
+
+
+def test_an_unexpected_error_of_a_peers_handler_closes_that_peer_and_the_loop_goes_on(reactor: Reactor) -> None:
+    reported: list[Exception] = []
+    reactor.on_contained = reported.append
+    bad = ClosesItself(reactor)
+    bad.peer.sendall(b"input")
+    good, other = socket.socketpair()
+    reactor.register(good.fileno(), READ, lambda _mask: reactor.stop())
+    reactor.call_later(0.05, lambda: other.sendall(b"later"))
+    reactor.run()
+    assert bad.peer.recv(1) == b""
+    assert [str(error) for error in reported] == ["b'input'"]
+    assert reactor.contained == 1
+    for sock in (good, other, bad.peer):
+        sock.close()
+
+
+def test_a_peer_that_can_not_even_be_closed_is_forgotten(reactor: Reactor) -> None:
+    reported: list[Exception] = []
+    reactor.on_contained = reported.append
+    bad = ClosesItself(reactor)
+
+    def fail() -> None:
+        raise ValueError("closing failed, too")
+
+    reactor.unregister(bad.sock.fileno())
+    reactor.register(bad.sock.fileno(), READ, bad.handle, abort=fail)
+    bad.peer.sendall(b"input")
+    reactor.call_later(0.05, reactor.stop)
+    reactor.run()
+    assert [type(error) for error in reported] == [KeyError, ValueError]
+    for sock in (bad.sock, bad.peer):
+        sock.close()
+
+
+def test_the_daemons_own_errors_end_the_loop(reactor: Reactor) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+
+    def fail(_mask: int) -> None:
+        raise FatalError("the disk is gone")
+
+    reactor.register(reader, READ, fail, abort=lambda: None)
+    with pytest.raises(FatalError):
+        reactor.run()
+    for fd in (reader, writer):
+        os.close(fd)
+
+
+def test_an_event_never_reaches_a_successor_of_its_descriptor(reactor: Reactor) -> None:
+    """In one round one handler closes another descriptor, whose number is given to a new connection."""
+    masks: list[int] = []
+    first, first_peer = socket.socketpair()
+    second, second_peer = socket.socketpair()
+    fresh: list[socket.socket] = []
+
+    def replace(_mask: int) -> None:
+        for sock in (first, second):
+            reactor.unregister(sock.fileno())
+        number = second.fileno()
+        second.close()
+        new, new_peer = socket.socketpair()
+        fresh.extend((new, new_peer))
+        if new.fileno() != number:
+            os.dup2(new.fileno(), number)
+        reactor.register(number, READ, masks.append)
+        reactor.call_later(0.02, reactor.stop)
+
+    reactor.register(first.fileno(), READ, replace)
+    reactor.register(second.fileno(), READ, replace)
+    for peer in (first_peer, second_peer):
+        peer.sendall(b"x")
+    second_peer.close()  # a hang-up waits for the one that is handled second
+    reactor.run()
+    assert masks == []
+    for sock in (first, first_peer, *fresh):
+        sock.close()
+
+
+def test_no_signal_is_lost_while_other_threads_flood_the_loop(reactor: Reactor) -> None:
+    """Calls from other threads share the pipe that signals come through."""
+    signals = 0
+
+    def signalled() -> None:
+        nonlocal signals
+        signals += 1
+        reactor.stop()
+
+    reactor.on_signal(signal.SIGUSR1, signalled)
+    for _ in range(200_000):
+        reactor.post(lambda: None)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    reactor.call_later(10, reactor.stop)
+    reactor.run()
+    assert signals == 1
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+def test_an_unexpected_error_at_a_deadline_closes_the_peer_that_it_was_for(reactor: Reactor) -> None:
+    aborted: list[str] = []
+
+    def expired(key: str) -> None:
+        raise KeyError(key)
+
+    deadlines: Deadlines[str] = Deadlines(reactor, 0.01, expired, aborted.append)
+    deadlines.start("first")
+    deadlines.start("second")
+    reactor.call_later(0.05, reactor.stop)
+    reactor.run()
+    assert aborted == ["first", "second"]
+    assert reactor.contained == 2
