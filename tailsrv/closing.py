@@ -4,14 +4,20 @@ A socket that is closed while something that its peer sent lies unread sends a r
 on its way. So the sending side is shut down first, what the peer goes on sending is read and thrown away, and the
 socket is closed when the peer has ended too. A peer that never does is let go after `LINGER_SECONDS`, if it has
 acknowledged everything; one that has not, because it does not read, keeps its socket: what is due to it stays due.
+
+Until its end comes in this way, a connection is one whose close is a reset (`cut_on_close`): if this process is killed
+or fails, its clients must be able to tell that they were cut off from having got everything. The kernel does that for
+TCP alone; the peer of a Unix socket sees an end in both cases.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import functools
 import socket
+import struct
 import termios
 from typing import TYPE_CHECKING, Final
 
@@ -28,9 +34,18 @@ LINGER_SECONDS: Final = 10.0
 DISCARD_BYTES: Final = 1 << 16
 DISCARDS_PER_TURN: Final = 16
 
+_CUT: Final = struct.pack("ii", 1, 0)
+_DELIVER: Final = struct.pack("ii", 0, 0)
+"""struct linger of socket(7): on or off, and how many seconds."""
+
 _EDGE: Final = 1 << 31  # EPOLLET
 _TCP_CLOSE: Final = b"\7"  # of net/tcp_states.h; the first byte of a struct tcp_info
 _BUFFER: Final = bytearray(DISCARD_BYTES)
+
+
+def cut_on_close(sock: socket.socket) -> None:
+    """Make the close of a connection a reset, whoever closes it; until `Closer.end` or `Closer.abandon`."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT)
 
 
 def discard(sock: socket.socket) -> bool | None:
@@ -75,7 +90,7 @@ class Closer:
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
         self._ending: dict[socket.socket, None] = {}
-        self._deadlines: Deadlines[socket.socket] = Deadlines(reactor, LINGER_SECONDS, self._lingered)
+        self._deadlines: Deadlines[socket.socket] = Deadlines(reactor, LINGER_SECONDS, self._lingered, self._close)
 
     def __len__(self) -> int:
         return len(self._ending)
@@ -86,6 +101,7 @@ class Closer:
     def end(self, sock: socket.socket) -> None:
         """No more bytes for this peer. The socket is registered with the reactor, and ours from now on."""
         try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DELIVER)
             sock.shutdown(socket.SHUT_WR)
         except OSError:  # reset by the peer
             self._close(sock)
@@ -96,8 +112,14 @@ class Closer:
         self._on_event(sock, READ)
 
     def abandon(self, sock: socket.socket) -> None:
-        """Close now, for a peer that is gone, or whose time is over; what it has sent does not make this a reset."""
+        """Close now, for a peer whose time is over; nothing makes this a reset."""
+        with contextlib.suppress(OSError):  # it is over anyhow
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DELIVER)
         discard(sock)
+        self._close(sock)
+
+    def cut(self, sock: socket.socket) -> None:
+        """Close now, for a peer that is gone or can't get what is due to it: a reset."""
         self._close(sock)
 
     def _on_event(self, sock: socket.socket, _mask: int) -> None:

@@ -12,6 +12,7 @@ take longer.
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
@@ -77,10 +78,13 @@ class DeadPeers:
         reactor: Reactor,
         sockets: Callable[[], Iterable[socket.socket]],
         died: Callable[[socket.socket], None],
+        abort: Callable[[socket.socket], None],
     ) -> None:
+        """``abort(socket)`` closes a connection about which something unexpected went wrong."""
         self._reactor = reactor
         self._sockets = sockets
         self._died = died
+        self._abort = abort
         self.watching = False
         """Whether it looks."""
 
@@ -96,13 +100,16 @@ class DeadPeers:
     def _look_at(self, left: list[socket.socket], longest: float | None) -> None:
         """Look at some, and go on with the others in the next round; `longest` is the longest silence in flight."""
         for sock in left[-LOOKS_PER_ROUND:]:
-            flight = in_flight(sock)
-            if flight is None or not flight.any:
-                continue
-            if flight.is_dead():
-                self._died(sock)
-            else:
-                longest = max(longest or 0.0, flight.silent_seconds)
+            try:
+                flight = in_flight(sock)
+                if flight is None or not flight.any:
+                    continue
+                if flight.is_dead():
+                    self._died(sock)
+                else:
+                    longest = max(longest or 0.0, flight.silent_seconds)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again
+                self._reactor.contain(error, functools.partial(self._abort, sock))
         del left[-LOOKS_PER_ROUND:]
         if left:
             self._reactor.call_later(0, lambda: self._look_at(left, longest))

@@ -9,11 +9,15 @@ bytes are not yet is *waiting*, in a heap by offset.
 Live subscribers come first in each round of the reactor: turns are taken after its events. Nothing here waits for a
 disk: what has just been appended is in memory, and everything else is looked for there first.
 
+An unexpected error in the work for one subscriber closes that one (`Reactor.contain`). What all of them share is set
+before any of them is dealt with, so that such an error leaves it whole.
+
 Knows nothing of headers, listeners or how a connection is closed.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import os
@@ -23,6 +27,7 @@ from tailsrv.header import NEVER
 from tailsrv.kit.reactor import HANGUP, WRITE
 from tailsrv.replay import FILE_ERRORS, NEAR_BYTES, Lanes, in_memory, unreadable
 from tailsrv.subscriber import BEHIND, LIVE, WAITING, Subscriber
+from tailsrv.transfer import send_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,11 +45,16 @@ SCATTER_BYTES: Final = 1 << 20
 """When the end runs ahead of the live ones by so much, each catches up by itself: sendfile copies nothing."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Fanout:
     """Sends a stream's bytes to subscribers.
 
     `finished(subscriber)` is called for one that has all it asked for, `lost(subscriber)` for one whose connection
-    broke. Both are out of our hands then, but still registered with the reactor.
+    broke. Both are out of our hands then, but still registered with the reactor. ``abort(subscriber)`` closes one in
+    whose service something unexpected went wrong, however far it had come.
     """
 
     def __init__(
@@ -53,12 +63,15 @@ class Fanout:
         stream: Stream,
         finished: Callable[[Subscriber], None],
         lost: Callable[[Subscriber], None],
+        *,
+        abort: Callable[[Subscriber], None],
         replay_rate: int | None = None,
     ) -> None:
         self._reactor = reactor
         self._stream = stream
         self._finished = finished
         self._lost = lost
+        self._abort = abort
         self.at = stream.end
         """What live subscribers have been sent."""
         self._sent = 0
@@ -111,11 +124,21 @@ class Fanout:
             subscriber.stop = min(subscriber.stop, max(subscriber.offset, end))
             if subscriber.state in {BEHIND, WAITING}:
                 subscriber.state = BEHIND
-                self._settle(subscriber)
+                self._guard(self._settle, subscriber)
 
     def close(self) -> None:
         """Stop the lanes."""
         self._lanes.close()
+
+    def _guard(self, step: Callable[[Subscriber], None], subscriber: Subscriber) -> None:
+        """Take one step for one subscriber; what goes wrong with it is that subscriber's end."""
+        try:
+            step(subscriber)
+        except Exception as error:  # noqa: BLE001 - contained, or raised again
+            self._contain(error, subscriber)
+
+    def _contain(self, error: Exception, subscriber: Subscriber) -> None:
+        self._reactor.contain(error, functools.partial(self._abort, subscriber))
 
     # --- the file grows
 
@@ -149,12 +172,19 @@ class Fanout:
                 sent = 0
             except OSError:
                 sent = -1
+            except Exception as error:  # noqa: BLE001 - reported here; the subscriber is closed with those that are lost
+                self._reactor.contain(error, _nothing)
+                sent = -1
             if sent != length:
                 short.append((send, sent))
         self.at = at + length
         self._sent += length * len(live)
         for send, sent in short:
-            self._fell_short(live[send], at, length, sent)
+            subscriber = live[send]
+            try:
+                self._fell_short(subscriber, at, length, sent)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again
+                self._contain(error, subscriber)
         if self.at < end and length:
             self._advance_again()
 
@@ -185,14 +215,14 @@ class Fanout:
         at, self.at = self.at, end
         for subscriber in tuple(self._live.values()):
             self._leave_live(subscriber, at)
-            self._want(subscriber, WRITE)
+            self._guard(self._want_room, subscriber)
 
     def _go_back(self) -> None:
         """The file was truncated: nobody gets anything until it exceeds what has been sent."""
+        at, self.at = self.at, self._stream.end
         for subscriber in tuple(self._live.values()):
-            self._leave_live(subscriber, self.at)
-            self._wait(subscriber)
-        self.at = self._stream.end
+            self._leave_live(subscriber, at)
+            self._guard(self._wait, subscriber)
 
     def _wake_waiting(self) -> None:
         waiting = self._waiting
@@ -202,7 +232,7 @@ class Fanout:
         for subscriber in woken:
             if subscriber.state is WAITING:
                 subscriber.state = BEHIND
-                self._catch_up(subscriber)
+                self._guard(self._catch_up, subscriber)
 
     # --- those who are not live
 
@@ -219,7 +249,10 @@ class Fanout:
             # Who is left out has waited longest when the next round comes; its socket has room still.
             for subscriber in tuple(itertools.islice(due, TURNS_PER_ROUND)):
                 del due[subscriber]
-                self._catch_up(subscriber)
+                try:
+                    self._catch_up(subscriber)
+                except Exception as error:  # noqa: BLE001 - contained, or raised again
+                    self._contain(error, subscriber)
 
     def _catch_up(self, subscriber: Subscriber) -> None:
         """One turn."""
@@ -230,7 +263,7 @@ class Fanout:
             if (ready > self._lanes.near or not in_memory(fd, offset)) and self._lanes.take(subscriber):
                 return
             try:
-                sent = os.sendfile(subscriber.fd, fd, offset, min(ready, NEAR_BYTES))
+                sent = send_range(subscriber, self._stream, offset, min(ready, NEAR_BYTES))
             except BlockingIOError:
                 self._want(subscriber, WRITE)
                 return
@@ -250,11 +283,14 @@ class Fanout:
         """A lane is done with it."""
         subscriber.state = BEHIND
         subscriber.events = 0
-        self._reactor.register(subscriber.fd, 0, subscriber.handler)
-        if gone:
-            self._lost(subscriber)
-        else:
-            self._settle(subscriber)
+        try:
+            self._reactor.register(subscriber.fd, 0, subscriber.handler, functools.partial(self._abort, subscriber))
+            if gone:
+                self._lost(subscriber)
+            else:
+                self._settle(subscriber)
+        except Exception as error:  # noqa: BLE001 - contained, or raised again
+            self._contain(error, subscriber)
 
     def _settle(self, subscriber: Subscriber) -> None:
         """Put it where its offset says."""
@@ -274,6 +310,9 @@ class Fanout:
         self._want(subscriber, 0)
         subscriber.state = WAITING
         heapq.heappush(self._waiting, (subscriber.offset, next(self._order), subscriber))
+
+    def _want_room(self, subscriber: Subscriber) -> None:
+        self._want(subscriber, WRITE)
 
     def _want(self, subscriber: Subscriber, events: int) -> None:
         if subscriber.events != events:

@@ -5,6 +5,9 @@ for as long as copying takes. Live subscribers must feel neither, so replays run
 its own, which has its subscribers wholly: between taking one over and handing it back, nothing passes between threads
 but two integers that are only read here, the end of the stream and the subscriber's stop.
 
+An unexpected error in the work for one subscriber ends that subscriber's connection, on these threads as on the home
+loop's, which reports it. An error of a thread's own ends the daemon: its subscribers would wait for ever.
+
 The file is looked at in windows. One whose first byte is not in memory is asked for ahead of its use, and dropped from
 memory when the last of the replays that are near has passed it: reading old history once does not push out what others
 need. "In memory" is what preadv2 with RWF_NOWAIT says; where a file system can't say it, everything counts as being so.
@@ -24,6 +27,7 @@ from tailsrv.bucket import Bucket
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.reactor import HANGUP, WRITE, Reactor
 from tailsrv.subscriber import AWAY
+from tailsrv.transfer import send_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
@@ -76,6 +80,10 @@ def in_memory(fd: int, offset: int) -> bool:
     except OSError:  # EOPNOTSUPP: it can't be known; anything worse is seen, and said, by who reads next
         return True
     return True
+
+
+def _nothing() -> None:
+    pass
 
 
 class Lanes:
@@ -154,6 +162,10 @@ class Lanes:
 
         self._home.post(end)
 
+    def report(self, error: Exception) -> None:
+        """From a lane: something unexpected has cost one subscriber its connection."""
+        self._home.post(functools.partial(self._home.contain, error, _nothing))
+
     def _take_back(self, subscriber: Subscriber, gone: bool) -> None:
         if self.away.pop(subscriber, self) is not self:
             self._returned(subscriber, gone)
@@ -172,6 +184,7 @@ class _Lane:
 
     def __init__(self, lanes: Lanes, number: int) -> None:
         self.reactor = Reactor()
+        self.reactor.on_contained = lanes.report
         self._number = number
         self.subscribers: dict[Subscriber, None] = {}
         self.sent = 0
@@ -208,7 +221,11 @@ class _Lane:
         self._asked[subscriber] = subscriber.offset // WINDOW_BYTES
         if self._lanes.rate is not None:
             self._buckets[subscriber] = Bucket(self._lanes.rate, time.monotonic())
-        self.reactor.register(subscriber.fd, WRITE, functools.partial(self._on_event, subscriber))
+        abort = functools.partial(self._abort, subscriber)
+        try:
+            self.reactor.register(subscriber.fd, WRITE, functools.partial(self._on_event, subscriber), abort)
+        except Exception as error:  # noqa: BLE001 - contained, or raised again
+            self.reactor.contain(error, abort)
 
     def _on_event(self, subscriber: Subscriber, mask: int) -> None:
         turn = TURN_BYTES if self._lanes.live else ALONE_TURN_BYTES
@@ -230,7 +247,7 @@ class _Lane:
         if offset // WINDOW_BYTES + 1 >= self._asked[subscriber]:
             self._look_ahead(subscriber, offset)
         try:
-            sent = os.sendfile(subscriber.fd, self._stream.fd, offset, most)
+            sent = send_range(subscriber, self._stream, offset, most)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -253,11 +270,18 @@ class _Lane:
 
     def _resume(self, subscriber: Subscriber) -> None:
         if subscriber in self._asked:
-            self.reactor.modify(subscriber.fd, WRITE)
+            try:
+                self.reactor.modify(subscriber.fd, WRITE)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again
+                self.reactor.contain(error, functools.partial(self._abort, subscriber))
+
+    def _abort(self, subscriber: Subscriber) -> None:
+        if subscriber in self.subscribers:
+            self._hand_back(subscriber, gone=True)
 
     def _hand_back(self, subscriber: Subscriber, *, gone: bool = False) -> None:
         self.reactor.unregister(subscriber.fd)
-        del self._asked[subscriber]
+        self._asked.pop(subscriber, None)
         self._buckets.pop(subscriber, None)
         del self.subscribers[subscriber]
         self._lanes.hand_back(subscriber, gone)

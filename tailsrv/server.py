@@ -15,7 +15,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.closing import Closer
+from tailsrv.closing import Closer, cut_on_close
 from tailsrv.deadpeers import DeadPeers
 from tailsrv.fanout import Fanout
 from tailsrv.header import HEADER_BYTES, HeaderError, parse
@@ -23,9 +23,11 @@ from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Listener, listeners_for
 from tailsrv.kit.deadlines import Deadlines
+from tailsrv.kit.errors import reason
 from tailsrv.kit.logs import Repeated, printable
 from tailsrv.kit.measures import Measure
 from tailsrv.kit.reactor import HANGUP, READ
+from tailsrv.kit.shortage import advice
 from tailsrv.kit.stream import Stream
 from tailsrv.subscriber import ASKING, AWAY, Subscriber
 
@@ -75,17 +77,27 @@ class Broadcaster:
             use_mark=options.commit_mark,
             poll_seconds=options.poll,
         )
-        self._fanout = Fanout(reactor, self._stream, self._finished, self._lost, options.replay_rate)
+        self._fanout = Fanout(
+            reactor,
+            self._stream,
+            self._finished,
+            self._lost,
+            abort=self._abort,
+            replay_rate=options.replay_rate,
+        )
         self._closer = Closer(reactor)
-        self._dead_peers = DeadPeers(reactor, self._sockets, self._died)
+        self._dead_peers = DeadPeers(reactor, self._sockets, self._died, self._abort_socket)
         self._headers: dict[Subscriber, bytes] = {}
-        self._header_limits: Deadlines[Subscriber] = Deadlines(reactor, options.header_timeout, self._too_late)
+        self._header_limits: Deadlines[Subscriber] = Deadlines(
+            reactor, options.header_timeout, self._too_late, self._abort
+        )
         self._subscribers: dict[int, Subscriber] = {}
         self._acceptors: list[Acceptor] = []
         self.draining = False
         """Whether its end has begun."""
         self._bad_headers = 0
         self._log_bad_header = Repeated(log.warning, "bad header")
+        self._log_dropped = Repeated(log.warning, "connection dropped")
 
     # --- a server's four verbs
 
@@ -115,12 +127,16 @@ class Broadcaster:
             self._drain(STALLED_SECONDS)
 
     def close(self) -> None:
-        """Give everything back; still without a reset."""
+        """Give everything back. It is a reset for clients alone that a failure cuts off."""
         for acceptor in self._acceptors:
             acceptor.close()
         self._fanout.close()
         for subscriber in tuple(self._subscribers.values()):
-            self._lost(subscriber)
+            self._forget(subscriber)
+            if self.draining:
+                self._closer.abandon(subscriber.sock)
+            else:
+                self._closer.cut(subscriber.sock)
         self._closer.close()
         self._stream.close()
 
@@ -128,11 +144,17 @@ class Broadcaster:
 
     def _connected(self, sock: socket.socket, peer: str) -> None:
         subscriber = Subscriber(sock, peer)
+        subscriber.handler = functools.partial(self._on_event, subscriber)
+        try:
+            cut_on_close(sock)
+            self._reactor.register(subscriber.fd, READ, subscriber.handler, functools.partial(self._abort, subscriber))
+        except OSError as error:  # no memory, or fs.epoll.max_user_watches: this one can't be served
+            self._log_dropped(peer=peer, error=reason(error), advice=advice(error))
+            sock.close()
+            return
         self._subscribers[subscriber.fd] = subscriber
         self._headers[subscriber] = b""
         self._header_limits.start(subscriber)
-        subscriber.handler = functools.partial(self._on_event, subscriber)
-        self._reactor.register(subscriber.fd, READ, subscriber.handler)
 
     def _on_event(self, subscriber: Subscriber, mask: int) -> None:
         if subscriber.state is not ASKING:
@@ -174,7 +196,8 @@ class Broadcaster:
     def _too_late(self, subscriber: Subscriber) -> None:
         self._bad_headers += 1
         self._log_bad_header(peer=subscriber.peer, error="too late", header=printable(self._headers[subscriber]))
-        self._lost(subscriber)
+        self._forget(subscriber)
+        self._closer.abandon(subscriber.sock)
 
     def _forget_header(self, subscriber: Subscriber) -> None:
         if self._headers.pop(subscriber, None) is not None:
@@ -186,7 +209,20 @@ class Broadcaster:
 
     def _lost(self, subscriber: Subscriber) -> None:
         self._forget(subscriber)
-        self._closer.abandon(subscriber.sock)
+        self._closer.cut(subscriber.sock)
+
+    def _abort(self, subscriber: Subscriber) -> None:
+        """Close a connection, however far it has come, after an unexpected error in its service."""
+        if self._subscribers.get(subscriber.fd) is subscriber:
+            self._forget(subscriber)
+        self._closer.cut(subscriber.sock)
+
+    def _abort_socket(self, sock: socket.socket) -> None:
+        subscriber = self._subscribers.get(sock.fileno())
+        if subscriber is None:
+            self._closer.cut(sock)
+        elif subscriber.state is not AWAY:  # a lane has it, and will notice by itself
+            self._abort(subscriber)
 
     def _forget(self, subscriber: Subscriber) -> None:
         del self._subscribers[subscriber.fd]
@@ -199,7 +235,7 @@ class Broadcaster:
     def _died(self, sock: socket.socket) -> None:
         subscriber = self._subscribers.get(sock.fileno())
         if subscriber is None:
-            self._closer.abandon(sock)
+            self._closer.cut(sock)
         elif subscriber.state is AWAY:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)  # which its lane hears of
@@ -215,7 +251,7 @@ class Broadcaster:
 
     def _look(self) -> None:
         """Know the end as it is now: what the kernel has told is what was a moment ago."""
-        self._stream.refresh()
+        self._stream.look()
         self._fanout.advance()
 
     def _gone(self) -> None:
@@ -244,9 +280,12 @@ class Broadcaster:
             acceptor.close()
         # Who has asked by now is served; nobody waits for who has not.
         for subscriber in tuple(self._headers):
-            self._read_header(subscriber)
-            if subscriber.state is ASKING and subscriber.fd in self._subscribers:
-                self._finished(subscriber)
+            try:
+                self._read_header(subscriber)
+                if subscriber.state is ASKING and subscriber.fd in self._subscribers:
+                    self._finished(subscriber)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again
+                self._reactor.contain(error, functools.partial(self._abort, subscriber))
         self._look()
         self._fanout.stop_at(self._stream.end, self._subscribers.values())
         now = time.monotonic()
@@ -288,12 +327,14 @@ class Broadcaster:
         yield Measure("counter", "tailsrv_accepted_connections", "Connections that were let in.", accepted)
         yield Measure("counter", "tailsrv_refused_connections", "Connections that --allow kept out.", refused)
         yield Measure("counter", "tailsrv_bad_headers", "Connections without a proper header.", self._bad_headers)
+        contained = self._reactor.contained
+        yield Measure("counter", "tailsrv_unexpected_errors", "Errors that cost one client each.", contained)
 
     def unhealthy(self) -> str | None:
         """See `Measured`."""
         if self.draining:
             return "stopping"
-        return f"{self._options.file} does not exist yet" if self._stream.fd < 0 else None
+        return self._stream.unhealthy()
 
     def describe(self) -> None:
         """Log each client, some at a time."""

@@ -71,7 +71,7 @@ def test_the_dead_are_found_and_the_living_are_not(
         if len(found) == 2:
             reactor.stop()
 
-    looks = DeadPeers(reactor, lambda: alive, died)
+    looks = DeadPeers(reactor, lambda: alive, died, died)
     looks.watch()
     reactor.run()
     reactor.close()
@@ -104,7 +104,7 @@ def test_nothing_is_looked_at_once_everything_has_arrived(
             reactor.call_later(0.3, reactor.stop)
         return [ours]
 
-    DeadPeers(reactor, sockets, lambda _: None).watch()
+    DeadPeers(reactor, sockets, lambda _: None, lambda _: None).watch()
     reactor.run()
     reactor.close()
     assert looked[:3] == [True] * 3

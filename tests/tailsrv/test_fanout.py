@@ -23,7 +23,7 @@ class EmptyStream:
 
 def test_who_asks_for_a_far_byte_and_leaves_leaves_nothing_behind() -> None:
     reactor = Reactor()
-    fanout = Fanout(reactor, cast("Stream", EmptyStream()), lambda _: None, lambda _: None)
+    fanout = Fanout(reactor, cast("Stream", EmptyStream()), lambda _: None, lambda _: None, abort=lambda _: None)
     stays, peer = socket.socketpair()
     waiting = Subscriber(stays, "stays")
     reactor.register(stays.fileno(), READ, lambda _: None)
