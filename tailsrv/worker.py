@@ -9,19 +9,20 @@ import contextlib
 import enum
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
 from tailsrv.kit.addresses import Listener
+from tailsrv.kit.daemon import log_contained
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.measures import Measure  # noqa: TC001 - msgspec reads the annotation
 from tailsrv.kit.reactor import READ, Reactor
+from tailsrv.kit.shortage import advice, forget_descriptors, hold_descriptors, is_shortage, spare_descriptors
 from tailsrv.server import Broadcaster
 
 if TYPE_CHECKING:
-    import socket
-
     from tailsrv.kit.logs import Log
     from tailsrv.options import Options
 
@@ -43,9 +44,9 @@ class Report(msgspec.Struct, frozen=True):
     """What a worker may say."""
 
     event: str
-    """ready, gone, failed or measured."""
+    """ready, gone, failed, short or measured."""
     text: str | None = None
-    """Why it failed, or is unhealthy."""
+    """Why it failed, what was short, or why it is unhealthy."""
     measures: list[Measure] = []
 
 
@@ -67,17 +68,28 @@ def work(channel: socket.socket, sockets: list[socket.socket], options: Options,
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        _close_all_but({0, 1, 2, channel.fileno(), *(sock.fileno() for sock in sockets)})
+        with spare_descriptors():  # what is held back is a copy of the supervisor's; listing takes a descriptor
+            _close_all_but({0, 1, 2, channel.fileno(), *(sock.fileno() for sock in sockets)})
+        forget_descriptors()
+        hold_descriptors()
         code = _serve(channel, sockets, options, log, first=first)
     except FatalError as error:
-        channel.send(encode(Report("failed", str(error))))
+        _say(channel, Report("failed", str(error)))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        channel.send(encode(Report("failed", f"{where}{reason(error)}")))
+        text = f"{where}{reason(error)}"
+        report = Report("short", f"{text}; {advice(error)}") if is_shortage(error) else Report("failed", text)
+        _say(channel, report)
     except BaseException as error:  # noqa: BLE001 - a bug ends this worker with a line; the next one may fare better
         log.error("failed", error=repr(error), worker=os.getpid(), advice="this is a bug; please report this line")
     finally:
         os._exit(code)  # what the supervisor had on its stack is not ours to unwind
+
+
+def _say(channel: socket.socket, report: Report) -> None:
+    """Send a report. A supervisor that has died need not get it; that its channel is full is no reason to wait."""
+    with contextlib.suppress(OSError):
+        channel.send(encode(report), socket.MSG_DONTWAIT)
 
 
 def _close_all_but(kept: set[int]) -> None:
@@ -90,6 +102,7 @@ def _close_all_but(kept: set[int]) -> None:
 
 def _serve(channel: socket.socket, sockets: list[socket.socket], options: Options, log: Log, *, first: bool) -> int:
     reactor = Reactor()
+    log_contained(reactor, log)
     worker = _Worker(reactor, channel, options, log, None if first else _Quiet())
     for signum in (signal.SIGTERM, signal.SIGINT):
         reactor.on_signal(signum, worker.stop)
@@ -115,8 +128,7 @@ class _Worker:
         reactor.register(channel.fileno(), READ, self._on_order)
 
     def say(self, report: Report) -> None:
-        with contextlib.suppress(OSError):  # the supervisor has died; we are about to hear of it
-            self._channel.send(encode(report))
+        _say(self._channel, report)
 
     def stop(self) -> None:
         # A terminal, or systemd, signals all processes of a group, and the supervisor tells us as well: that is once.

@@ -8,8 +8,12 @@ A worker and the supervisor are joined by a pair of sockets. Its end is how a wo
 died, and the other way round. What they say to each other, and the other side of it, is in `worker`.
 
     exit code 0, told to stop or after `gone`   it has done its work
-    a `failed` report                           so would every other worker: the supervisor fails with its words
+    a `failed` report                           at the start, from a worker that has served, or with no other one left:
+                                                so would every other worker; the supervisor fails with its words
     anything else                               it died; another one is started, later and later if that repeats
+
+A worker that is started again and fails before it serves, for a shortage or because FILE can't be opened any more, does
+not take with it those that still serve. A shortage of the supervisor's own, in starting one, is waited out.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import contextlib
 import functools
 import gc
 import os
-import select
+import selectors
 import signal
 import socket
 import time
@@ -30,6 +34,7 @@ from tailsrv.kit.addresses import BACKLOG, Listener, listeners_for
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.measures import Measure
 from tailsrv.kit.reactor import READ
+from tailsrv.kit.shortage import Retried
 from tailsrv.worker import REPORT_BYTES, SIGNALS, Order, Report, decode, work
 
 if TYPE_CHECKING:
@@ -64,15 +69,20 @@ class Worker(msgspec.Struct, eq=False):
     started: float = 0.0
     back_off: float = BACK_OFF_SECONDS[0]
     last: Report = Report("measured")
-    measured: bool = False
+    serves: bool = False
+    """Whether it has said that it is ready."""
+    asked: bool = False
+    """Whether it owes us an answer."""
+    starting: Retried | None = None
+    """How it is started again."""
     before: dict[str, float] = {}
     """What its predecessors have counted."""
 
     def tell(self, order: Order) -> None:
-        """Say something; who is dying need not hear it."""
+        """Say something, without waiting; who is dying, or has read nothing for long, need not get it."""
         if self.channel is not None:
             with contextlib.suppress(OSError):
-                self.channel.send(order.value)
+                self.channel.send(order.value, socket.MSG_DONTWAIT)
 
 
 class Supervisor:
@@ -85,6 +95,8 @@ class Supervisor:
         self._log = log
         self._listeners: list[Listener] = []
         self._workers: list[Worker] = []
+        self._is_ready = False
+        """Whether all workers have served once."""
         self._stopping = False
 
     # --- a server's four verbs
@@ -102,6 +114,7 @@ class Supervisor:
             self._start(worker)
         for worker in self._workers:
             self._await_ready(worker)
+        self._is_ready = True
         self._reactor.on_signal(signal.SIGUSR1, lambda: self._tell_all(Order.DESCRIBE))
         ready()
 
@@ -117,15 +130,17 @@ class Supervisor:
     def close(self) -> None:
         """End what is left of the workers, and stop listening."""
         self._stop_listening()
+        for worker in self._workers:
+            if worker.starting is not None:
+                worker.starting.cancel()
         self._tell_all(Order.END)
         deadline = time.monotonic() + GRACE_SECONDS
         for worker in self._workers:
             if worker.channel is not None:
                 # The channel ends when the worker does.
                 with contextlib.suppress(FatalError):  # it fails as another one did, or too late to matter
-                    while select.select([worker.channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                        if not self._receive(worker):
-                            break
+                    while _readable([worker.channel], deadline) and self._receive(worker):
+                        pass
         self._kill_all()
         for worker in self._workers:
             self._bury(worker)
@@ -142,30 +157,51 @@ class Supervisor:
             worker.tell(order)
 
     def _start(self, worker: Worker) -> None:
+        """Raises `OSError` when something is short; nothing has been started then."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A signal between fork and the worker's own handlers would be lost.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        pid = os.fork()
-        if not pid:
-            first = worker is self._workers[0]
-            work(theirs, [listener.socket for listener in worker.listeners], self._options, self._log, first=first)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        theirs.close()
-        worker.pid, worker.channel, worker.started, worker.measured = pid, ours, time.monotonic(), False
-        self._reactor.register(ours.fileno(), READ, functools.partial(self._on_channel, worker))
+        try:
+            # A signal between fork and the worker's own handlers would be lost.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                pid = os.fork()
+                if not pid:
+                    first = worker is self._workers[0]
+                    sockets = [listener.socket for listener in worker.listeners]
+                    work(theirs, sockets, self._options, self._log, first=first)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        worker.pid, worker.channel, worker.started = pid, ours, time.monotonic()
+        worker.serves = worker.asked = False
+        try:
+            self._reactor.register(ours.fileno(), READ, functools.partial(self._on_channel, worker))
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            self._bury(worker)
+            raise
 
     def _start_again(self, worker: Worker) -> None:
+        if self._stopping:
+            return
+        if worker.starting is None:
+            start = functools.partial(self._start_unless_stopping, worker)
+            worker.starting = Retried(self._reactor, self._log, "starting a worker", start)
+        worker.starting()
+
+    def _start_unless_stopping(self, worker: Worker) -> None:
         if not self._stopping:
             self._start(worker)
 
     def _await_ready(self, worker: Worker) -> None:
-        channel = worker.channel
-        if channel is not None:
-            channel.settimeout(START_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                if self._receive(worker):
-                    channel.setblocking(False)
-                    return
+        deadline = time.monotonic() + START_SECONDS
+        while worker.channel is not None and _readable([worker.channel], deadline) and self._receive(worker):
+            if worker.serves:
+                return
         raise FatalError("a worker did not start; the log has its last words")
 
     def _on_channel(self, worker: Worker, _mask: int) -> None:
@@ -197,13 +233,23 @@ class Supervisor:
         if not data:
             return False
         report = decode(data)
-        if report.event == "failed":
-            raise FatalError(report.text or "a worker failed")
-        if report.event == "gone":
+        if report.event in {"failed", "short"}:
+            self._on_failure(worker, report)
+        elif report.event == "ready":
+            worker.serves = True
+        elif report.event == "gone":
             self._stop_listening()
         elif report.event == "measured":
-            worker.last, worker.measured = report, True
+            worker.last, worker.asked = report, False
         return True
+
+    def _on_failure(self, worker: Worker, report: Report) -> None:
+        """A worker is about to end for a reason that it knows. Raises `FatalError` if it is everybody's."""
+        others_serve = any(other.serves for other in self._workers if other is not worker)
+        is_start = not self._is_ready
+        if is_start or (report.event == "failed" and (worker.serves or not others_serve)):
+            raise FatalError(report.text or "a worker failed")
+        self._log.error("worker failed", pid=worker.pid, error=report.text)
 
     def _bury(self, worker: Worker) -> str:
         """Reap it, and keep what it has counted; how it ended."""
@@ -212,6 +258,7 @@ class Supervisor:
         self._reactor.unregister(worker.channel.fileno())
         worker.channel.close()
         worker.channel = None
+        worker.serves = worker.asked = False
         code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
         for measure in worker.last.measures:
             if measure.kind == "counter":
@@ -231,21 +278,21 @@ class Supervisor:
     # --- what can be asked
 
     def _ask(self) -> None:
-        """Have every worker say how it is."""
+        """Have every worker say how it is. One that does not answer in time is not waited for until it has."""
         waiting = {}
         for worker in self._workers:
-            if worker.channel is not None:
-                worker.measured = False
+            if worker.channel is not None and not worker.asked:
+                worker.asked = True
                 worker.tell(Order.MEASURE)
                 waiting[worker.channel] = worker
         deadline = time.monotonic() + ANSWER_SECONDS
         while waiting:
-            ready, _, _ = select.select(list(waiting), [], [], max(0.0, deadline - time.monotonic()))
+            ready = _readable(list(waiting), deadline)
             if not ready:
                 return
             for channel in ready:
                 # One that has ended is buried in the loop.
-                if not self._receive(waiting[channel]) or waiting[channel].measured:
+                if not self._receive(waiting[channel]) or not waiting[channel].asked:
                     del waiting[channel]
 
     def measures(self) -> Iterator[Measure]:
@@ -269,8 +316,17 @@ class Supervisor:
             return "stopping"
         self._ask()
         if not any(worker.channel is not None for worker in self._workers):
-            return "no worker runs"
+            paused = (worker.starting.paused for worker in self._workers if worker.starting is not None)
+            return next(filter(None, paused), "no worker runs")
         return next((worker.last.text for worker in self._workers if worker.last.text is not None), None)
+
+
+def _readable(channels: list[socket.socket], deadline: float) -> list[socket.socket]:
+    """Those that can be read, once there is one; none when it is `deadline`, in seconds of the monotonic clock."""
+    with selectors.PollSelector() as selector:  # poll(2): select(2) knows no descriptor beyond 1023
+        for channel in channels:
+            selector.register(channel, selectors.EVENT_READ, channel)
+        return [key.data for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
 
 
 def _sibling(listener: Listener) -> Listener:
