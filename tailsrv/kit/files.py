@@ -5,12 +5,12 @@ Nothing here retries a failed sync: after one, the kernel's cache can't be trust
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import stat
-import tempfile
 from typing import TYPE_CHECKING, Final
 
 from tailsrv.kit.errors import FatalError, reason
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MODE: Final = 0o640
 """Permissions of what we create, within the umask."""
+
+TEMPORARY_NAME_BYTES: Final = 200
 
 IOV_MAX: Final = 1024  # pieces a writev takes, IOV_MAX of limits.h
 
@@ -60,20 +62,31 @@ def create_beside(path: str, content: bytes) -> int:
 
     Returns a descriptor open for reading and writing. The content is durable, its name once the directory is synced.
     """
-    directory, name = os.path.split(path)
-    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory or ".")
+    fd, temporary = _create_temporary(path)
     try:
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(fd, MODE & ~umask)
         write_at(fd, content, 0)
         os.fdatasync(fd)
         os.rename(temporary, path)
     except BaseException:
         os.close(fd)
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):  # the error that matters is the first one
+            os.unlink(temporary)
         raise
     return fd
+
+
+def _create_temporary(path: str) -> tuple[int, str]:
+    """A new file in the directory of `path`, with `MODE` within the umask: the kernel applies it.
+
+    (mkstemp gives 0600; to widen that one has to know the umask, which a process can read only by setting it: for a
+    moment other threads would create files that anybody may write. And O_TMPFILE can't be renamed over a file.)
+    """
+    directory, name = os.path.split(os.fsencode(path))
+    while True:
+        # Part of a name is enough for somebody who finds it after a crash, and a whole one could be too long.
+        temporary = os.path.join(directory, b".%s.%s" % (name[:TEMPORARY_NAME_BYTES], os.urandom(6).hex().encode()))
+        with contextlib.suppress(FileExistsError):
+            return open_beside(os.fsdecode(temporary), os.O_RDWR | os.O_CREAT | os.O_EXCL), os.fsdecode(temporary)
 
 
 def write_at(fd: int, content: bytes, offset: int) -> None:
@@ -113,14 +126,17 @@ def lock(fd: int, path: str) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FatalError(
-            f"{path} has a writer already: {_holder(fd)}; one process writes a file: stop that one first"
+            f"{path} has a writer already: {_holder_name(fd)}; one process writes a file: stop that one first"
         ) from None
     except OSError as error:
         raise FatalError(f"cannot lock {path}: {reason(error)}; it needs a file system with flock") from None
 
 
-def _holder(fd: int) -> str:
-    """Who holds the lock, as far as /proc/locks tells; processes of other PID namespaces show as 0."""
+def holder(fd: int) -> int | None:
+    """The process that holds the lock of the file, as far as /proc/locks tells; it does so without a lock of ours.
+
+    None when there is none, or none that can be seen: processes of other PID namespaces can't.
+    """
     status = os.fstat(fd)
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
@@ -129,8 +145,18 @@ def _holder(fd: int) -> str:
                 fields = line.split()
                 # "1: FLOCK  ADVISORY  WRITE 3548 fd:00:1311 0 EOF"; a waiter has "->" as its second field
                 if fields[1] == "FLOCK" and fields[5] == device:
-                    with open(f"/proc/{int(fields[4])}/comm", encoding="utf-8", errors="replace") as comm:
-                        return f"process {fields[4]} ({comm.read().strip()})"
+                    return int(fields[4])
     except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _holder_name(fd: int) -> str:
+    pid = holder(fd)
+    try:
+        if pid:
+            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+                return f"process {pid} ({comm.read().strip()})"
+    except OSError:
         pass  # the name is a courtesy; the refusal stands without it
     return "a process that /proc does not show"
