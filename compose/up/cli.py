@@ -11,6 +11,7 @@ import click
 from collator.framing import FRAMINGS
 from compose.up.options import Options
 from tailsrv.kit.access import AllowList
+from tailsrv.kit.daemon import check_descriptor
 from tailsrv.kit.logs import FORMATS, LEVELS
 from tailsrv.kit.options import run_command
 
@@ -44,20 +45,15 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's values
     """
     AllowList(values["allow"])
     options = Options(**values)
+    if options.ready_fd is not None:
+        check_descriptor(options.ready_fd)
     # Imported in this order for what it saves: first all that the daemons share, then what the launcher alone needs.
-    from compose.up.parts import parts_of, start  # noqa: PLC0415
+    from compose.up.parts import parts_of, start_all  # noqa: PLC0415
 
-    parts = parts_of(options)
-    for part in parts:
-        start(part)
-    import asyncio  # noqa: PLC0415
-
+    parts, problem = start_all(parts_of(options), options.ready_fd)
     from compose.up.launcher import Launcher  # noqa: PLC0415
 
-    async def launch() -> int:
-        return await Launcher(options, parts).run()
-
-    sys.exit(asyncio.run(launch()))
+    sys.exit(Launcher(options, parts, problem).run())
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ import indexer.cli
 import indexer.server
 import tailsrv.cli
 import tailsrv.server
+from tailsrv.kit.errors import reason
+from tailsrv.kit.shortage import advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,13 +62,39 @@ def parts_of(options: Options) -> list[Part]:
     ]
 
 
-def start(part: Part) -> None:
+def start_all(parts: list[Part], ready_fd: int | None) -> tuple[list[Part], str | None]:
+    """Fork the daemons. Returns those that run, and why not all of them do.
+
+    `ready_fd` is the launcher's own: a daemon that kept it open would keep its reader waiting.
+    """
+    started: list[Part] = []
+    private = set() if ready_fd is None else {ready_fd}
+    for part in parts:
+        try:
+            _start(part, private)
+        except OSError as error:
+            return started, f"cannot start {part.name}: {reason(error)}; {advice(error)}"
+        private |= {part.ready, part.log}
+        started.append(part)
+    return started, None
+
+
+def _start(part: Part, private: set[int]) -> None:
     """Fork a daemon, in a process group of its own: Ctrl-C is the launcher's to hand on, in its order."""
-    ready_read, ready_write = os.pipe()
-    log_read, log_write = os.pipe()
-    launcher = os.getpid()
-    part.pid = os.fork()
+    pipes: list[int] = []
+    try:
+        pipes += os.pipe()
+        pipes += os.pipe()
+        launcher = os.getpid()
+        part.pid = os.fork()
+    except OSError:
+        for fd in pipes:
+            os.close(fd)
+        raise
+    ready_read, ready_write, log_read, log_write = pipes
     if part.pid == 0:
+        for fd in (*private, ready_read, log_read):
+            os.close(fd)
         _become(part, ready_write, log_write, launcher)
     os.close(ready_write)
     os.close(log_write)
@@ -81,6 +109,7 @@ def _become(part: Part, ready: int, log: int, launcher: int) -> NoReturn:
         if os.getppid() != launcher:
             os._exit(code)  # it died before it could be watched
         os.dup2(log, 2)
+        os.close(log)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
         for variable in MEANT_FOR_THE_LAUNCHER:

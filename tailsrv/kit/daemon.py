@@ -7,20 +7,21 @@ through. Readiness is told to whoever asked: the log, --ready-fd, systemd (sd_no
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import signal
-import socket
-import traceback
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from tailsrv.kit import logs
+from tailsrv.kit import logs, standard_error
 from tailsrv.kit.access import AllowList
-from tailsrv.kit.errors import FatalError, UsageError, reason
+from tailsrv.kit.errors import FatalError, UsageError, location, reason
+from tailsrv.kit.line_writer import LineWriter
 from tailsrv.kit.logs import Repeated
 from tailsrv.kit.measures import Measured
+from tailsrv.kit.notifier import Notifier
 from tailsrv.kit.reactor import Reactor
 from tailsrv.kit.shortage import advice, hold_descriptors, is_shortage
 
@@ -36,6 +37,9 @@ READINESS_SECONDS: Final = 10.0
 """How often systemd is asked for more time while a start takes long,"""
 EXTENSION_SECONDS: Final = 60.0
 """and how much more: EXTEND_TIMEOUT_USEC of sd_notify(3)."""
+
+WATCHDOG_DIGITS: Final = 18
+"""A longer number of microseconds in WATCHDOG_USEC is no number that systemd gives."""
 
 
 class Server(Measured, Protocol):
@@ -58,7 +62,7 @@ def run_daemon(name: str, options: CommonOptions, make: Callable[[Reactor, Log],
     """Run a server in a loop of its own until it stops; the process's exit code. Raises `UsageError` alone."""
     log = logs.configure(name, options.log_level, options.log_format)
     if options.ready_fd is not None:
-        _check_descriptor(options.ready_fd)
+        check_descriptor(options.ready_fd)
     raise_descriptor_limit()
     try:
         return _serve(options, make, log)
@@ -69,29 +73,30 @@ def run_daemon(name: str, options: CommonOptions, make: Callable[[Reactor, Log],
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         facts = {"advice": advice(error)} if is_shortage(error) else {}
-        log.error("failed", error=f"{where}{reason(error)}", at=_where(error), **facts)
+        log.error("failed", error=f"{where}{reason(error)}", at=location(error), **facts)
     except Exception as error:  # noqa: BLE001 - the outermost frame: a bug ends the daemon with one line, like all else
-        log.error("failed", error=repr(error), at=_where(error), advice="this is a bug; please report this line")
+        log.error("failed", error=repr(error), at=location(error), advice="this is a bug; please report this line")
     return 1
 
 
 def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: Log) -> int:
     hold_descriptors()
-    notifier = Notifier()
     reactor = Reactor()
+    standard_error.writer().attach(reactor)
+    notifier = Notifier(reactor)
     log_contained(reactor, log)
     server = make(reactor, log)
-    startup = _Startup(reactor, notifier)
+    startup = Startup(reactor, notifier)
     endpoint = None
 
     def stop() -> None:
-        notifier.send("STOPPING=1")
+        notifier.send("STOPPING=1", until_taken=True)
         server.stop()
 
     def ready() -> None:
         startup.end()
         announce(server.addresses, options.ready_fd, log)
-        notifier.send("READY=1")
+        notifier.send("READY=1", until_taken=True)
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         reactor.on_signal(signum, stop)
@@ -102,21 +107,17 @@ def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: 
             endpoint = MetricsEndpoint(reactor, options.metrics, AllowList(options.allow), server, log)
             log.info("serving metrics", addresses=endpoint.addresses)
         server.bind(ready)
-        _feed_watchdog(reactor, notifier)
+        feed_watchdog(reactor, notifier)
         reactor.run()
     finally:
         server.close()
         if endpoint is not None:
             endpoint.close()
+        notifier.close()
+        standard_error.writer().detach()
         reactor.close()
     log.info("stopped")
     return 0
-
-
-def _where(error: BaseException) -> str:
-    """Where in the code it happened, innermost first: enough for a report, and it fits a line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in reversed(frames))
 
 
 # --- readiness
@@ -127,34 +128,33 @@ def announce(addresses: dict[str, tuple[str, ...]], ready_fd: int | None, log: L
     listed = [address for of_role in addresses.values() for address in of_role]
     log.info("listening", addresses=listed)
     if ready_fd is not None:
-        try:
-            os.write(ready_fd, msgspec.json.encode({"addresses": listed, **addresses}) + b"\n")
-            os.close(ready_fd)
-        except OSError as error:
-            log.warning("nobody reads --ready-fd", error=reason(error))
+        problem = write_ready(ready_fd, {"addresses": listed, **addresses})
+        if problem is not None:
+            log.warning("nobody reads --ready-fd", error=problem)
 
 
-class Notifier:
-    """Tells systemd, if it started us; see sd_notify(3).
-
-    The socket is opened at the start: later, descriptors may be short.
-    """
-
-    def __init__(self) -> None:
-        path = os.environ.get("NOTIFY_SOCKET", "")
-        self._address = f"\0{path[1:]}" if path.startswith("@") else path
-        self._socket: socket.socket | None = None
-        if path:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-
-    def send(self, state: str) -> None:
-        """Say `state`, as VARIABLE=VALUE. Nothing happens where nobody listens, or takes it now."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.sendto(state.encode(), self._address)
+def write_ready(ready_fd: int, message: object) -> str | None:
+    """Write the line of `--ready-fd` and close it, without waiting; what went wrong, if anything."""
+    writer = LineWriter(ready_fd)
+    writer.write(f"{_to_json(message)}\n")
+    problem = None if writer.flush() else "it is closed, or full"
+    writer.close()
+    with contextlib.suppress(OSError):
+        os.close(ready_fd)
+    standard_error.keep_standard_descriptors()  # it may have been one of them
+    return problem
 
 
-class _Startup:
+def _to_json(message: object) -> str:
+    try:
+        return msgspec.json.encode(message).decode()
+    except UnicodeEncodeError:  # the path of a socket may be any bytes
+        import json  # noqa: PLC0415 - hardly ever needed
+
+        return json.dumps(message)
+
+
+class Startup:
     """Asks systemd for more time until the daemon is ready: recovery of a large file may take longer than it waits."""
 
     def __init__(self, reactor: Reactor, notifier: Notifier) -> None:
@@ -177,14 +177,16 @@ def log_contained(reactor: Reactor, log: Log) -> None:
     """Have every error that `reactor` contains logged with its place."""
     contained = Repeated(log.error, "unexpected error")
     reactor.on_contained = lambda error: contained(
-        error=repr(error), at=_where(error), advice="this is a bug; please report this line; one peer was closed"
+        error=repr(error), at=location(error), advice="this is a bug; please report this line; one peer was closed"
     )
 
 
-def _feed_watchdog(reactor: Reactor, notifier: Notifier) -> None:
-    """Tell systemd twice in each of its intervals that the loop turns, where it asks to be told."""
+def feed_watchdog(reactor: Reactor, notifier: Notifier) -> None:
+    """Tell systemd twice in each of its intervals that the loop turns, where it asks for that."""
     interval, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-    if not interval.isdigit() or (pid and pid != str(os.getpid())):
+    if not (interval.isascii() and interval.isdigit() and len(interval) <= WATCHDOG_DIGITS and int(interval)):
+        return
+    if pid and pid != str(os.getpid()):
         return
     seconds = int(interval) / 2e6
 
@@ -195,14 +197,18 @@ def _feed_watchdog(reactor: Reactor, notifier: Notifier) -> None:
     feed()
 
 
-def _check_descriptor(fd: int) -> None:
+def check_descriptor(fd: int) -> None:
+    """Raises `UsageError` unless the descriptor of `--ready-fd` is open for writing."""
     try:
-        os.fstat(fd)
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     except OSError as error:
         raise UsageError(f"--ready-fd {fd}: {reason(error)}; it has to be open for writing") from None
+    if mode == os.O_RDONLY:
+        raise UsageError(f"--ready-fd {fd}: it is open for reading; it has to be open for writing")
 
 
 def raise_descriptor_limit() -> None:
     """As many descriptors as we may have: the soft limit is for programs that use select(2)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError, ValueError):  # fs.nr_open may be less by now; then it stays as it was
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,19 +1,22 @@
 """Log lines: one event, its facts as key and value, on standard error.
 
-On a terminal they are for eyes, elsewhere a line is a JSON object. What peers sent never reaches a log unescaped, and
-a log that nobody can take (a closed pipe, a full disk behind it) never harms the daemon.
+On a terminal they are for eyes, elsewhere a line is a JSON object. What peers sent never reaches a log unescaped.
+Logging never waits: lines that standard error does not take now are written later, or dropped and counted; see
+`line_writer`.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import time
 import types
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
+
+from tailsrv.kit import standard_error
+from tailsrv.kit.standard_error import one_line
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -46,25 +49,34 @@ class Log(Protocol):
 def configure(daemon: str, level: str = "info", form: str = "auto") -> Log:
     """The logger of `daemon`, writing at `level` of `LEVELS` and above in one of `FORMATS`."""
     structlog = _import_structlog()
-    console = form == "console" or (form == "auto" and sys.stderr is not None and sys.stderr.isatty())
-    renderer = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    terminal = standard_error.STREAM.isatty()
+    console = form == "console" or (form == "auto" and terminal)
+    processors = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _escape,
+        structlog.dev.ConsoleRenderer(colors=terminal)
         if console
-        else structlog.processors.JSONRenderer(serializer=_to_json)
-    )
+        else structlog.processors.JSONRenderer(serializer=_to_json),
+    ]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _escape,
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=_StandardError()),
+        logger_factory=structlog.WriteLoggerFactory(file=standard_error.STREAM),
         cache_logger_on_first_use=True,
     )
     # On a terminal one sees which daemon it is.
-    return cast("Log", structlog.get_logger() if console else structlog.get_logger(daemon=daemon))
+    bound = {} if console else {"daemon": daemon}
+
+    def report(count: int) -> str:
+        """The line that says how many were dropped, whatever the level."""
+        line: Any = {**bound, "count": count, "event": "log lines dropped"}
+        for processor in processors:
+            line = processor(None, "warning", line)
+        return f"{line}\n"
+
+    standard_error.writer().report = report
+    return cast("Log", structlog.get_logger(**bound))
 
 
 def printable(data: bytes) -> str:
@@ -105,19 +117,6 @@ class Repeated:
         self._write(self._event, **facts)
 
 
-class _StandardError:
-    """Descriptor 2, unbuffered. A line that it does not take is dropped: there is nowhere left to say so."""
-
-    def write(self, text: str) -> None:
-        try:
-            os.write(2, text.encode("utf-8", "backslashreplace"))
-        except OSError:
-            return
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-
 def _to_json(event: object, **_: object) -> str:
     return msgspec.json.encode(event, enc_hook=str).decode()
 
@@ -125,8 +124,10 @@ def _to_json(event: object, **_: object) -> str:
 def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Control characters and lone surrogates, as file names may have them, can't forge a line or break a terminal."""
     for key, value in event.items():
-        if isinstance(value, str) and not (value.isascii() and value.isprintable()):
-            event[key] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+        if isinstance(value, str):
+            event[key] = one_line(value)
+        elif isinstance(value, list | tuple):
+            event[key] = [one_line(each) if isinstance(each, str) else each for each in value]
     return event
 
 

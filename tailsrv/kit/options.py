@@ -6,6 +6,7 @@ Repeatable ones take several values there, with blanks between them.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import msgspec
 
+from tailsrv.kit import standard_error
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Address, parse_address
 from tailsrv.kit.environment import name_variables
-from tailsrv.kit.errors import UsageError
+from tailsrv.kit.errors import FatalError, UsageError, location, reason
 from tailsrv.kit.logs import FORMATS, LEVELS
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ def common_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
     """Run a click command as the whole process: whatever is wrong is said in one line; exit codes as documented."""
+    standard_error.prepare()
     name = command.name or "tailsrv"
     try:
         name_variables(command, environment_prefix)
@@ -101,15 +104,34 @@ def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
     except click.exceptions.Exit as end:
         code = end.exit_code
     except click.ClickException as error:
-        _complain(name, error.format_message())
+        code = _complain(name, f"{error.format_message()} (see {name} --help)", 2)
     except UsageError as error:
-        _complain(name, str(error))
+        code = _complain(name, f"{error} (see {name} --help)", 2)
+    except FatalError as error:
+        code = _complain(name, str(error), 1)
     except click.Abort:
         code = 130
+    except SystemExit as end:
+        code = end.code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        code = _complain(name, f"{where}{reason(error)} ({location(error)})", 1)
+    except Exception as error:  # noqa: BLE001 - the outermost frame: one line here, too
+        code = _complain(name, f"{error!r} ({location(error)}); this is a bug; please report this line", 1)
+    standard_error.writer().flush()
+    _flush_output()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(name: str, message: str) -> NoReturn:
-    message = " ".join(message.split())
-    print(f"{name}: {message} (see {name} --help)", file=sys.stderr)  # noqa: T201 - no logger yet: it has options too
-    sys.exit(2)
+def _complain(name: str, message: str, code: int) -> int:
+    standard_error.say(f"{name}: {' '.join(message.split())}")
+    return code
+
+
+def _flush_output() -> None:
+    """Let Python's own flush at the exit, whose failure would be a traceback, find nothing to do or somewhere to go."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
