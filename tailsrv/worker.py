@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
+from tailsrv.kit import standard_error
 from tailsrv.kit.addresses import Listener
 from tailsrv.kit.daemon import log_contained
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.measures import Measure  # noqa: TC001 - msgspec reads the annotation
 from tailsrv.kit.reactor import READ, Reactor
-from tailsrv.kit.shortage import advice, forget_descriptors, hold_descriptors, is_shortage, spare_descriptors
+from tailsrv.kit.shortage import advice, is_shortage, spare_descriptors
 from tailsrv.server import Broadcaster
 
 if TYPE_CHECKING:
@@ -68,10 +69,9 @@ def work(channel: socket.socket, sockets: list[socket.socket], options: Options,
     code = 1
     try:
         signal.set_wakeup_fd(-1)
+        logged = standard_error.writer().descriptors()
         with spare_descriptors():  # what is held back is a copy of the supervisor's; listing takes a descriptor
-            _close_all_but({0, 1, 2, channel.fileno(), *(sock.fileno() for sock in sockets)})
-        forget_descriptors()
-        hold_descriptors()
+            _close_all_but({0, 1, 2, *logged, channel.fileno(), *(sock.fileno() for sock in sockets)})
         code = _serve(channel, sockets, options, log, first=first)
     except FatalError as error:
         _say(channel, Report("failed", str(error)))
@@ -102,6 +102,7 @@ def _close_all_but(kept: set[int]) -> None:
 
 def _serve(channel: socket.socket, sockets: list[socket.socket], options: Options, log: Log, *, first: bool) -> int:
     reactor = Reactor()
+    standard_error.writer().attach(reactor)
     log_contained(reactor, log)
     worker = _Worker(reactor, channel, options, log, None if first else _Quiet())
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -113,6 +114,7 @@ def _serve(channel: socket.socket, sockets: list[socket.socket], options: Option
         reactor.run()
     finally:
         worker.server.close()
+        standard_error.writer().detach()
     return 0
 
 
