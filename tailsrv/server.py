@@ -19,6 +19,7 @@ from tailsrv.closing import Closer, cut_on_close
 from tailsrv.deadpeers import DeadPeers
 from tailsrv.fanout import Fanout
 from tailsrv.header import HEADER_BYTES, HeaderError, parse
+from tailsrv.kit import standard_error
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Listener, listeners_for
@@ -95,6 +96,7 @@ class Broadcaster:
         self._acceptors: list[Acceptor] = []
         self.draining = False
         """Whether its end has begun."""
+        self._describing = self._describe_again = False
         self._bad_headers = 0
         self._log_bad_header = Repeated(log.warning, "bad header")
         self._log_dropped = Repeated(log.warning, "connection dropped")
@@ -337,12 +339,18 @@ class Broadcaster:
         return self._stream.unhealthy()
 
     def describe(self) -> None:
-        """Log each client, some at a time."""
+        """Log each client, some at a time, as fast as the reader of the log takes the lines."""
+        if self._describing:
+            self._describe_again = True  # with those who have come since
+            return
+        self._describing = True
         self._describe_some(list(self._subscribers.values()))
 
     def _describe_some(self, left: list[Subscriber]) -> None:
         now = time.monotonic()
         for subscriber in left[-DESCRIBED_PER_ROUND:]:
+            if self._subscribers.get(subscriber.fd) is not subscriber:
+                continue  # it has left meanwhile
             offset = self._fanout.offset(subscriber)
             self._log.info(
                 "client",
@@ -353,5 +361,14 @@ class Broadcaster:
                 seconds=round(now - subscriber.since, 3),
             )
         del left[-DESCRIBED_PER_ROUND:]
-        if left:
-            self._reactor.call_later(0, functools.partial(self._describe_some, left))
+        if not left:
+            self._describing = False
+            if not self._describe_again:
+                return
+            self._describe_again, self._describing = False, True
+            left = list(self._subscribers.values())
+        go_on = functools.partial(self._describe_some, left)
+        if standard_error.writer().waits:
+            standard_error.writer().call_when_room(go_on)
+        else:
+            self._reactor.call_later(0, go_on)
