@@ -41,7 +41,8 @@ class ShortageError(OSError):
 
     def __init__(self, error: OSError, what: str, to_do: str) -> None:
         """`error` is what the kernel said; `what` is short in words, and `to_do` is what an operator can do."""
-        super().__init__(error.errno, what, error.filename)
+        super().__init__(error.errno, what)
+        self.filename = error.filename
         self.advice = to_do
 
 

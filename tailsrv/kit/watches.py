@@ -1,18 +1,24 @@
-"""The kernel's news of files and directories (inotify), and what its limits are called."""
+"""The kernel's news of files and directories (inotify), and what its limits are called.
+
+The three system calls are called through ctypes. inotify_simple, which parses the events, would first look for libc by
+running ldconfig: descriptors, processes and temporary files that a worker may not have when it is started again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 from typing import Final
 
-from inotify_simple import INotify, flags, parse_events
+from inotify_simple import flags, parse_events
 
-from tailsrv.kit.errors import reason
 from tailsrv.kit.shortage import ShortageError
 
-__all__ = ["INotify", "Watches", "flags", "parse_events"]
+__all__ = ["Watches", "flags", "parse_events"]
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 _OWN_LIMITS: Final = {
     errno.ENOSPC: ("out of inotify watches", "raise fs.inotify.max_user_watches"),
@@ -24,34 +30,29 @@ class Watches:
     """One inotify instance. What is short raises `ShortageError`; other errors are `OSError`."""
 
     def __init__(self) -> None:
-        try:
-            self._inotify = INotify(nonblocking=True)
-        except OSError as error:
-            raise _named(error, "the files") from None
-        self.fd = self._inotify.fileno()
+        self.fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC, path="inotify")
         """Readable when there are events; they are read from it."""
 
     def add(self, path: str, events: int) -> int:
         """Watch for `events`, instead of others if it is watched already, which needs no memory; the watch's number."""
-        try:
-            watch: int = self._inotify.add_watch(path, events)
-        except OSError as error:
-            raise _named(error, path) from None
-        return watch
+        return _call("inotify_add_watch", self.fd, os.fsencode(path), ctypes.c_uint32(events), path=path)
 
     def remove(self, watch: int) -> None:
         """Watch no longer; also when the kernel has removed the watch together with its file."""
         with contextlib.suppress(OSError):
-            self._inotify.rm_watch(watch)
+            _call("inotify_rm_watch", self.fd, watch)
 
     def close(self) -> None:
         """Watch nothing any more."""
-        self._inotify.close()
+        os.close(self.fd)
 
 
-def _named(error: OSError, path: str) -> OSError:
-    if error.errno in _OWN_LIMITS:
-        short = ShortageError(error, *_OWN_LIMITS[error.errno])
-        short.filename = path
-        return short
-    return OSError(error.errno, reason(error), os.fspath(path))
+def _call(function: str, *arguments: object, path: str | None = None) -> int:
+    result: int = getattr(_LIBC, function)(*arguments)
+    if result >= 0:
+        return result
+    code = ctypes.get_errno()
+    error = OSError(code, os.strerror(code), path)
+    if code in _OWN_LIMITS:
+        raise ShortageError(error, *_OWN_LIMITS[code])
+    raise error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -244,21 +246,17 @@ def test_polling_sees_what_no_event_tells(log: Path, tell: Callable[..., Story])
 def test_a_limit_of_inotify_is_a_shortage_that_names_it(
     log: Path, monkeypatch: pytest.MonkeyPatch, code: int, sysctl: str
 ) -> None:
-    class Refusing:
-        def __init__(self, **_: object) -> None:
-            if code == errno.EMFILE:
-                raise OSError(code, os.strerror(code))
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(code)
+        return -1
 
-        def fileno(self) -> int:
-            return -1
-
-        def add_watch(self, *_: object) -> int:
-            raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(watches, "INotify", Refusing)
+    fd = os.open(os.devnull, os.O_RDONLY)
+    libc = SimpleNamespace(inotify_init1=refuse if code == errno.EMFILE else lambda _: fd, inotify_add_watch=refuse)
+    monkeypatch.setattr(watches, "_LIBC", libc)
     with pytest.raises(ShortageError) as raised:
         Story(log).stream.open()
     assert sysctl in raised.value.advice
+    os.close(fd)
 
 
 # --- marks that say 0, come late, or can't be used

@@ -94,6 +94,12 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def children(daemon: Daemon) -> list[int]:
+    """Its workers' process ids."""
+    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children", encoding="ascii") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
 def http_get(daemon: Daemon, target: str) -> str:
     """An answer of its --metrics address, head and body."""
     host, _, port = daemon.wait_log("serving metrics")["addresses"][0].rpartition(":")

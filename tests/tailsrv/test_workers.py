@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, listens, scrape, serve
+from tests.tailsrv.support import MIB, append, ask, children, content, listens, scrape, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,12 +22,6 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "events.log"
     path.write_bytes(content(MIB))
     return path
-
-
-def children(daemon: Daemon) -> list[int]:
-    """Its workers' process ids."""
-    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children", encoding="ascii") as file:
-        return [int(pid) for pid in file.read().split()]
 
 
 def served_by(daemon: Daemon) -> dict[int, int]:
