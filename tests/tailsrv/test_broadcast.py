@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -237,6 +238,24 @@ def test_a_mark_that_appears_later_is_honoured_from_then_on(path: Path) -> None:
         mark.close()
 
 
+@pytest.mark.parametrize("header", [b"0 now\n", b"-5 now\n", b"end 5\n"])
+def test_an_answer_that_depends_on_the_end_honours_a_mark_that_has_just_been_created(path: Path, header: bytes) -> None:
+    """Also when its event is still behind the client's header: the header has been read, and the daemon was stopped."""
+    with serve(path) as daemon, daemon.connect() as client:
+        with ask(daemon, b"0 1\n") as other:
+            read_to_end(other)
+        daemon.signal(signal.SIGSTOP)
+        client.sendall(header)
+        mark = MarkWriter(f"{path}.commit", 100)
+        append(path, b"uncommitted")
+        daemon.signal(signal.SIGCONT)
+        if header == b"end 5\n":
+            assert describe(daemon, client)["offset"] == 100
+        else:
+            assert read_to_end(client) == (BEGINNING if header == b"0 now\n" else BEGINNING[-5:])
+        mark.close()
+
+
 def test_no_commit_mark_ignores_it(path: Path) -> None:
     MarkWriter(f"{path}.commit", 10).close()
     with serve(path, "--no-commit-mark") as daemon, ask(daemon, b"0 now\n") as client:
@@ -274,6 +293,28 @@ def test_after_a_truncation_nothing_is_sent_until_the_file_exceeds_what_was(path
         append(path, b"!")
         assert read_exactly(live, 1) == b"!"
         assert read_exactly(counted, 2) == b"z!"
+
+
+def test_a_file_that_has_been_cut_once_yields_no_zeros_when_it_is_cut_again_under_clients_that_lag(
+    tmp_path: Path,
+) -> None:
+    """The first cut is where the kernel may zero what is on its way; the page's promise begins after it is seen."""
+    path = tmp_path / "cut"
+    path.write_bytes(b"x" * 2 * MIB)
+    with serve(path, "--metrics", "127.0.0.1:0") as daemon:
+        os.truncate(path, MIB)
+        daemon.wait_log("file truncated")
+        for size in (MIB - 100_000, 500_001, 100_000, 8192):
+            behind = path.stat().st_size
+            sent = scrape(daemon)["tailsrv_sent_bytes_total"]
+            with ask(daemon, b"0 200000\n") as near, ask(daemon, b"0\n") as far:
+                wait_until(lambda sent=sent: scrape(daemon)["tailsrv_sent_bytes_total"] >= sent + 100_000)  # type: ignore[misc] # mypy can't infer a default
+                before = len(daemon.events())
+                os.truncate(path, size)
+                wait_until(lambda before=before: len(daemon.events()) > before)  # type: ignore[misc] # mypy can't infer a default
+                append(path, b"y" * (behind - size))
+                assert set(read_exactly(near, min(behind, 200_000))) <= set(b"xy")
+                assert set(read_exactly(far, behind)) <= set(b"xy")
 
 
 @pytest.mark.parametrize("how", ["moved", "deleted"])

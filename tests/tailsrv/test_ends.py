@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemons import read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, is_reset, listens, serve, stalled
+from tests.tailsrv.support import MIB, append, ask, content, is_reset, listens, scrape, serve, stalled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,3 +130,37 @@ def test_a_replay_that_is_under_way_is_finished_when_the_daemon_stops(tmp_path: 
         received += read_to_end(client)
         assert received == whole
         assert daemon.wait() == 0
+
+
+def test_what_has_been_given_to_the_socket_arrives_also_when_the_daemon_is_killed_then(path: Path) -> None:
+    """The client has not read yet; the whole of what is due and the end are in the kernel's hands."""
+    with serve(path, "--metrics", "127.0.0.1:0") as daemon, ask(daemon, b"-500000 now\n") as client:
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: scrape(daemon)["tailsrv_sent_bytes_total"] == 500_000)
+        wait_until(lambda: scrape(daemon)["tailsrv_clients"] == 0)
+        daemon.kill()
+        assert read_to_end(client) == path.read_bytes()[-500_000:]
+
+
+def test_a_client_that_has_all_so_far_is_reset_by_a_kill_and_ended_by_a_signal(path: Path) -> None:
+    for signum, expected in ((signal.SIGKILL, True), (signal.SIGTERM, False)):
+        with serve(path) as daemon, ask(daemon, b"-10\n") as client:
+            read_exactly(client, 10)
+            daemon.signal(signum)
+            assert is_reset(client) is expected
+            daemon.wait()
+
+
+def test_unix_sockets_work_as_before(path: Path, tmp_path: Path) -> None:
+    """The kernel has no reset for them: a kill looks like an end, and nothing that was sent is lost."""
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        with (
+            serve(path, "--listen", f"unix:{tmp_path}/socket{signum}") as daemon,
+            ask(daemon, b"-50000\n", 1) as client,
+        ):
+            wait_until(lambda client=client: bool(client.recv(1, socket.MSG_PEEK)))  # type: ignore[misc] # mypy can't infer a default
+            with ask(daemon, b"0 1\n", 1) as other:
+                assert len(read_to_end(other)) == 1
+            daemon.signal(signum)
+            assert read_to_end(client) == path.read_bytes()[-50_000:]
+            daemon.wait()
