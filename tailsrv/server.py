@@ -26,7 +26,7 @@ from tailsrv.kit.addresses import Listener, listeners_for
 from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import reason
 from tailsrv.kit.logs import Repeated, printable
-from tailsrv.kit.measures import Measure
+from tailsrv.kit.measures import Measure, unexpected_errors
 from tailsrv.kit.reactor import HANGUP, READ
 from tailsrv.kit.shortage import advice
 from tailsrv.kit.stream import Stream
@@ -329,8 +329,7 @@ class Broadcaster:
         yield Measure("counter", "tailsrv_accepted_connections", "Connections that were let in.", accepted)
         yield Measure("counter", "tailsrv_refused_connections", "Connections that --allow kept out.", refused)
         yield Measure("counter", "tailsrv_bad_headers", "Connections without a proper header.", self._bad_headers)
-        contained = self._reactor.contained
-        yield Measure("counter", "tailsrv_unexpected_errors", "Errors that cost one client each.", contained)
+        yield unexpected_errors(self._reactor)
 
     def unhealthy(self) -> str | None:
         """See `Measured`."""

@@ -32,7 +32,7 @@ import msgspec
 
 from tailsrv.kit.addresses import BACKLOG, Listener, listeners_for
 from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.measures import Measure
+from tailsrv.kit.measures import UNEXPECTED_ERRORS, Measure, unexpected_errors
 from tailsrv.kit.reactor import READ
 from tailsrv.kit.shortage import Retried
 from tailsrv.worker import REPORT_BYTES, SIGNALS, Order, Report, decode, work
@@ -300,7 +300,7 @@ class Supervisor:
         self._ask()
         alive = sum(worker.channel is not None for worker in self._workers)
         yield Measure("gauge", "tailsrv_workers", "Processes that serve.", alive)
-        totals: dict[str, Measure] = {}
+        totals = {UNEXPECTED_ERRORS: unexpected_errors(self._reactor)}
         for worker in self._workers:
             for measure in worker.last.measures:
                 value = measure.value + worker.before.get(measure.name, 0.0)

@@ -165,6 +165,13 @@ def test_health_and_metrics_are_told_while_peers_hold_all_descriptors(tmp_path: 
             peer.close()
 
 
+def test_every_metric_is_there_once(daemon: Daemon) -> None:
+    lines = ask(http_address(daemon), "GET", "/metrics")[2].decode().splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    assert "tailsrv_unexpected_errors_total" in series
+
+
 def test_a_unix_socket_for_metrics_leaves_no_path_behind(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("line\n")
     path = tmp_path / "metrics"

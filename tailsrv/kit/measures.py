@@ -14,6 +14,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tailsrv.kit.reactor import Reactor
+
 SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BYTES: Final = tuple(float(4**power) for power in range(3, 15))
 
@@ -59,3 +61,12 @@ class Measured(Protocol):
 
     def unhealthy(self) -> str | None:
         """Why it can't do its work at the moment; None when it can."""
+
+
+UNEXPECTED_ERRORS: Final = "tailsrv_unexpected_errors"
+
+
+def unexpected_errors(reactor: Reactor) -> Measure:
+    """How many unexpected errors were kept from ending the loop; see `Reactor.contain`."""
+    text = "Unexpected errors, each of which closed one peer: bugs, reported in the log."
+    return Measure("counter", UNEXPECTED_ERRORS, text, reactor.contained)

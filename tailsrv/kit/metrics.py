@@ -25,7 +25,7 @@ from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.addresses import bind
 from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import FatalError
-from tailsrv.kit.measures import Histogram, Measure, Measured
+from tailsrv.kit.measures import UNEXPECTED_ERRORS, Histogram, Measure, Measured, unexpected_errors
 from tailsrv.kit.reactor import READ, WRITE
 from tailsrv.kit.shortage import hold_descriptors, is_drawn_on, spare_descriptors
 
@@ -126,10 +126,12 @@ class MetricsEndpoint:
         return (200, TEXT, PATHS) if path == "/" else (404, TEXT, b"there are /metrics and /healthz\n")
 
     def _measures(self) -> Iterator[Measure | Histogram]:
-        yield from self._measured.measures()
-        yield Measure(
-            "counter", "tailsrv_unexpected_errors", "Errors that closed one peer: bugs.", self._reactor.contained
-        )
+        counted = False
+        for measure in self._measured.measures():
+            counted = counted or measure.name == UNEXPECTED_ERRORS
+            yield measure
+        if not counted:  # a server of several processes adds up theirs
+            yield unexpected_errors(self._reactor)
         yield Measure(
             "counter", "tailsrv_http_dropped_connections", "HTTP connections that made room for others.", self._dropped
         )
