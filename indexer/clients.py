@@ -7,6 +7,7 @@ a client that has requests waiting, or replies that it does not take: it costs o
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from indexer.query import LINE_BYTES, render_error
@@ -66,7 +67,9 @@ class Clients:
         """Serve this one."""
         client = Client(sock)
         self._clients.add(client)
-        self._reactor.register(sock.fileno(), READ, lambda _mask: self._on_ready(client))
+        self._reactor.register(
+            sock.fileno(), READ, lambda _mask: self._on_ready(client), abort=lambda: self._end(client)
+        )
 
     def close(self) -> None:
         """End all connections."""
@@ -74,7 +77,9 @@ class Clients:
             self._end(client)
 
     def _end(self, client: Client) -> None:
-        self._clients.discard(client)
+        if client not in self._clients:
+            return
+        self._clients.remove(client)
         self._reactor.unregister(client.sock.fileno())
         client.sock.close()
 
@@ -161,7 +166,10 @@ class Clients:
         waiting, self._waiting = self._waiting, []
         for client in waiting:
             if client in self._clients:
-                self._turn(client)
+                try:
+                    self._turn(client)
+                except Exception as error:  # noqa: BLE001 - contained, or raised again
+                    self._reactor.contain(error, partial(self._end, client))
 
     def _wait_for(self, client: Client, events: int) -> None:
         if events != client.events:

@@ -3,8 +3,8 @@
 A small piece is walked at once, in the loop; what would take long is left to workers (`building`), and what they find
 is joined here. In both cases queries are answered from what is known so far.
 
-An index that does not belong to the stream, or a stream that contradicts what was read of it, is not argued with: the
-index is set aside and begun anew.
+What does not fit the stream is cut off the index, and read again. An index that does not belong to the stream at all,
+or a stream that contradicts what was read of it, is not argued with: the index is set aside, and another one is begun.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from indexer.building import Builder
-from indexer.file import IndexFile
-from indexer.format import Entry, Header, encode_entries
-from indexer.identity import disagreement, identify
-from indexer.lookup import Arrivals, Lookup, MismatchError
+from indexer.file import COPIES, IndexFile
+from indexer.format import Entry, Header, MismatchError
+from indexer.identity import cut_before, disagreement, fits, identify
+from indexer.lookup import Arrivals, Lookup
+from indexer.options import SUFFIX
 from indexer.segments import Found, Joiner
 from indexer.walker import RewrittenError, Walker
-from tailsrv.kit.errors import reason
+from tailsrv.kit.errors import FatalError, reason
+from tailsrv.kit.shortage import spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +38,9 @@ PIECE_BYTES: Final = 1 << 15
 TURN_SECONDS: Final = 0.0005
 """How long the loop may be kept from its clients."""
 
+CATCH_UP_SECONDS: Final = 0.005
+"""How long at most while a client waits for an answer that depends on the stream's end."""
+
 ATTACH_SECONDS: Final = 0.05
 """How long a start may read on before it listens: a small stream is known from the first query on."""
 
@@ -43,7 +48,10 @@ FAR_BYTES: Final = 16 << 20
 """With more than this to read, workers read it."""
 
 RETRY_SECONDS: Final = 1.0
-"""How soon writing the index is tried again when there was no room for it."""
+"""How soon writing the index is tried again when there was no room for it, and reading a stream that can't be read."""
+
+OFFSET_LIMIT: Final = 1 << 62
+"""No stream has so many bytes."""
 
 
 class Follower:
@@ -58,6 +66,10 @@ class Follower:
         """The stream."""
         self.end = 0
         """How far it may be read."""
+        self.size = 0
+        """How many bytes its file has."""
+        self.unreadable: str | None = None
+        """Why the stream can't be read at the moment."""
         self.index = IndexFile(options.index)
         self.walker: Walker
         self.arrivals: Arrivals
@@ -74,19 +86,30 @@ class Follower:
         self._alone_until = 0  # workers got nowhere: the loop walks up to this byte by itself
         self._posted = False
         self._retry: Timer | None = None
+        self._read_retry: Timer | None = None
+        self._is_identified = False  # whether the index has been compared with this stream
         self._told_nonsense = False
 
     def close(self) -> None:
         """Give back the index, and end the workers."""
         self._stop_building()
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._read_retry):
+            if timer is not None:
+                timer.cancel()
         self.index.close()
 
     # --- beginning
 
     def open(self) -> None:
-        """Take up the index that there is if it is one of these options, whatever the stream may be."""
+        """Take up the index that there is if it is one of these options, whatever the stream may be.
+
+        Raises `FatalError` for a file that is no index, unless it has the name that indexes have by default.
+        """
+        if self.index.is_foreign() and self._options.index != self._options.file + SUFFIX:
+            raise FatalError(
+                f"{self._options.index} is not an index of tailsrv-index, and is left alone; remove it, or name another"
+                " file with --index"
+            )
         if self._options.rebuild and not self.index.is_empty():
             self._set_aside("--rebuild")
         elif self.index.is_empty():
@@ -101,22 +124,31 @@ class Follower:
             else:
                 self._resume()
 
-    def attach(self, fd: int, end: int) -> None:
-        """The stream is there. An index that is not this stream's is set aside."""
+    def attach(self, fd: int, end: int, size: int) -> None:
+        """The stream is there; see `advance`. An index that is not this stream's is set aside."""
         self._stop_building()
-        self.fd, self.end = fd, end
-        self.live = False
+        self.fd = fd
+        self.live = self._is_identified = False
         self._alone_until = 0
+        self._advance(end, size, ATTACH_SECONDS)
+
+    def _identify(self) -> None:
+        """Compare the index with the stream."""
         entries = self.index.count
-        why = disagreement(self.index, self.read, end)
+        why = disagreement(self.index, self.read, self.size)
         if self.index.count < entries:
             self._log.warning("index repaired", index=self.index.path, cut=entries - self.index.count)
         if why is None:
-            self._resume()
+            self._hide_early()
             why = self._last_cell()
         if why is not None:
             self._set_aside(why)
-        self._advance(end, ATTACH_SECONDS)
+        self._is_identified = True
+
+    def _hide_early(self) -> None:
+        """Go on at the last entry up to the stream's end: the commit mark may be older than the index."""
+        self.index.hide(self.index.find_offset(self.end) + 1)
+        self._resume()
 
     def _last_cell(self) -> str | None:
         """Why the last entry's number, with which all further ones begin, can't be right."""
@@ -132,17 +164,54 @@ class Follower:
         self.fd = fd
 
     def start_over(self, why: str) -> None:
-        """Set the index aside and begin anew."""
+        """Set the index aside and begin another one."""
         self._stop_building()
         self.live = False
         self._alone_until = 0
         self._set_aside(why)
-        self.advance(self.end)
+        self.advance(self.end, self.size)
+
+    def repair(self, why: str) -> None:
+        """An answer met a contradiction, `why`: cut off what is damaged and read the stream again from there.
+
+        If none of the entries that the search has looked at is damaged by itself, the index is set aside.
+        """
+        if self.fd < 0:
+            return
+        index = self.index
+        seed = index.header.seed() if index.header is not None else 0
+        entries, probed = index.count, sorted(set(index.probed))
+        try:
+            index.shorten()
+            bad = next(
+                (
+                    position
+                    for position in probed
+                    if position >= index.count or not fits(index, position, seed, self.read, self.size)
+                ),
+                None,
+            )
+            repaired = bad is not None and cut_before(index, min(bad, index.count), self.read, self.size)
+        except (MismatchError, OSError):
+            repaired = False
+        if not repaired:
+            self.start_over(why)
+            return
+        self._stop_building()
+        self.live = False
+        self._alone_until = 0
+        self._log.warning("index repaired", index=index.path, cut=entries - index.count, because=why)
+        self._resume()
+        again = self._last_cell()
+        if again is not None:
+            self._set_aside(again)
+        self.advance(self.end, self.size)
 
     def _set_aside(self, why: str) -> None:
-        aside = self.index.set_aside()
+        renamed = self.index.set_aside()
         self.rebuilt += 1
-        self._log.warning("index set aside", index=self._options.index, renamed=aside, because=why)
+        facts = {"renamed": renamed} if renamed is not None else {"advice": f"remove older copies: {COPIES} are kept"}
+        self._log.warning("index set aside", index=self._options.index, because=why, **facts)
         self._begin()
 
     def _begin(self) -> None:
@@ -163,20 +232,43 @@ class Follower:
     # --- following
 
     def read(self, offset: int, count: int) -> bytes:
-        """As many of the stream's bytes as there are."""
-        return os.pread(self.fd, count, offset) if self.fd >= 0 else b""
+        """As many of the stream's bytes as there are. Raises `OSError`."""
+        # An offset may come from a damaged entry.
+        return os.pread(self.fd, count, offset) if self.fd >= 0 and offset < OFFSET_LIMIT else b""
 
-    def advance(self, end: int) -> None:
-        """The stream ends here now: read on, for as long as a turn may take."""
-        self._advance(end, TURN_SECONDS)
+    def advance(self, end: int, size: int) -> None:
+        """The stream ends at `end` now, and its file at `size`: read on, for as long as a turn may take."""
+        self._advance(end, size, TURN_SECONDS)
 
-    def _advance(self, end: int, seconds: float) -> None:
-        before, self.end = self.end, end
-        known = self.arrivals.last()
-        if end < known.offset:
-            self.start_over(f"the stream shrank to {end} bytes, {known.offset} had been indexed")
+    def catch_up(self) -> None:
+        """Read on for somewhat longer: a client asks, and what it asks for may be among what was just appended."""
+        if self.live and self.is_behind():
+            self._advance(self.end, self.size, CATCH_UP_SECONDS)
+
+    def _advance(self, end: int, size: int, seconds: float) -> None:
+        before, self.end, self.size = self.end, end, size
+        try:
+            if not self._is_identified:
+                self._identify()
+            self._follow(before, seconds)
+        except OSError as error:
+            self._wait_until_readable(error)
             return
-        if end < before:
+        if self.unreadable is not None:
+            self.unreadable = None
+            self._log.info("stream readable again", file=self._options.file)
+
+    def _follow(self, before: int, seconds: float) -> None:
+        known, end = self.arrivals.last(), self.end
+        if self.size < known.offset:
+            self.start_over(f"the stream shrank to {self.size} bytes, {known.offset} had been indexed")
+            return
+        if end < known.offset:
+            # A commit mark that goes back: what lies beyond is there, and counts again when it is committed.
+            self._stop_building()
+            self.live = False
+            self._hide_early()
+        elif end < before:
             # Nothing that was answered is gone, but what had been read of the next message may be another's now.
             self._stop_building()
             self._walk_from(known)
@@ -188,6 +280,25 @@ class Follower:
             self._read_on(seconds)
         except RewrittenError:
             self.start_over(f"the stream has other bytes before offset {self.walker.boundary} than were read there")
+
+    def _wait_until_readable(self, error: OSError) -> None:
+        if self.unreadable is None:
+            self._log.error(
+                "stream unreadable",
+                file=self._options.file,
+                offset=self.arrivals.last().offset,
+                error=reason(error),
+                advice="what was indexed before is answered; check the disk",
+            )
+        self.unreadable = reason(error)
+        self.live = False
+        if self._read_retry is None:
+            self._read_retry = self._reactor.call_later(RETRY_SECONDS, self._read_again)
+
+    def _read_again(self) -> None:
+        self._read_retry = None
+        self._walk_from(self.arrivals.last())
+        self._go_on()
 
     def _is_far(self) -> bool:
         far = self.end - self.walker.position > FAR_BYTES and self.is_behind()
@@ -232,7 +343,7 @@ class Follower:
     def _go_on(self) -> None:
         self._posted = False
         if self.fd >= 0:
-            self.advance(self.end)
+            self.advance(self.end, self.size)
 
     # --- building
 
@@ -242,17 +353,18 @@ class Follower:
         assert header is not None  # noqa: S101 - for the type checker: it has begun
         joiner = Joiner(self._framing, header.interval, known.offset, known.number)
         try:
-            self._builder = Builder(
-                self._reactor,
-                self.fd,
-                self._framing,
-                interval=header.interval,
-                seed=header.seed(),
-                begin=known.offset,
-                end=self.end,
-                found=lambda found: self._on_found(joiner, found),
-                ended=lambda: self._on_built(known.offset),
-            )
+            with spare_descriptors():
+                self._builder = Builder(
+                    self._reactor,
+                    self.fd,
+                    self._framing,
+                    interval=header.interval,
+                    seed=header.seed(),
+                    begin=known.offset,
+                    end=self.end,
+                    found=lambda found: self._on_found(joiner, found),
+                    ended=lambda: self._on_built(known.offset),
+                )
         except OSError as error:
             self._alone_until = known.offset + FAR_BYTES
             self._log.warning("no workers", error=reason(error), advice="the index is built more slowly without")
@@ -277,7 +389,7 @@ class Follower:
             self._alone_until = known.offset + FAR_BYTES
         self._walk_from(known)
         self._log.info("indexed", file=self._options.file, end=known.offset, messages=known.number)
-        self.advance(self.end)
+        self.advance(self.end, self.size)
 
     def _stop_building(self) -> None:
         if self._builder is not None:
@@ -303,7 +415,7 @@ class Follower:
                 header = self.index.header
                 assert header is not None  # noqa: S101 - for the type checker: it has begun
                 self.index.identify(identify(header, self.read))
-            self.index.append(encode_entries(raw, now, exact=exact))
+            self.index.append(raw, now, exact=exact)
             if self.index.trouble is not None:
                 self._retry_later()
         self.arrivals.add(Entry(number, boundary, now, exact))
@@ -335,4 +447,4 @@ class Follower:
         self._retry = None
         self._log.info("index written again", index=self.index.path)
         if self.fd >= 0:
-            self.advance(self.end)
+            self.advance(self.end, self.size)

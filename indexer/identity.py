@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from indexer.format import CONTEXT_BYTES, HEAD_BYTES, Header, fingerprint, holds
+from indexer.format import CONTEXT_BYTES, HEAD_BYTES, Header, MismatchError, fingerprint, holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ SAMPLES: Final = 8
 """Entries that are compared, spread over the index, besides the last one."""
 
 TORN_ENTRIES: Final = 4096
-"""So many entries at the end may be damaged (pages of zeros after a power cut); with more, it is not our index."""
+"""So many entries in a row may be damaged (pages of zeros after a power cut); with more, it is not our index."""
 
 
 def identify(header: Header, read: Read) -> Header:
@@ -35,10 +35,11 @@ def identify(header: Header, read: Read) -> Header:
     return msgspec.structs.replace(header, head_bytes=len(head), head_crc=zlib.crc32(head))
 
 
-def disagreement(index: IndexFile, read: Read, end: int) -> str | None:
-    """Why the index can't be that of the stream, which has `end` bytes; None when it can.
+def disagreement(index: IndexFile, read: Read, size: int) -> str | None:
+    """Why the index can't be that of the stream, whose file has `size` bytes; None when it can.
 
-    Damaged entries at its end are cut off.
+    From the first entry on that does not fit the stream, entries are cut off: the stream is read again from there.
+    Raises `OSError` where the stream or the index can't be read.
     """
     header = index.header
     if header is None or not index.count:
@@ -46,27 +47,53 @@ def disagreement(index: IndexFile, read: Read, end: int) -> str | None:
     head = read(0, header.head_bytes)
     if header.head_bytes == 0 or len(head) < header.head_bytes or zlib.crc32(head) != header.head_crc:
         return "the stream begins with other bytes"
-    seed, count = header.seed(), index.count
-    while not _fits(index, count - 1, seed, read, end):
-        count -= 1
-        if count == 0 or index.count - count > TORN_ENTRIES:
+    try:
+        if index.entry(index.count - 1).offset > size:
+            index.cut(index.find_offset(size) + 1)
+        if index.count and not cut_before(index, index.count, read, size):
             return "the stream has other bytes before the last entry, or ends before it"
-    last = (0, 0, 0)
-    for position in sorted({count * sample // SAMPLES for sample in range(SAMPLES)} | {count - 1}):
-        entry = index.entry(position)
-        here = (entry.number, entry.offset, entry.time)
-        if not _fits(index, position, seed, read, end) or any(now < then for now, then in zip(here, last, strict=True)):
-            return f"the stream has other bytes before entry {position}"
-        last = here
-    if count < index.count:
-        index.cut(count)
+        _cut_at_samples(index, read, size)
+    except MismatchError as error:
+        return str(error)
     return None
 
 
-def _fits(index: IndexFile, position: int, seed: int, read: Read, end: int) -> bool:
+def cut_before(index: IndexFile, position: int, read: Read, size: int) -> bool:
+    """Cut off the entries from `position` on, and before it those that don't fit the stream.
+
+    False where there are too many of those; nothing is cut then.
+    """
+    seed = index.header.seed() if index.header is not None else 0
+    for count in range(position, max(0, position - TORN_ENTRIES), -1):
+        if fits(index, count - 1, seed, read, size):
+            if count < index.count:
+                index.cut(count)
+            return True
+    if position <= TORN_ENTRIES:
+        index.cut(0)
+        return True
+    return False
+
+
+def _cut_at_samples(index: IndexFile, read: Read, size: int) -> None:
+    seed = index.header.seed() if index.header is not None else 0
+    count, last = index.count, (0, 0, 0)
+    for position in sorted({count * sample // SAMPLES for sample in range(SAMPLES)} | {count - 1} if count else ()):
+        entry = index.entry(position)
+        here = (entry.number, entry.offset, entry.time)
+        in_order = all(then <= now for now, then in zip(here, last, strict=True))
+        if not in_order or not fits(index, position, seed, read, size):
+            if not cut_before(index, position, read, size):
+                raise MismatchError(f"the stream has other bytes before entry {position}")
+            return
+        last = here
+
+
+def fits(index: IndexFile, position: int, seed: int, read: Read, size: int) -> bool:
+    """Whether an entry was made for the bytes that the stream has before its offset."""
     words = index.words(position)
     offset = words[1]
-    if offset > end:
+    if offset > size:
         return False
     context = min(CONTEXT_BYTES, offset)
     return holds(words, fingerprint(read(offset - context, context), seed))

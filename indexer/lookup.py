@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from collator.framing import FramingError
-from indexer.format import CONTEXT_BYTES, Entry, decode_entry, fingerprint, holds
+from indexer.format import CONTEXT_BYTES, Entry, MismatchError, decode_entry, fingerprint, holds
 from indexer.query import Answer, Query, format_time
 from indexer.walker import PREFIX_MAX_BYTES
 
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 POINTS: Final = 2048
 """For so many of the latest wake-ups it is known when which messages arrived, to the message."""
-
-
-class MismatchError(Exception):
-    """The index and the stream contradict each other."""
 
 
 class UnknownError(Exception):
@@ -133,7 +129,7 @@ class Lookup:
         return Answer(number, offset, length, format_time(arrived.time), end.number, end.offset, arrived.exact)
 
     def check_file(self) -> None:
-        """Raise `MismatchError` where the index's file was cut: then reading its mapping would be deadly."""
+        """Raise `MismatchError` where the index's file was cut: what is gone is better found now than by a question."""
         if not self._index.is_intact():
             raise MismatchError("the index was cut while it was in use")
 

@@ -65,6 +65,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where the last of them ends, in bytes."""
     exact: bool = True
     """Whether its arrival was seen; otherwise `time` is when it was indexed."""
+    partial: bool = False
+    """Whether the stream is not indexed to its end yet: `count` and `end` are as far as it was read."""
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -127,7 +129,7 @@ def format_time(time: int) -> str:
 
 def render(answer: Answer) -> bytes:
     """The line that says all of it."""
-    # exact is the one field that is left out when it has its default: it is news only when it is false.
+    # exact and partial are left out when they have their defaults: they are news only otherwise.
     return _encode(answer) + b"\n"
 
 

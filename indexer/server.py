@@ -7,20 +7,24 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from collator.framing import make_framing
 from indexer.clients import Clients
 from indexer.following import Follower
-from indexer.lookup import MismatchError, UnknownError
+from indexer.format import MismatchError
+from indexer.lookup import UnknownError
 from indexer.query import KINDS, Malformed, Query, parse, render, render_error
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Listener, listeners_for
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.measures import Histogram, Measure
+from tailsrv.kit.shortage import Retried, spare_descriptors
 from tailsrv.kit.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from indexer.format import Entry
     from indexer.options import Options
@@ -49,6 +53,7 @@ class IndexServer:
         self._clients = Clients(reactor, self._answer, self._look)
         self._asked = dict.fromkeys((*KINDS, "malformed"), 0)
         self._failed = 0
+        self._reopening = Retried(reactor, log, "waiting for another file", self._open_stream, file=options.file)
         self._duration = Histogram("tailsrv_index_query_seconds", "Time to answer a query.", QUERY_SECONDS)
 
     # --- life
@@ -79,6 +84,7 @@ class IndexServer:
 
     def close(self) -> None:
         """Give everything back."""
+        self._reopening.cancel()
         for acceptor in self._acceptors:
             acceptor.close()
         for listener in self._listeners[len(self._acceptors) :]:
@@ -94,7 +100,7 @@ class IndexServer:
     # --- the stream
 
     def _open_stream(self) -> None:
-        self._stream = Stream(
+        stream = Stream(
             self._reactor,
             self._options.file,
             self._log,
@@ -104,7 +110,12 @@ class IndexServer:
             use_mark=self._options.commit_mark,
             poll_seconds=self._options.poll,
         )
-        self._stream.open()
+        try:
+            stream.open()
+        except BaseException:
+            stream.close()
+            raise
+        self._stream = stream
         self._on_changed()
 
     def _on_changed(self) -> None:
@@ -115,12 +126,12 @@ class IndexServer:
             return
         if self._attached is not stream:
             self._attached = stream
-            follower.attach(stream.fd, stream.end)
+            follower.attach(stream.fd, stream.end, stream.size)
             if self._gone_fd >= 0:
                 os.close(self._gone_fd)
                 self._gone_fd = -1
         else:
-            follower.advance(stream.end)
+            follower.advance(stream.end, stream.size)
 
     def _on_gone(self) -> None:
         """Go on answering from the open file, and wait for another one of its name."""
@@ -130,11 +141,15 @@ class IndexServer:
         self._log.warning(
             "the file is gone", file=self._options.file, advice="what it held is answered until a new one"
         )
-        follower.advance(stream.end)
-        self._gone_fd = os.dup(stream.fd)
+        follower.advance(stream.end, stream.size)
+        try:
+            with spare_descriptors():
+                self._gone_fd = os.dup(stream.fd)
+        except OSError as error:
+            self._log.warning("the old file is not answered from", file=self._options.file, error=reason(error))
         follower.move(self._gone_fd)
         stream.close()
-        self._open_stream()
+        self._reopening()
 
     def _on_failed(self, error: FatalError) -> None:
         raise error
@@ -146,14 +161,15 @@ class IndexServer:
         stream, follower = self._stream, self._follower
         assert stream is not None  # noqa: S101 - for the type checker: there are clients, so there is a stream
         assert follower is not None  # noqa: S101 - the same
-        before = stream.end
-        stream.refresh()
-        if stream.end != before:
+        before = stream.end, stream.size
+        stream.look()
+        if (stream.end, stream.size) != before:
             self._on_changed()
+        follower.catch_up()
         try:
             follower.lookup.check_file()
         except MismatchError as error:
-            follower.start_over(str(error))
+            follower.repair(str(error))
 
     def _answer(self, line: bytes) -> bytes:
         begin = time.perf_counter()
@@ -169,11 +185,16 @@ class IndexServer:
         except MismatchError as error:
             self._failed += 1
             assert self._follower is not None  # noqa: S101 - for the type checker: it was asked
-            self._follower.start_over(str(error))
-            reply = render_error(f"{error}; the index is being rebuilt, ask again", query.is_json)
+            self._follower.repair(str(error))
+            reply = render_error(f"{error}; the index is being repaired, ask again", query.is_json)
         except OSError as error:
             # A place of the disk that can't be read is no reason to take the other answers away.
-            reply = render_error(f"cannot read {self._options.file}: {reason(error)}", query.is_json)
+            reply = render_error(f"cannot read {self._options.file} or its index: {reason(error)}", query.is_json)
+        except FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a look-up changes nothing: this answer is all that it costs
+            self._reactor.contain(error, lambda: None)
+            reply = render_error("this question met a bug of the indexer, which is in its log", query.is_json)
         self._duration.observe(time.perf_counter() - begin)
         return reply
 
@@ -181,21 +202,29 @@ class IndexServer:
         follower = self._follower
         assert follower is not None  # noqa: S101 - for the type checker: there are clients
         lookup, end = follower.lookup, follower.arrivals.last()
-        if not follower.live and follower.fd >= 0:
+        if follower.fd < 0 and end.number:  # an index without its stream: nothing that it says can be checked
+            raise UnknownError(f"{self._options.file} is not there yet; ask again later")
+        partial = follower.fd >= 0 and (not follower.live or follower.behind_since is not None)
+        if partial:
             self._refuse_unknown(query, end)
         if query.is_json:
-            return render(lookup.answer(query))
+            answer = lookup.answer(query)
+            return render(structs.replace(answer, partial=True) if partial else answer)
         number = query.value if query.kind == "number" else max(0, end.number - query.value)
         return b"%d\n" % lookup.offset_of(number)
 
     def _refuse_unknown(self, query: Query, known: Entry) -> None:
-        """While there is much to read yet, nobody knows where the stream ends, nor what lies beyond what was read."""
+        """While there is something to read yet, it is not known what lies beyond what was read.
+
+        Nor, while there is much, where the stream ends; with little, that is answered as of a moment ago.
+        """
         follower, (kind, value) = self._follower, query[:2]
         assert follower is not None  # noqa: S101 - for the type checker: it was asked
         is_known = (
             (kind == "number" and value < known.number)
             or (kind == "offset" and value < known.offset)
             or (kind == "time" and value <= known.time)
+            or (kind in {"count", "last"} and follower.live)
         )
         if not is_known:
             state = "stopped: the index cannot be written" if follower.index.is_full() else "ask again later"
@@ -233,16 +262,23 @@ class IndexServer:
 
     def unhealthy(self) -> str | None:
         """Why it can't answer everything; None when it can."""
-        follower = self._follower
+        return next((why for why in self._troubles() if why is not None), None)
+
+    def _troubles(self) -> Iterator[str | None]:
+        """All that may be wrong, what matters most first; None for what is not."""
+        follower, file = self._follower, self._options.file
         assert follower is not None  # noqa: S101 - for the type checker: it serves
         if follower.fd < 0:
-            return f"waiting for {self._options.file}"
+            yield self._reopening.paused or f"waiting for {file}"
         if self._gone_fd >= 0:
-            return f"{self._options.file} is gone"
+            yield f"{file} is gone"
+        if follower.unreadable is not None:
+            yield f"{file} cannot be read: {follower.unreadable}"
+        if self._stream is not None:
+            yield self._stream.unhealthy()
         if follower.index.trouble is not None:
-            return f"{self._options.index} cannot be written: {follower.index.trouble}"
+            yield f"{self._options.index} cannot be written: {follower.index.trouble}"
         if follower.walker.nonsense is not None:
-            return f"{self._options.file} makes no sense at offset {follower.walker.boundary}"
+            yield f"{file} makes no sense at offset {follower.walker.boundary}"
         if not follower.live:
-            return f"indexing: {follower.arrivals.last().offset} of {follower.end} bytes"
-        return None
+            yield f"indexing: {follower.arrivals.last().offset} of {follower.end} bytes"

@@ -15,9 +15,9 @@ import tempfile
 
 from collator.framing import make_framing
 from indexer.file import IndexFile
-from indexer.format import Header, encode_entries
+from indexer.format import Header, MismatchError, encode_entries
 from indexer.identity import disagreement, identify
-from indexer.lookup import Arrivals, Lookup, MismatchError
+from indexer.lookup import Arrivals, Lookup
 from indexer.query import Query
 from indexer.walker import Walker
 from tests.fuzz.campaign import run
@@ -86,7 +86,7 @@ def _ask_all(index: IndexFile) -> int:
         return 0
     walker = Walker(framing, INTERVAL, header.seed(), last.offset, last.number)
     raw = walker.feed(read(walker.position, TRUTH.end))
-    index.append(encode_entries(raw, last.time, exact=False))
+    index.append(raw, last.time, exact=False)
     arrivals.add(last._replace(number=walker.number, offset=walker.boundary))
     assert (walker.number, walker.boundary) == (TRUTH.count, TRUTH.end)
     answered = 0

@@ -50,7 +50,8 @@ class Story:
         self.fd = os.open(path, os.O_RDONLY)
 
     def attach(self) -> None:
-        self.follower.attach(self.fd, os.fstat(self.fd).st_size)
+        size = os.fstat(self.fd).st_size
+        self.follower.attach(self.fd, size, size)
 
     def run(self) -> None:
         """Run the loop until all that there is has been read."""
@@ -64,7 +65,8 @@ class Story:
         self.reactor.run()
 
     def grow(self) -> None:
-        self.follower.advance(os.fstat(self.fd).st_size)
+        size = os.fstat(self.fd).st_size
+        self.follower.advance(size, size)
 
     def close(self) -> None:
         self.follower.close()
