@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DEAD_SECONDS: Final = 80.0
 """As long as keepalive takes."""
 
+SLACK_SECONDS: Final = 1.0
+"""How much later than a peer can be dead at the earliest it is looked at."""
+
 LOOK_SECONDS: Final = 10.0
 """At least so long between two looks."""
 LOOKS_PER_ROUND: Final = 128
@@ -92,7 +95,7 @@ class DeadPeers:
         """Bytes have been sent to somebody: begin to look, if we don't."""
         if not self.watching:
             self.watching = True
-            self._reactor.call_later(DEAD_SECONDS + 1.0, self._look)
+            self._reactor.call_later(DEAD_SECONDS + SLACK_SECONDS, self._look)
 
     def _look(self) -> None:
         self._look_at(list(self._sockets()), None)
@@ -114,6 +117,6 @@ class DeadPeers:
         if left:
             self._reactor.call_later(0, lambda: self._look_at(left, longest))
         elif longest is not None:
-            self._reactor.call_later(max(LOOK_SECONDS, DEAD_SECONDS + 1.0 - longest), self._look)
+            self._reactor.call_later(max(LOOK_SECONDS, DEAD_SECONDS + SLACK_SECONDS - longest), self._look)
         else:
             self.watching = False

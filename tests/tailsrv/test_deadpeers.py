@@ -85,9 +85,9 @@ def test_the_dead_are_found_and_the_living_are_not(
 def test_nothing_is_looked_at_once_everything_has_arrived(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", -0.99)
+    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", 0.2)
+    monkeypatch.setattr(deadpeers, "SLACK_SECONDS", 0.01)
     monkeypatch.setattr(deadpeers, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(deadpeers.Flight, "is_dead", lambda _: False)
     ours, peer = pairs[0]
     fill(ours)
     peer.setblocking(False)
@@ -101,12 +101,16 @@ def test_nothing_is_looked_at_once_everything_has_arrived(
             with contextlib.suppress(BlockingIOError):
                 while peer.recv(1 << 20):
                     pass
-            reactor.call_later(0.3, reactor.stop)
+            reactor.call_later(1.0, reactor.stop)
         return [ours]
 
-    DeadPeers(reactor, sockets, lambda _: None, lambda _: None).watch()
+    died: list[socket.socket] = []
+    looks = DeadPeers(reactor, sockets, died.append, died.append)
+    looks.watch()
     reactor.run()
     reactor.close()
+    assert not died
+    assert not looks.watching
     assert looked[:3] == [True] * 3
     assert looked.count(False) <= 1
 
@@ -117,3 +121,27 @@ def test_other_sockets_have_nothing_in_flight() -> None:
     assert in_flight(left) is None
     assert in_flight(right) is None
     right.close()
+
+
+def test_an_error_about_one_connection_closes_that_one_and_the_others_are_looked_at(
+    pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", 0.0)
+    monkeypatch.setattr(deadpeers, "SLACK_SECONDS", 0.01)
+    looked: list[socket.socket] = []
+
+    def in_flight(sock: socket.socket) -> None:
+        looked.append(sock)
+        if sock is pairs[1][0]:
+            raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(deadpeers, "in_flight", in_flight)
+    reactor = Reactor()
+    aborted: list[socket.socket] = []
+    reactor.call_later(0.1, reactor.stop)
+    DeadPeers(reactor, lambda: [ours for ours, _ in pairs], lambda _: None, aborted.append).watch()
+    reactor.run()
+    reactor.close()
+    assert aborted == [pairs[1][0]]
+    assert set(looked) == {ours for ours, _ in pairs}
+    assert reactor.contained == 1

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, reset, serve, stalled
+from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, reset, scrape, serve, stalled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -290,7 +291,10 @@ def test_a_replay_rate_is_kept_and_live_bytes_are_not_held_up(tmp_path: Path) ->
     path = tmp_path / "events.log"
     whole = content(3 * MIB)
     path.write_bytes(whole)
-    with serve(path, "--replay-rate", str(2 * MIB)) as daemon, follow(daemon, path) as live:
+    with (
+        serve(path, "--replay-rate", str(2 * MIB), "--metrics", "127.0.0.1:0") as daemon,
+        follow(daemon, path) as live,
+    ):
         append(path, b"live")
         assert read_exactly(live, 4) == b"live"
         begin = time.monotonic()
@@ -298,36 +302,44 @@ def test_a_replay_rate_is_kept_and_live_bytes_are_not_held_up(tmp_path: Path) ->
             assert read_exactly(one, 100) == whole[:100]
             append(path, b"more")
             assert read_exactly(live, 4) == b"more"
-            assert time.monotonic() - begin < 0.6
+            # The replays were not over when the live client had its bytes.
+            assert scrape(daemon)["tailsrv_sent_bytes_total"] < 5 * MIB
             assert read_to_end(other) == whole[MIB:]
-            assert time.monotonic() - begin > 0.7
+            assert time.monotonic() - begin > 0.7  # a second at that rate; a busy machine only takes longer
             assert read_to_end(one) == whole[100:]
             assert time.monotonic() - begin > 1.2
 
 
 REPLAY = """
 import socket, sys
-sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-sock.sendall(b"0\\n")
-while sock.recv(1 << 20):
-    pass
+for _ in range(4):
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as sock:
+        sock.sendall(b"0 %d\\n" % int(sys.argv[2]))
+        received = len(sock.recv(1))
+        print("begun", flush=True)
+        while data := sock.recv(1 << 20):
+            received += len(data)
+    print(received, flush=True)
 """
 
 
 def test_a_live_client_does_not_wait_for_replays(tmp_path: Path) -> None:
-    """What a replay of many megabytes does to live latency, at most: far below the time that the replay takes."""
+    """Between the first byte of a replay and its last one a live client gets what is appended, again and again."""
     path = tmp_path / "events.log"
-    path.write_bytes(bytes(200 * MIB))
+    size = 200 * MIB
+    path.write_bytes(bytes(size))
     with serve(path) as daemon, follow(daemon, path) as live:
-        with ask(daemon, b"0 1\n") as ready:
-            read_to_end(ready)
-        command = [sys.executable, "-c", REPLAY, str(daemon.port())]
-        with subprocess.Popen(command) as replayer:
-            latencies = []
-            for _ in range(100):
-                begin = time.monotonic()
-                append(path, b"x")
-                assert read_exactly(live, 1) == b"x"
-                latencies.append(time.monotonic() - begin)
-            replayer.kill()
-        assert sorted(latencies)[90] < 0.1
+        command = [sys.executable, "-c", REPLAY, str(daemon.port()), str(size)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as replayer:
+            assert replayer.stdout is not None
+            counts = []
+            for _ in range(4):
+                assert replayer.stdout.readline() == b"begun\n"
+                counts.append(0)
+                while not select.select([replayer.stdout], [], [], 0)[0]:
+                    append(path, b"x")
+                    assert read_exactly(live, 1) == b"x"
+                    counts[-1] += 1
+                assert int(replayer.stdout.readline()) == size
+        # If it waited for a replay, or for a window of one, there would be one or a few for each.
+        assert sum(counts) > 100, counts
