@@ -1,4 +1,4 @@
-"""`python -m tests.soak [--short]`: ten minutes, or ten seconds, and what was found."""
+"""`python -m tests.soak [--short] [--harsh]`: ten minutes, or ten seconds, and what was found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def verdict(outcome: Outcome) -> list[str]:
         wrong.append("threads were left behind")
     if outcome.after.memory > outcome.before.memory + MEMORY_MARGIN:
         wrong.append("memory has grown")
-    wrong += [f"no {kind} ever came" for kind, visits in outcome.visits.items() if not visits]
+    wrong += [f"not one {kind}" for kind, visits in outcome.visits.items() if not visits]
     return wrong
 
 
@@ -29,11 +29,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--short", action="store_true", help="ten seconds")
     parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument(
+        "--harsh", action="store_true", help="also scrape, probe and signal the daemon, and read its log in bursts"
+    )
     given = parser.parse_args()
     if given.short:
-        outcome = soak(8.0, storm_seconds=1.0, storm_rate=2000)
+        outcome = soak(8.0, storm_seconds=1.0, storm_rate=2000, harsh=given.harsh)
     else:
-        outcome = soak(given.seconds, storm_seconds=20.0, storm_rate=5000)
+        outcome = soak(given.seconds, storm_seconds=20.0, storm_rate=5000, harsh=given.harsh)
     out = [f"{visits:>9,} visits of a {kind}" for kind, visits in outcome.visits.items()]
     out.append(f"{outcome.received:>9,} bytes received and checked")
     for when, held in (("before", outcome.before), ("after", outcome.after)):

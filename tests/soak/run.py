@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tests.soak.clients import KINDS, check, connect
+from tests.soak.harsh import Harsh, torn_lines
 from tests.soak.stream import content
 from tests.support.daemons import Daemon, wait_until
 
@@ -128,24 +130,36 @@ def storm(port: int, rate: float, seconds: float) -> int:
     return count
 
 
-def soak(seconds: float, *, storm_seconds: float, storm_rate: float, seed: int = 1) -> Outcome:
-    """Warm up for a third of the time, note what the daemon holds, go on, and note it again."""
+def soak(seconds: float, *, storm_seconds: float, storm_rate: float, harsh: bool = False, seed: int = 1) -> Outcome:
+    """Warm up for a third of the time, note what the daemon holds, go on, and note it again.
+
+    `harsh`: while the clients are there, the daemon is also scraped, probed, signalled, and its log is read in bursts.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "stream")
         path.write_bytes(content(0, 4 << 20))
-        with Daemon("tailsrv", path, "--listen", "127.0.0.1:0", "--header-timeout", "2") as daemon:
+        options = ("--listen", "127.0.0.1:0", "--header-timeout", "2", *(("--metrics", "127.0.0.1:0") if harsh else ()))
+        with Daemon("tailsrv", path, *options) as daemon:
             clients = Soak(daemon, path, seed)
-            clients.let_in(seconds / 3)
+            rigours = Harsh(daemon) if harsh else None
+            with rigours or contextlib.nullcontext():
+                clients.let_in(seconds / 3)
             # Both lanes and both listeners' worth of connections have been there.
             settle(daemon, 0)
             before = holds(daemon)
-            clients.let_in(seconds * 2 / 3)
-            clients.visits["storm"] = storm(daemon.port(), storm_rate, storm_seconds)
+            with rigours or contextlib.nullcontext():
+                clients.let_in(seconds * 2 / 3)
+                clients.visits["storm"] = storm(daemon.port(), storm_rate, storm_seconds)
+            daemon.log()  # what was held back for want of a reader is held no longer
             settle(daemon, before.descriptors)
             after = holds(daemon)
             code = daemon.stop()
             errors = clients.errors + [f"exit code {code}"] * bool(code)
-            errors += ["a traceback in the log"] * ("Traceback" in daemon.log())
+            log = daemon.log()
+            errors += ["a traceback in the log"] * ("Traceback" in log)
+            if rigours is not None:
+                clients.visits |= rigours.counts
+                errors += rigours.errors + [f"a torn line in the log: {line}" for line in torn_lines(log)]
             return Outcome(clients.visits, clients.received, before, after, errors)
 
 
