@@ -54,8 +54,10 @@ def test_with_a_table_full_of_peers_everything_goes_on_and_new_peers_are_served_
 ) -> None:
     path = tmp_path / "stream"
     whole = content(4 * MIB)
-    with serve(path, "--header-timeout", "600", preexec_fn=limited) as daemon:
+    options = ("--header-timeout", "600", "--metrics", "127.0.0.1:0")
+    with serve(path, *options, preexec_fn=limited) as daemon:
         with crowd(daemon) as clients:
+            assert "does not exist yet" in http_get(daemon, "/healthz")
             path.write_bytes(whole)
             for client in clients:  # all of it at once: more than the main loop sends itself, a replay
                 assert read_exactly(client, len(whole)) == whole
@@ -69,6 +71,8 @@ def test_with_a_table_full_of_peers_everything_goes_on_and_new_peers_are_served_
             assert [read_exactly(client, 4) for client in clients] == [b"aaaa"] * len(clients)
             daemon.signal(signal.SIGUSR1)
             daemon.wait_log("client", 60)
+            assert http_get(daemon, "/healthz").startswith("HTTP/1.1 200")
+            assert scrape(daemon)["tailsrv_clients"] > 60
         with ask(daemon, b"0 now\n") as late:
             assert read_to_end(late) == whole + b"a" * 9
         with crowd(daemon, paused=0) as clients:
@@ -139,6 +143,7 @@ def test_workers_with_full_tables_go_on_and_one_that_is_killed_comes_back(tmp_pa
             daemon.wait_log("worker died")
             wait_until(lambda: len(set(children(daemon)) - {killed}) == 2, "it is back")
             assert scrape(daemon)["tailsrv_workers"] == 2
+            assert http_get(daemon, "/healthz").startswith("HTTP/1.1 200")
             daemon.signal(signal.SIGUSR1)
             daemon.wait_log("client")
         with ask(daemon, b"0 now\n") as late:
