@@ -69,12 +69,18 @@ class MarkReader:
 class MarkWriter:
     """The collator's side. There must be one for a file; the lock on the stream sees to that."""
 
-    def __init__(self, path: str, length: int) -> None:
-        """Create the mark at `length`, whole from the first moment on, or set the one that exists to it."""
-        try:
-            self.fd = open_beside(path, os.O_RDWR)
-        except FileNotFoundError:
-            self.fd = create_beside(path, encode_line(length) * 2)
+    def __init__(self, file: str | int, length: int) -> None:
+        """Create the mark at `length`, whole from the first moment on, or set the one that exists to it.
+
+        `file` is its path, or a descriptor of one that exists, which is the writer's from now on.
+        """
+        if isinstance(file, int):
+            self.fd = file
+        else:
+            try:
+                self.fd = open_beside(file, os.O_RDWR)
+            except FileNotFoundError:
+                self.fd = create_beside(file, encode_line(length) * 2)
         # The line to overwrite first is the larger one: a mark that goes back must not be outvoted by what it was.
         lines = os.pread(self.fd, MARK_BYTES, 0)
         first, second = decode_line(lines[:LINE_BYTES]), decode_line(lines[LINE_BYTES:])
