@@ -33,6 +33,7 @@ there before it is believed.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING, Final
@@ -49,6 +50,9 @@ FRAME: Final = struct.Struct("<II")
 BODY: Final = struct.Struct("<QQQIII")
 BY_NUMBER: Final = struct.Struct("<IQQ")
 PROGRESS: Final = struct.Struct("<QQ")
+_BEGINNING: Final = struct.Struct("<IIQQQIII")
+"""Frame and body of a record, up to its producers."""
+_SHORTEST_NAMED: Final = 2 + PROGRESS.size
 
 
 class JournalError(ValueError):
@@ -192,13 +196,30 @@ def _record_at(data: bytes, position: int, seeded: int) -> tuple[Record | None, 
 
 
 def _later_record(data: bytes, position: int, seeded: int, end: int, *, same_boot: bool) -> int | None:
-    """Where behind `position` a valid record begins that shows the one there to be damaged; None if nowhere."""
+    """Where after `position` a valid record begins that shows the one there to be damaged; None if nowhere.
+
+    A record may begin at any byte. The pattern leaves out the bytes that can't be the beginning of one, ten times as
+    fast as looking at each; what it lets through is compared with what a record says of itself before its checksum is
+    computed.
+    """
     last = len(data.rstrip(b"\0"))
-    for begin in range(position + 1, last):
-        length = int.from_bytes(data[begin : begin + 4], "little")
-        # A cheap look before the checksum: a record can't begin before the end that is known, nor be of no length.
-        if BODY.size <= length <= len(data) - begin - FRAME.size:
-            record, _ = _record_at(data, begin, seeded)
-            if record is not None and (same_boot or record.synced > end):
-                return begin
+    largest = len(data) - position
+    # The highest byte of a length and of two counts is bounded by the bytes there are; offsets lie below 2**63.
+    high = b"[\\x00-\\x%02x]" % min(0xFF, largest >> 24)
+    begins = re.compile(
+        b"(?s)(?=.{3}%b.{11}[\\x00-\\x7f].{7}[\\x00-\\x7f].{7}[\\x00-\\x7f].{7}%b.{3}%b)" % (high, high, high)
+    )
+    for match in begins.finditer(data, position + 1):
+        begin = match.start()
+        if begin >= last:
+            break
+        length, _, start, stop, synced, _, numbered, named = _BEGINNING.unpack_from(data, begin)
+        if (
+            end <= start <= stop
+            and synced <= stop
+            and BODY.size + BY_NUMBER.size * numbered + _SHORTEST_NAMED * named <= length <= largest
+            and (same_boot or synced > end)
+            and _record_at(data, begin, seeded)[0] is not None
+        ):
+            return begin
     return None
