@@ -66,7 +66,9 @@ class AckLane:
         self.streaming: dict[bytes, AckProducer] = {}
         """Who speaks for a name."""
         self.waiting: dict[Progress, AckProducer] = {}
-        self.deadlines: Deadlines[AckProducer] = Deadlines(reactor, PATIENCE_SECONDS, lambda late: late.expired())
+        self.deadlines: Deadlines[AckProducer] = Deadlines(
+            reactor, PATIENCE_SECONDS, lambda late: late.expired(), lambda late: late.abort()
+        )
         self.log_dropped = Repeated(log.info, "incomplete message dropped")
         self.log_closed = Repeated(log.warning, "producer closed")
         self.log_superseded = Repeated(log.info, "producer superseded")
@@ -77,7 +79,7 @@ class AckLane:
         connection = AckProducer(self, sock, peer)
         self.connections.add(connection)
         self.deadlines.start(connection)
-        self.reactor.register(connection.fd, READ, connection.on_name)
+        self.reactor.register(connection.fd, READ, connection.on_name, connection.abort)
 
     def moved(self, batch: Batch) -> list[tuple[bytes, Progress, int, int]]:
         """The named producers that have bytes in `batch`, which is about to be committed, and how far it takes them."""
@@ -95,13 +97,17 @@ class AckLane:
             progress = producer.progress
             progress.acked, progress.at = runs[-2], runs[-1]
             progress.in_flight -= 1
-            producer.send(run_lines(runs))
+            try:
+                producer.committed(runs)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again: the others are told all the same
+                self.reactor.contain(error, producer.abort)
             if not progress.in_flight:
-                if producer.state is State.LEAVING:
-                    producer.leave()
                 heir = self.waiting.pop(progress, None) if self.waiting else None
                 if heir is not None:
-                    heir.greet()
+                    try:
+                        heir.greet()
+                    except Exception as error:  # noqa: BLE001 - the same
+                        self.reactor.contain(error, heir.abort)
 
     def close(self) -> None:
         """Close all connections; what is incomplete is dropped."""
@@ -213,6 +219,12 @@ class AckProducer:
         progress.gathered += added
         note_run(runs, progress.gathered, batch.end - added, batch.end)
 
+    def committed(self, runs: list[int]) -> None:
+        """Say how far it is now; leave, if that was all that it waited for."""
+        self.send(run_lines(runs))
+        if self.state is State.LEAVING and not self.progress.in_flight:
+            self.leave()
+
     def ended(self) -> None:
         """Half-closed: it hears the last line once more when all is committed. An incomplete message is dropped."""
         self._drop("unfinished")
@@ -227,7 +239,7 @@ class AckProducer:
         self._reject("misframed", str(error))
 
     def evicted(self) -> None:
-        """Its incomplete message was the largest."""
+        """Its incomplete message has made no progress for longest."""
         self._reject("no room", no_room(self.inbox))
 
     # --- leaving
@@ -235,7 +247,7 @@ class AckProducer:
     def expired(self) -> None:
         """It took too long to say its name, or to take its last line."""
         if self.state is State.NAMING:
-            self._reject("late", f"no name within {PATIENCE_SECONDS:.0f} seconds")
+            self._reject("late", f"busy, no name within {PATIENCE_SECONDS:.0f} seconds")
         else:
             self.close("unfinished")
 
@@ -258,7 +270,7 @@ class AckProducer:
         self.state = State.LINGERING
         self.lane.deadlines.start(self)
         self.lane.reactor.unregister(self.fd)
-        self.lane.reactor.register(self.fd, self.interest(), self._on_lingering)
+        self.lane.reactor.register(self.fd, self.interest(), self._on_lingering, self.abort)
         self.send(self.last_words if self.last_words is not None else self.progress.line())
         self._said()
 
@@ -343,6 +355,10 @@ class AckProducer:
             self.lane.intake.remove(self)
         if self.name and self.lane.streaming.get(self.name) is self:
             del self.lane.streaming[self.name]
+
+    def abort(self) -> None:
+        """Something unexpected went wrong in the work for it."""
+        self.close("failed")
 
     def close(self, why: str, **facts: object) -> None:
         """Close the connection now, and drop what is incomplete because of `why`."""

@@ -77,5 +77,5 @@ def run_lines(runs: list[int]) -> bytes:
 
 
 def error_line(why: str) -> bytes:
-    """The last line that a producer hears when it is at fault."""
+    """The last line that a producer hears when it is at fault; `why` begins with "busy, " where trying again helps."""
     return f"error: {why}\n".encode("ascii", "backslashreplace")

@@ -39,6 +39,12 @@ from tailsrv.kit.options import PORT, Listen, addresses, common_options, common_
     help="All memory for bytes that are not committed yet.",
 )
 @click.option("--adopt", is_flag=True, help="Accept FILE as it is, and forget its producers.")
+@click.option(
+    "--accept-any-message",
+    is_flag=True,
+    help="On the raw port, take also for a message what a client of another port says first: `0`, `NAME` with a"
+    " carriage return, an HTTP request.",
+)
 @common_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click's signature
     """Append what many producers send to FILE, message by message.

@@ -38,13 +38,15 @@ Piece = bytes | bytearray | memoryview
 class Inbox:
     """What one producer has sent that is no whole message yet."""
 
-    __slots__ = ("carry", "large", "missing")
+    __slots__ = ("carry", "large", "missing", "noted")
 
     def __init__(self) -> None:
         self.carry: bytes | bytearray = b""
         self.large = False
         self.missing = 0
         """Of a large message: how many bytes it lacks at least."""
+        self.noted = 0
+        """The bytes of `carry` when it last made progress worth noting (intake.py); 0 while there is no carry."""
 
 
 class Batch:

@@ -3,6 +3,13 @@
 A connection that is ready gets one bounded receive a round. When there is no room for it, or nothing can be written,
 it is parked: taken off the loop, so that it costs nothing, and served before everybody else when there is room again,
 in the order of parking. Nothing is read that can't be held.
+
+When all room is taken by incomplete messages, the connection has to go whose message has made no progress for longest
+(`Partials`). A message makes progress by growing by `PROGRESS_BYTES`, or by being completed: a byte now and then is
+none, so that somebody who holds many connections open that way goes before a producer who really sends.
+
+What all producers share (the batch that is gathered, the commit) must never go on half changed: whatever goes wrong
+there unexpectedly ends the daemon, and the next start recovers. What goes wrong elsewhere closes one producer.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from collator.framing import FramingError
+from tailsrv.kit.errors import FatalError, UsageError
 
 if TYPE_CHECKING:
     import socket
@@ -23,15 +31,21 @@ DRAIN_TURNS: Final = 64
 """How many turns a producer gets at the end: who never stops sending is cut off somewhere."""
 
 
+PROGRESS_BYTES: Final = 1 << 12
+"""By how much an incomplete message has to grow to count as one that is being sent."""
+
+
 class Counts:
     """What became of connections and messages, by reason."""
 
     def __init__(self) -> None:
         self.dropped: dict[str, int] = dict.fromkeys(
-            ("reset", "unfinished", "misframed", "superseded", "no room", "stopped"), 0
+            ("reset", "unfinished", "misframed", "superseded", "no room", "wrong port", "stopped", "failed"), 0
         )
         """Incomplete messages that were dropped."""
-        self.rejected: dict[str, int] = dict.fromkeys(("misframed", "name", "superseded", "no room", "late"), 0)
+        self.rejected: dict[str, int] = dict.fromkeys(
+            ("misframed", "name", "superseded", "no room", "late", "wrong port"), 0
+        )
         """Connections that the collator closed."""
         self.completed = 0
         """Last messages that got their terminator here."""
@@ -39,7 +53,10 @@ class Counts:
 
 def no_room(inbox: Inbox) -> str:
     """Why the holder of `inbox` had to go."""
-    return f"--buffer-bytes is full of incomplete messages, and this one's is the largest ({len(inbox.carry)} bytes)"
+    return (
+        "busy, --buffer-bytes is full of incomplete messages, and this one has made no progress for longest"
+        f" ({len(inbox.carry)} bytes)"
+    )
 
 
 class Source(Protocol):
@@ -70,6 +87,41 @@ class Source(Protocol):
     def evicted(self) -> None:
         """There is no room but what its incomplete message takes."""
 
+    def abort(self) -> None:
+        """Something unexpected went wrong in the work for it: close it."""
+
+
+class Partials:
+    """The sources with an incomplete message, those that have made no progress for longest first.
+
+    A dict in order of progress: to note some is to move an entry to its end, and only sources with an incomplete
+    message are in it.
+    """
+
+    def __init__(self) -> None:
+        self._order: dict[Source, None] = {}
+
+    def note(self, source: Source, *, completed: bool) -> None:
+        """`source` has delivered bytes, and with them a message or not."""
+        inbox = source.inbox
+        size = len(inbox.carry)
+        if not size:
+            if inbox.noted:
+                self.forget(source)
+        elif completed or not inbox.noted or size - inbox.noted >= PROGRESS_BYTES:
+            self._order.pop(source, None)
+            self._order[source] = None
+            inbox.noted = size
+
+    def forget(self, source: Source) -> None:
+        """It has no incomplete message any more."""
+        self._order.pop(source, None)
+        source.inbox.noted = 0
+
+    def oldest(self) -> Source | None:
+        """Who has made no progress for longest."""
+        return next(iter(self._order), None)
+
 
 class Intake:
     """Takes turns among the sources."""
@@ -86,6 +138,8 @@ class Intake:
         self.closed = False
         """Whether nothing is read at present, room or not."""
         self.sources: set[Source] = set()
+        self._partials = Partials()
+        self._draining: dict[Source, int] = {}
 
     def add(self, source: Source) -> None:
         """Serve `source` from now on."""
@@ -97,6 +151,7 @@ class Intake:
         self.sources.discard(source)
         self._reactor.unregister(source.fd)
         self._gatherer.drop(source.inbox)
+        self._partials.forget(source)
 
     def turn(self, source: Source) -> None:
         """`source` is ready: receive what it has, once."""
@@ -113,7 +168,7 @@ class Intake:
                 return
             source = parked[0]
             # It may have been closed while it waited, or by what its turn led to.
-            if source in self.sources and not self._receive(source, parked=True):
+            if source in self.sources and self._receive_contained(source) is None:
                 return
             parked.popleft()
             if source in self.sources:
@@ -124,17 +179,26 @@ class Intake:
         if source not in self._parked:
             self._reactor.modify(source.fd, source.interest())
 
-    def drain(self) -> None:
-        """Take in what the kernel holds for everybody, before the end: what was sent and forgotten is there."""
-        batch = self._gatherer.batch
-        for source in tuple(self.sources):
-            for _ in range(DRAIN_TURNS):
-                before = batch.size, len(source.inbox.carry)
-                if source not in self.sources or self.closed or not self._receive(source):
+    def begin_drain(self) -> None:
+        """The end comes: everybody who is here now is drained, and nobody else is read from."""
+        self._draining = dict.fromkeys(self.sources, DRAIN_TURNS)
+
+    def drain(self) -> bool:
+        """Take in what the kernel still holds for everybody: what was sent and forgotten is there.
+
+        False when room has to be made by a commit before there is more; then it is to be called again.
+        """
+        draining = self._draining
+        for source in tuple(draining):
+            while source in self.sources and draining[source] > 0:
+                draining[source] -= 1
+                received = self._receive_contained(source)
+                if received is None:
+                    return False
+                if not received:
                     break
-                batch = self._gatherer.batch
-                if before == (batch.size, len(source.inbox.carry)):
-                    break
+            del draining[source]
+        return True
 
     @property
     def crowded(self) -> bool:
@@ -142,57 +206,99 @@ class Intake:
         return bool(self._parked)
 
     def _register(self, source: Source) -> None:
-        self._reactor.register(source.fd, source.interest(), source.on_ready)
+        self._reactor.register(source.fd, source.interest(), source.on_ready, source.abort)
 
-    def _receive(self, source: Source, *, parked: bool = False) -> bool:
-        """Receive from `source`, or park it: whether there was room."""
-        space = self._gatherer.space(source.inbox)
-        while space is None:
-            if not self._make_room():
-                if not parked:
-                    self._park(source)
-                return False
-            if source not in self.sources:
-                return True  # it was the one that had to go
-            space = self._gatherer.space(source.inbox)
+    def _receive(self, source: Source, *, parked: bool = False) -> bool | None:
+        """Receive from `source`, once: whether there may be more. Without room it is parked, and None returned."""
+        try:
+            space = self._space(source)
+        except (FatalError, UsageError):
+            raise
+        except Exception as error:
+            raise _shared(error) from error
+        if source not in self.sources:
+            return False  # it was the one that had to go
+        if space is None:
+            if not parked:
+                self._park(source)
+            return None
         try:
             count = source.sock.recv_into(space)
         except BlockingIOError:
-            return True
+            return False
         except OSError as error:
             source.lost(error)
-            return True
-        if count:
-            self._take_in(source, count)
-        else:
+            return False
+        if not count:
             source.ended()
+            return False
+        self._take_in(source, count)
         return True
+
+    def _receive_contained(self, source: Source) -> bool | None:
+        """The same, not in the loop's handler of `source`, but for others too: its errors are its own."""
+        try:
+            return self._receive(source, parked=True)
+        except Exception as error:  # noqa: BLE001 - contained, or raised again
+            self._reactor.contain(error, source.abort)
+            return False
+
+    def complete(self, source: Source) -> bool:
+        """It ended cleanly: complete its last message where the framing can; whether that was done."""
+        try:
+            return self._gatherer.finish(source.inbox) > 0
+        except Exception as error:
+            raise _shared(error) from error
+
+    def _space(self, source: Source) -> memoryview | None:
+        space = self._gatherer.space(source.inbox)
+        while space is None and self._make_room() and source in self.sources:
+            space = self._gatherer.space(source.inbox)
+        return space
 
     def _take_in(self, source: Source, count: int) -> None:
         batch = self._gatherer.batch
         before = batch.size
         wrong: FramingError | None = None
         try:
-            self._gatherer.received(source.inbox, count)
-        except FramingError as error:
-            wrong = error
-        if batch.size != before:
-            source.delivered(batch.size - before)
+            try:
+                self._gatherer.received(source.inbox, count)
+            except FramingError as error:
+                wrong = error
+            added = batch.size - before
+            if added:
+                source.delivered(added)
+        except Exception as error:
+            raise _shared(error) from error
+        inbox = source.inbox
+        if inbox.carry or inbox.noted:
+            self._partials.note(source, completed=added > 0)
         if wrong is not None:
             source.misframed(wrong)
 
     def _make_room(self) -> bool:
-        """Commit, or close who holds most: whether it is worth asking for space again."""
+        """Commit, or close who has made no progress for longest: whether it is worth asking for space again."""
         if self._commit():
             return True
         if self._busy():
             return False
-        hoarder = max(self.sources, key=lambda source: len(source.inbox.carry), default=None)
-        if hoarder is None or not hoarder.inbox.carry:
+        oldest = self._partials.oldest()
+        if oldest is None:
             return False
-        hoarder.evicted()
+        try:
+            oldest.evicted()
+        except Exception as error:  # noqa: BLE001 - contained, or raised again
+            self._reactor.contain(error, oldest.abort)
         return True
 
     def _park(self, source: Source) -> None:
         self._reactor.unregister(source.fd)
         self._parked.append(source)
+
+
+def _shared(error: Exception) -> FatalError:
+    """The error for one that left what all producers share half changed."""
+    return FatalError(
+        f"unexpected error while gathering: {error!r}; nothing more is acknowledged, and the next start recovers; this"
+        " is a bug, please report it"
+    )

@@ -49,3 +49,5 @@ class Options(CommonOptions, frozen=True, kw_only=True):
     buffer_bytes: int = DEFAULT_BUFFER_BYTES
     adopt: bool = False
     """Accept FILE as it is, and forget its producers."""
+    accept_any_message: bool = False
+    """Do not look for clients of other ports on the raw port: what they say first becomes a message."""

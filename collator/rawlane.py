@@ -1,44 +1,85 @@
 """The raw lane: a producer sends messages and hears nothing.
 
 A clean end completes the last message where the framing can; a reset drops it, and so does everything else.
+
+A client of another port that comes here by mistake is recognised by its first bytes (wrongclient.py), and its line does
+not become a message. These bytes stay in the kernel until it is clear what they are: nothing of them is held here, and
+nothing is paid for them once the connection is a producer's. A connection goes through:
+
+    first → sending     the first bytes are a producer's: at once, in nearly all cases
+    first → held        they are exactly a header or a name line; more bytes, or the end: → sending; silence for
+                        `HOLD_SECONDS`: reset
+    first → closed      they are an HTTP request
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import select
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
 
 from collator.gather import Inbox
 from collator.intake import Counts, no_room
+from collator.wrongclient import FIRST_BYTES, may_become, recognise
+from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import reason
-from tailsrv.kit.logs import Repeated
+from tailsrv.kit.logs import Repeated, printable
 from tailsrv.kit.reactor import READ
 
 if TYPE_CHECKING:
-    import socket
-
-    from collator.framing import FramingError
+    from collator.framing import Framing, FramingError
     from collator.gather import Gatherer
     from collator.intake import Intake
+    from collator.wrongclient import WrongClient
     from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+
+HOLD_SECONDS: Final = 1.0
+"""How long a client is silent after its first line to be taken for what that looks like."""
+
+NEWS: Final = READ | select.EPOLLRDHUP | select.EPOLLET
+"""Further bytes, or the end, while those that are known stay in the kernel."""
 
 
 class RawLane:
     """Producers who hear nothing."""
 
-    def __init__(self, intake: Intake, gatherer: Gatherer, log: Log) -> None:
+    def __init__(
+        self, reactor: Reactor, intake: Intake, gatherer: Gatherer, framing: Framing, log: Log, *, check: bool
+    ) -> None:
+        """`check`: whether clients of other ports are recognised."""
+        self.reactor = reactor
         self.intake = intake
         self.gatherer = gatherer
+        self.framing = framing
         self.counts = Counts()
+        self._check = check
         self.producers: set[RawProducer] = set()
+        self.first: set[RawProducer] = set()
+        """Those whose first bytes are still to be looked at."""
+        self.deadlines: Deadlines[RawProducer] = Deadlines(
+            reactor, HOLD_SECONDS, lambda held: held.expired(), lambda held: held.abort()
+        )
         self.log_dropped = Repeated(log.info, "incomplete message dropped")
         self.log_completed = Repeated(log.info, "last message completed")
         self.log_closed = Repeated(log.warning, "producer closed")
+        self.log_wrong = Repeated(log.warning, "client of another port closed")
 
     def connected(self, sock: socket.socket, peer: str) -> None:
         """A producer came."""
         producer = RawProducer(self, sock, peer)
         self.producers.add(producer)
-        self.intake.add(producer)
+        if self._check:
+            self.first.add(producer)
+            self.reactor.register(producer.fd, READ, producer.on_first, producer.abort)
+        else:
+            self.intake.add(producer)
+
+    def release(self) -> None:
+        """The end comes: what is held is a producer's, for all we know, and its messages are taken in."""
+        for producer in tuple(self.first):
+            producer.on_first(select.EPOLLRDHUP)
 
     def close(self) -> None:
         """Close all connections; what is incomplete is dropped."""
@@ -49,7 +90,7 @@ class RawLane:
 class RawProducer:
     """One connection of the raw lane."""
 
-    __slots__ = ("fd", "inbox", "lane", "peer", "sock")
+    __slots__ = ("_held", "_seen", "fd", "inbox", "lane", "peer", "sock")
 
     def __init__(self, lane: RawLane, sock: socket.socket, peer: str) -> None:
         self.lane = lane
@@ -57,6 +98,90 @@ class RawProducer:
         self.fd = sock.fileno()
         self.peer = peer
         self.inbox = Inbox()
+        self._held = False
+        self._seen = 0
+        """First bytes that are still in the kernel."""
+
+    # --- its first bytes
+
+    def on_first(self, mask: int) -> None:
+        """Look at the first bytes, which stay in the kernel."""
+        lane = self.lane
+        try:
+            first = self.sock.recv(FIRST_BYTES, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close("reset", error=reason(error))
+            return
+        self._seen = len(first)
+        wrong = recognise(first)
+        if wrong is not None and wrong.at_once:
+            self._reject(wrong, first)
+        elif mask & select.EPOLLRDHUP or not first:
+            self._begin()  # it has said all it wants to say, as a producer does
+        elif wrong is not None or (may_become(first) and not lane.framing.reach(first, 0, len(first))):
+            self._hold(wrong)
+        else:
+            self._begin()
+
+    def _hold(self, wrong: WrongClient | None) -> None:
+        """Leave the bytes where they are until there are more. An incomplete line may take as long as it likes."""
+        lane = self.lane
+        if wrong is not None:
+            lane.deadlines.start(self)
+        else:
+            lane.deadlines.cancel(self)
+        if not self._held:
+            self._held = True
+            lane.reactor.modify(self.fd, NEWS)  # which looks once more: nothing that came meanwhile is missed
+
+    def _begin(self) -> None:
+        """It is a producer: from here on its bytes go the shortest way."""
+        lane = self.lane
+        self._seen = 0
+        self._leave_first()
+        lane.intake.add(self)
+        lane.intake.turn(self)
+
+    def expired(self) -> None:
+        """Nothing followed its first line, unless that has arrived at this moment."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLRDHUP)
+        ended = bool(poll.poll(0))
+        try:
+            first = self.sock.recv(FIRST_BYTES, socket.MSG_PEEK)
+        except OSError as error:
+            self.close("reset", error=reason(error))
+            return
+        wrong = recognise(first)
+        if wrong is None or ended:
+            self._begin()
+        else:
+            self._reject(wrong, first)
+
+    def _reject(self, wrong: WrongClient, first: bytes) -> None:
+        """Reset the connection: a clean end would look like success."""
+        lane = self.lane
+        lane.counts.rejected["wrong port"] += 1
+        lane.log_wrong(
+            peer=self.peer,
+            sent=printable(first),
+            looks_like=wrong.looks_like,
+            wanted=wrong.wanted,
+            advice="nothing of it is appended; --accept-any-message takes such lines for messages",
+        )
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._seen = 0
+        self.close("wrong port")
+
+    def _leave_first(self) -> None:
+        if self in self.lane.first:
+            self.lane.first.discard(self)
+            self.lane.deadlines.cancel(self)
+            self.lane.reactor.unregister(self.fd)
+
+    # --- its messages
 
     def on_ready(self, _mask: int) -> None:
         """Take a turn."""
@@ -71,7 +196,7 @@ class RawProducer:
 
     def ended(self) -> None:
         """Complete its last message where the framing can."""
-        if self.lane.gatherer.finish(self.inbox):
+        if self.lane.intake.complete(self):
             self.lane.counts.completed += 1
             self.lane.log_completed(peer=self.peer)
         self.close("unfinished")
@@ -87,17 +212,24 @@ class RawProducer:
         self.close("misframed")
 
     def evicted(self) -> None:
-        """Its incomplete message was the largest."""
+        """Its incomplete message has made no progress for longest."""
         self.lane.counts.rejected["no room"] += 1
         self.lane.log_closed(peer=self.peer, error=no_room(self.inbox))
         self.close("no room")
 
+    # --- its end
+
+    def abort(self) -> None:
+        """Something unexpected went wrong in the work for it."""
+        self.close("failed")
+
     def close(self, why: str, **facts: object) -> None:
         """Close the connection and drop what is incomplete, because of `why`."""
-        carry = len(self.inbox.carry)
+        carry = len(self.inbox.carry) or self._seen
         if carry:
             self.lane.counts.dropped[why] += 1
             self.lane.log_dropped(peer=self.peer, bytes=carry, reason=why, **facts)
+        self._leave_first()
         self.lane.intake.remove(self)
         self.lane.producers.discard(self)
         self.sock.close()

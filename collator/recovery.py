@@ -1,22 +1,15 @@
-"""What a start finds, and where the stream goes on.
+"""A start: FILE, journal and mark are brought in order.
 
-`decide` is pure: from what the journal, the commit mark and FILE say it takes the offset where the stream ends. It goes
-back to the last record that FILE bears out, and never below what consumers have seen while FILE still has those bytes:
-rather than that it refuses, and an operator decides. `recover` does what was decided: what lies beyond is moved aside,
-FILE is made durable, and only then a new journal and the mark say so. Each step can be killed; the next start decides
-the same again.
-
-How each order of a crash looks, with `--sync always`:
-
-    killed while or after FILE is written       FILE is longer than the last record says: rescued
-    power cut, FILE's blocks came first         the same
-    power cut, the journal's blocks came first  FILE does not bear out the last record: the one before counts
-    killed before the mark moved                the mark is behind the journal: it is moved
+What FILE, the journal and the commit mark say decides where the stream goes on (decision.py). What lies beyond is moved
+aside, FILE is made durable, and only then a new journal and the mark say so. Each step can be killed, or ended by an
+error; the next try decides the same again. It may take long, and runs on a thread of its own: `Tracker` is what the
+loop sees of it, and how the loop ends it.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,13 +17,17 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from collator.acks import Progress
+from collator.beside import NewFile
+from collator.decision import RefusedError, decide
 from collator.framing import FramingError
-from collator.journal import SUFFIX, JournalFile, boot_id, sample, sweep
+from collator.journal import SUFFIX, JournalFile, boot_id, sample
+from collator.obstacles import obstacle
 from collator.records import JournalError, decode, producers
+from collator.rescue import Rescue
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.files import open_beside
 from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
-from tailsrv.kit.mark import MarkReader
+from tailsrv.kit.mark import MarkReader, MarkWriter, encode_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,79 +35,36 @@ if TYPE_CHECKING:
     from collator.framing import Framing
     from collator.records import Journal, Record
     from collator.streamfile import StreamFile
-    from tailsrv.kit.logs import Log
 
 READ_BYTES: Final = 1 << 20
 ADOPT: Final = "--adopt accepts the file as it is and forgets the producers"
 
 
-class RefusedError(Exception):
-    """Nothing that could be done by itself would keep what was promised."""
+class StoppedError(Exception):
+    """The daemon ends; recovery is left where it is."""
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """Where the stream ends."""
+class Tracker:
+    """How far a recovery is. The loop reads it, and may end the recovery at its next block."""
 
-    end: int
-    records: int
-    """How many of the journal's records hold."""
-    finding: str
-    """What happened, for the log."""
-    lost: int = 0
-    """Bytes that consumers may have seen and that are gone."""
+    def __init__(self) -> None:
+        self.done = 0
+        """Bytes read and copied in the present step,"""
+        self.total = 0
+        """and how many there are."""
+        self.stopped = False
+        """Set by the loop."""
 
+    def begin(self, total: int) -> None:
+        """A step begins that goes over `total` bytes."""
+        self.done, self.total = 0, total
+        self.advance(0)
 
-def decide(
-    journal: Journal, size: int, mark: int | None, bears_out: Callable[[Record], bool], *, same_boot: bool
-) -> Decision:
-    """Where the stream ends that has this journal.
-
-    `size`: bytes in FILE. `mark`: how far consumers may have read, if known. ``bears_out(record)``: whether FILE
-    holds that record's bytes. `same_boot`: no power was lost since. Raises `RefusedError`.
-    """
-    records = journal.records
-    last = len(records) - 1
-    held = _last_held(journal, bears_out, same_boot=same_boot)
-    if held < 0:
-        if size < records[0].end:
-            raise RefusedError(f"FILE has {size} bytes and the journal begins at {records[0].end}")
-        raise RefusedError("FILE holds other bytes than the journal knows: it belongs to another file")
-    end = records[held].end
-    power_lost = journal.header.sync != "always" and not same_boot
-    seen = max(mark or 0, records[last].synced)
-    if not end and seen and not power_lost:
-        raise RefusedError(f"FILE holds nothing of the {seen} bytes that the journal and the mark know")
-    if seen > end and size >= seen and not (power_lost and held < last):
-        if power_lost:
-            return Decision(seen, held + 1, "the mark reached the disk and the journal did not")
-        raise RefusedError(f"consumers may have seen FILE up to byte {seen}, and the journal vouches for {end} bytes")
-    if seen > end:
-        return Decision(end, held + 1, "FILE lost bytes that were committed", lost=seen - end)
-    if held < last:
-        return Decision(end, held + 1, "the last commit did not reach FILE")
-    if size > end:
-        return Decision(end, held + 1, "bytes that were not committed")
-    return Decision(end, held + 1, "a torn journal record" if journal.torn else "in order")
-
-
-def _last_held(journal: Journal, bears_out: Callable[[Record], bool], *, same_boot: bool) -> int:
-    """The last record up to which FILE bears out all; -1 when it bears out none."""
-    records = journal.records
-    last = len(records) - 1
-    if same_boot and journal.header.sync == "never":
-        # The kernel that took these bytes still runs, and took them in this order: what is there has all before it.
-        return next((index for index in range(last, -1, -1) if bears_out(records[index])), -1)
-    durable = last
-    while durable > 0 and records[durable].end > records[last].synced:
-        durable -= 1
-    held = durable
-    while held >= 0 and not bears_out(records[held]):
-        held -= 1
-    if held < durable:
-        return held
-    while held < last and bears_out(records[held + 1]):
-        held += 1
-    return held
+    def advance(self, count: int) -> None:
+        """So many more are done. Raises `StoppedError`."""
+        self.done += count
+        if self.stopped:
+            raise StoppedError
 
 
 def _unsure(journal: Journal) -> int:
@@ -123,31 +77,41 @@ class Recovered(msgspec.Struct):
     """What a start has come to."""
 
     journal: JournalFile
+    mark: MarkWriter
     producers: dict[bytes, Progress]
     end: int
+    finding: str
+    """What happened, for the log."""
 
 
-def recover(file: StreamFile, framing: Framing, sync: str, log: Log, *, adopt: bool) -> Recovered:
-    """Bring FILE, journal and mark in order. Raises `FatalError` where only an operator can decide, or `OSError`."""
-    sweep(file.path)
+def recover(
+    file: StreamFile, framing: Framing, sync: str, tracker: Tracker, facts: dict[str, object], *, adopt: bool
+) -> Recovered:
+    """Bring FILE, journal and mark in order. What is lost or moved aside is noted in `facts`, for the log.
+
+    Raises `FatalError` where only an operator can decide, `OSError` otherwise, and `StoppedError`. It can be called
+    again after each of them.
+    """
+    for suffix in (SUFFIX, MARK_SUFFIX):
+        file.directory.sweep(file.name + suffix)
     mark = read_mark(file.path)
     content = None if adopt else read_journal(file.path)
     known: dict[bytes, Progress] = {}
-    facts: dict[str, object] = {"file": file.path}
-    size = file.size()
+    size = file.end = file.size()
     if content is None:
         file.evict(0)
-        end, finding = _adopt(file, framing, mark, adopt=adopt)
+        end, finding = _adopt(file, framing, mark, tracker, adopt=adopt)
     else:
         boot = boot_id()
         try:
             journal = decode(content, boot)
             if journal.header.framing != framing.name:
                 raise RefusedError(f"the stream has --framing {journal.header.framing}, not {framing.name}")  # noqa: TRY301 - one place says what all refusals have in common
-            file.evict(_unsure(journal))
-            decision = decide(
-                journal, size, mark, partial(borne_out, file.fd), same_boot=bool(boot) and journal.header.boot == boot
-            )
+            unsure = _unsure(journal)
+            file.evict(unsure)
+            tracker.begin(max(0, journal.records[-1].end - unsure))
+            bears_out = partial(borne_out, file.fd, advance=tracker.advance)
+            decision = decide(journal, size, mark, bears_out, same_boot=bool(boot) and journal.header.boot == boot)
         except (JournalError, RefusedError) as error:
             raise FatalError(f"{file.path}{SUFFIX}: {error}; {ADOPT}") from None
         found = producers(content, journal, decision.records)
@@ -156,17 +120,38 @@ def recover(file: StreamFile, framing: Framing, sync: str, log: Log, *, adopt: b
         if decision.lost:
             facts["lost_bytes"] = decision.lost
     if size > end:
-        facts |= {"rescued": file.rescue(end, size), "rescued_bytes": size - end}
+        tracker.begin(size - end)
+        rescue = Rescue(file, end)
+        rescue.run(tracker.advance)
+        facts.update({"rescued": rescue.path, "rescued_bytes": rescue.copied})
     file.end = end
+    tracker.advance(0)
     file.settle()
-    journal_file = JournalFile(file.path, framing.name, sync)
-    journal_file.begin(sample(file.fd, end), known)
-    write = log.warning if len(facts) > 1 else log.info
-    write("recovered", **facts, found=finding, bytes=end, producers=len(known))
-    return Recovered(journal_file, known, end)
+    journal_file = JournalFile(file.path, file.directory, framing.name, sync)
+    standing = [(name, progress, progress.acked, progress.at) for name, progress in known.items()]
+    first = sample(file.fd, end)
+    journal_file.begin(NewFile(file.directory, journal_file.name), first, standing)
+    try:
+        return Recovered(journal_file, _open_mark(file, end), known, end, finding)
+    except BaseException:
+        journal_file.close()
+        raise
 
 
-def _adopt(file: StreamFile, framing: Framing, mark: int | None, *, adopt: bool) -> tuple[int, str]:
+def _open_mark(file: StreamFile, end: int) -> MarkWriter:
+    path = file.path + MARK_SUFFIX
+    if not os.path.lexists(path):
+        os.close(NewFile(file.directory, file.name + MARK_SUFFIX).put(encode_line(end) * 2))
+    mark = MarkWriter(path, end)
+    try:
+        file.directory.sync()  # without its mark, a stream is shown as far as it goes
+    except BaseException:
+        mark.close()
+        raise
+    return mark
+
+
+def _adopt(file: StreamFile, framing: Framing, mark: int | None, tracker: Tracker, *, adopt: bool) -> tuple[int, str]:
     """Take FILE without a journal: where its last whole message ends, after completing one that can be."""
     size = file.size()
     if not size:
@@ -174,11 +159,11 @@ def _adopt(file: StreamFile, framing: Framing, mark: int | None, *, adopt: bool)
     if framing.terminator:
         if os.pread(file.fd, 1, size - 1) == framing.terminator:
             return size, "adopted"
-        file.end = size
         file.append([framing.terminator])
         return size + 1, "adopted, its last message completed"
+    tracker.begin(size)
     try:
-        end = walk_file(file.fd, size, framing)
+        end = walk_file(file.fd, size, framing, tracker.advance)
     except FramingError as error:
         end, why = -1, str(error)
     else:
@@ -190,8 +175,11 @@ def _adopt(file: StreamFile, framing: Framing, mark: int | None, *, adopt: bool)
     return end, "adopted" if end == size else "adopted, without its torn end"
 
 
-def walk_file(fd: int, size: int, framing: Framing) -> int:
-    """Where the last whole message of a file ends. Raises `FramingError` with the offset of one that is none."""
+def walk_file(fd: int, size: int, framing: Framing, advance: Callable[[int], None]) -> int:
+    """Where the last whole message of a file ends. Raises `FramingError` with the offset of one that is none.
+
+    ``advance(count)`` is called after each block, and may raise.
+    """
     position, step = 0, max(READ_BYTES, framing.max_message_bytes)
     while position < size:
         data = os.pread(fd, min(step, size - position), position)
@@ -202,7 +190,8 @@ def walk_file(fd: int, size: int, framing: Framing) -> int:
             except FramingError as error:
                 raise FramingError(f"at byte {position + boundary}: {error}") from None
         position += boundary
-        if position + len(data) - boundary >= size:
+        advance(boundary)
+        if not data or position + len(data) - boundary >= size:
             break
     return position
 
@@ -214,7 +203,11 @@ def read_mark(path: str) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise FatalError(f"cannot read {path + MARK_SUFFIX}: {reason(error)}") from None
+        if obstacle(error) is not None:
+            raise
+        raise FatalError(
+            f"cannot read {path + MARK_SUFFIX}: {reason(error)}; it must be a file; move what is there away"
+        ) from None
     try:
         return reader.read()
     finally:
@@ -224,18 +217,23 @@ def read_mark(path: str) -> int | None:
 def read_journal(path: str) -> bytes | None:
     """All bytes of the journal; None when there is none."""
     try:
-        fd = open_beside(path + SUFFIX, os.O_RDONLY)
+        fd = open_beside(path + SUFFIX, os.O_RDONLY | os.O_NONBLOCK)  # not to wait at a FIFO
     except FileNotFoundError:
         return None
     except OSError as error:
+        if obstacle(error) is not None:
+            raise
         raise FatalError(f"cannot read {path + SUFFIX}: {reason(error)}; it must be a file, not a link") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FatalError(f"{path + SUFFIX} is not a regular file; move it away")
     with open(fd, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # see StreamFile.evict
         return file.read()
 
 
-def borne_out(fd: int, record: Record) -> bool:
-    """Whether the file holds the bytes that the record covers."""
+def borne_out(fd: int, record: Record, advance: Callable[[int], None] = lambda _count: None) -> bool:
+    """Whether the file holds the bytes that the record covers; ``advance(count)`` is called after each block."""
     position, crc = record.start, 0
     while position < record.end:
         data = os.pread(fd, min(READ_BYTES, record.end - position), position)
@@ -243,5 +241,6 @@ def borne_out(fd: int, record: Record) -> bool:
             return False
         crc = zlib.crc32(data, crc)
         position += len(data)
+        advance(len(data))
     # A record of no bytes says that FILE is at least so long.
     return crc == record.crc and os.fstat(fd).st_size >= record.end

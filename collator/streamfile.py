@@ -1,8 +1,9 @@
 """The stream FILE as its one writer sees it.
 
 Every append is checked against where it must stand: a line that somebody appends by hand while the collator runs
-would shift everything that producers are told. Such bytes are moved aside to FILE.rescued-…, with what of ours came to
-stand behind them, before anybody has seen them; then ours are written again.
+would shift everything that producers are told. Such bytes are noticed before anybody has seen them
+(`ForeignBytesError`), are moved aside (rescue.py), with what of ours came to stand after them, and then ours are
+written again.
 """
 
 from __future__ import annotations
@@ -14,47 +15,111 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final
 
+from collator.beside import Directory, sync_failed
+from collator.obstacles import obstacle
 from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.files import MODE, append, lock, open_beside, sync_directory
+from tailsrv.kit.files import MODE, append, lock
 
 if TYPE_CHECKING:
     from collator.gather import Piece
 
-COPY_BYTES: Final = 1 << 20
+OPEN_TRIES: Final = 100
+"""How often FILE is opened again because its name came to mean another file before it was locked."""
+
+LOCK_TRIES: Final = 10
+LOCK_SECONDS: Final = 0.03
+"""How soon a lock is tried again: `tailsrv-check` holds it for a moment to see whether there is a writer."""
+
+
+class ForeignBytesError(Exception):
+    """FILE has bytes where the next one of ours must stand."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__(f"foreign bytes at byte {start}")
+        self.start = start
 
 
 class StreamFile:
-    """FILE, open for appending and locked, from construction to `close`."""
+    """FILE, open for appending and locked, and its directory, from construction to `close`."""
 
     def __init__(self, path: str) -> None:
-        """Open or create `path`. Raises `FatalError` when it can't be written, is no file, or has a writer."""
+        """Open or create `path`. Raises `FatalError` when it can't be written, is no file, or has a writer.
+
+        Raises `OSError` when something is short: descriptors, space. May take a moment: not for the loop.
+        """
         self.path = path
+        self.name = os.path.basename(path)
+        self.directory = self._open_directory()
         try:
-            self.fd = self._open()
-        except IsADirectoryError:
-            raise FatalError(f"{path} is not a regular file; a stream is a file that grows") from None
-        except OSError as error:
-            raise FatalError(
-                f"cannot write {path}: {reason(error)}; its directory has to exist and be writable for this user"
-            ) from None
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            os.close(self.fd)
-            raise FatalError(f"{path} is not a regular file; a stream is a file that grows")
-        try:
-            lock(self.fd, path)
-        except FatalError:
-            os.close(self.fd)
+            self.fd = self._open_locked()
+        except BaseException:
+            self.directory.close()
             raise
         self.end = os.fstat(self.fd).st_size
         """Where the next byte has to stand."""
+
+    def _open_directory(self) -> Directory:
+        try:
+            return Directory(self.path)
+        except OSError as error:
+            if obstacle(error) is not None:
+                raise
+            raise self._unwritable(error) from None
+
+    def _open_locked(self) -> int:
+        """FILE, locked, and certainly the file that the name means: two that start at once agree on one."""
+        for _ in range(OPEN_TRIES):
+            try:
+                fd = self._open()
+            except FileExistsError:
+                continue  # another one creates it at this moment
+            except IsADirectoryError:
+                raise self._not_regular() from None
+            except OSError as error:
+                if obstacle(error) is not None:
+                    raise
+                raise self._unwritable(error) from None
+            try:
+                self._lock(fd)
+                if not is_other(fd, self.path):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+        raise FatalError(f"{self.path} is replaced by other files all the time; find out which program does that")
+
+    def _lock(self, fd: int) -> None:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise self._not_regular()
+        for _ in range(LOCK_TRIES):
+            try:
+                lock(fd, self.path)
+            except FatalError:
+                time.sleep(LOCK_SECONDS)
+            else:
+                return
+        lock(fd, self.path)
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # not to wait at a FIFO
         with contextlib.suppress(FileNotFoundError):
             return os.open(self.path, flags)
         fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, MODE)  # O_EXCL follows no link
-        sync_directory(self.path)
+        try:
+            self.directory.sync()
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
+
+    def _not_regular(self) -> FatalError:
+        return FatalError(f"{self.path} is not a regular file; a stream is a file that grows")
+
+    def _unwritable(self, error: OSError) -> FatalError:
+        return FatalError(
+            f"cannot write {self.path}: {reason(error)}; its directory has to exist and be writable for this user"
+        )
 
     def size(self) -> int:
         """How many bytes FILE holds."""
@@ -68,90 +133,62 @@ class StreamFile:
         os.posix_fadvise(self.fd, start - start % resource.getpagesize(), 0, os.POSIX_FADV_DONTNEED)
 
     def settle(self) -> None:
-        """Make all that the file holds durable, its size too. Raises `OSError`.
+        """Make all that the file holds durable, its size too. Raises `OSError`, or `SyncFailedError`.
 
         When a writeback fails, the kernel forgets that the inode was to be written as well: a sync then succeeds and
         the size is not on the disk. Setting the times to what they are makes the inode worth writing again.
         """
         found = os.fstat(self.fd)
         os.utime(self.fd, ns=(found.st_atime_ns, found.st_mtime_ns))
-        os.fsync(self.fd)
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise sync_failed(self.path, error) from None
 
     def append(self, pieces: list[Piece]) -> None:
         """Append all of `pieces`, and remove from the list what is written.
 
-        Raises `OSError` when the file system takes no more; a further call goes on from there. Raises `FatalError`
-        when FILE became shorter.
+        Raises `OSError` when the file system takes no more, and `ForeignBytesError` when somebody else has appended;
+        a further call goes on from there. Raises `FatalError` when FILE became shorter.
         """
         while pieces:
-            self._expect(self.size())
+            self.expect_end(self.size())
             begin = self.end
             written = append(self.fd, pieces)
-            # With O_APPEND, the position is now behind our last byte, wherever that is.
+            # With O_APPEND, the position is now after our last byte, wherever that is.
             if os.lseek(self.fd, 0, os.SEEK_CUR) != begin + written:
-                self._expect(self.size())
+                self.expect_end(self.size())
                 continue
             self.end = begin + written
             _advance(pieces, written)
 
-    def _expect(self, size: int) -> None:
+    def expect_end(self, size: int) -> None:
+        """Compare FILE's size with where it must end."""
         if size < self.end:
             raise FatalError(
                 f"{self.path} was truncated to {size} bytes while {self.end} were committed; one process writes a"
                 " file: find who did it"
             )
         if size > self.end:
-            self.foreign(self.end, size)
-
-    def foreign(self, start: int, size: int) -> None:
-        """Bytes beyond the end that we did not write: set them aside. Replaced by whoever wants to tell of it."""
-        self.rescue(start, size)
-
-    def rescue(self, start: int, size: int) -> str:
-        """Move the bytes from `start` to `size` out of FILE, into a file of their own; that file's path."""
-        name = f"{self.path}.rescued-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{start}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        number, path = 0, name
-        while True:
-            try:
-                fd = open_beside(path, flags)
-                break
-            except FileExistsError:
-                number += 1
-                path = f"{name}.{number}"
-        try:
-            position = start
-            while position < size:
-                position += _write_all(fd, os.pread(self.fd, min(COPY_BYTES, size - position), position))
-            os.fsync(fd)
-        except OSError:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
-        sync_directory(path)
-        os.ftruncate(self.fd, start)
-        self.end = start
-        return path
+            raise ForeignBytesError(self.end)
 
     def is_gone(self) -> bool:
         """Whether the name no longer means the file that we write."""
-        ours = os.fstat(self.fd)
-        try:
-            return not os.path.samestat(ours, os.stat(self.path))
-        except OSError:
-            return True
+        return is_other(self.fd, self.path)
 
     def close(self) -> None:
-        """Give the file and its lock back."""
+        """Close the file, which gives its lock back, and the directory."""
         os.close(self.fd)
+        self.directory.close()
 
 
-def _write_all(fd: int, data: bytes) -> int:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    return len(data)
+def is_other(fd: int, path: str, directory: Directory | None = None) -> bool:
+    """Whether `path` means no file, or another one than `fd` is."""
+    try:
+        found = os.stat(path, dir_fd=None if directory is None else directory.fd)
+    except OSError:
+        return True
+    return not os.path.samestat(os.fstat(fd), found)
 
 
 def _advance(pieces: list[Piece], written: int) -> None:

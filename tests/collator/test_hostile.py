@@ -187,7 +187,7 @@ def test_a_flood_does_not_keep_others_from_their_turn(tmp_path: Path, sync: str)
     assert messages(path).count(b"calm") == 50
 
 
-def test_producers_wait_while_the_file_system_is_full_and_go_on_by_themselves(tmp_path: Path) -> None:
+def test_producers_wait_at_a_limit_of_the_files_size_and_go_on_by_themselves_when_it_is_raised(tmp_path: Path) -> None:
     path = tmp_path / "stream"
 
     def small() -> None:
@@ -198,12 +198,14 @@ def test_producers_wait_while_the_file_system_is_full_and_go_on_by_themselves(tm
         producer = Producer(collator, "a")
         assert producer.told() == (0, 0)
         producer.send((b"x" * 999 + b"\n") * 400)
-        collator.wait_log("no space")
+        met = collator.wait_log("file too large")
+        assert met["level"] == "error"
+        assert "LimitFSIZE=" in met["advice"]
         assert b" 503 " in _get(port, b"/healthz")
         assert (mark(path) or 0) <= path.stat().st_size <= 300_000
         resource.prlimit(collator.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert producer.until(400_000)[-1] == (400_000, 400_000)
-        collator.wait_log("space again")
+        collator.wait_log("file may grow again")
         assert b" 200 " in _get(port, b"/healthz")
         assert collator.stop() == 0
     assert path.read_bytes() == (b"x" * 999 + b"\n") * 400

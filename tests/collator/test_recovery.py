@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from collator.decision import Decision, RefusedError, decide
 from collator.framing import FRAMINGS, make_framing
 from collator.records import Header, Journal, Record
-from collator.recovery import Decision, RefusedError, decide
 from tests.collator.support import Producer, collate, mark, raw, wait_committed
 
 if TYPE_CHECKING:

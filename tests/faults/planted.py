@@ -37,36 +37,44 @@ def no_sync() -> None:
 
 def ack_first() -> None:
     """Producers are told, and consumers see, what is not synced yet."""
-    from collator.committer import Committer  # noqa: PLC0415  # each bug loads what it patches
+    from collator.diskwriter import DiskWriter  # noqa: PLC0415  # each bug loads what it patches
 
-    def advance(self: Committer) -> None:
-        self._settle(self._write_both())
+    def write(self: DiskWriter) -> None:
+        self._written(self._write_in_turn())
         self.sync_now()
 
-    _replace(Committer, "_advance", advance)
+    _replace(DiskWriter, "write", write)
 
 
 def no_repair() -> None:
     """A start goes on behind whatever FILE holds."""
     from collator import recovery  # noqa: PLC0415  # as above
+    from collator.decision import Decision  # noqa: PLC0415  # as above
 
-    def decide(journal: Any, size: int, *_: object, **__: object) -> recovery.Decision:  # not looked at
-        return recovery.Decision(size, len(journal.records), "planted")
+    def decide(journal: Any, size: int, *_: object, **__: object) -> Decision:  # not looked at
+        return Decision(size, len(journal.records), "planted")
 
     _replace(recovery, "decide", decide)
 
 
 def withdraw() -> None:
     """The mark moves before the bytes are there; what of them was shown goes away in a crash."""
-    from collator.committer import Committer  # noqa: PLC0415  # as above
+    from collator.diskwriter import DiskWriter  # noqa: PLC0415  # as above
+    from collator.sidecars import Sidecars  # noqa: PLC0415  # as above
 
-    honest = Committer._append
+    honest, start = DiskWriter._append, Sidecars.__init__
+    marks: list[Any] = []
 
-    def append(self: Committer) -> None:
-        self._mark.move(self._record.end)
+    def remember(self: Sidecars, *arguments: Any) -> None:
+        start(self, *arguments)
+        marks.append(self.mark)
+
+    def append(self: DiskWriter) -> None:
+        marks[0].move(self.record.end)
         honest(self)
 
-    _replace(Committer, "_append", append)
+    _replace(Sidecars, "__init__", remember)
+    _replace(DiskWriter, "_append", append)
 
 
 def no_takeover() -> None:

@@ -1,0 +1,175 @@
+"""All that works on a stream that has been taken over: producers in, batches gathered and committed.
+
+A round of the loop gathers what all connections have delivered; after the round it is committed, or, while a commit is
+under way, goes on being gathered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from collator.acklane import AckLane
+from collator.committer import Committer
+from collator.framing import make_framing
+from collator.gather import BATCH_CHUNKS, Gatherer
+from collator.intake import Intake
+from collator.rawlane import RawLane
+from collator.sidecars import Sidecars
+from tailsrv.kit.errors import FatalError
+from tailsrv.kit.reactor import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collator.gather import Batch
+    from collator.options import Options
+    from collator.startup import Taken
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+
+EVENTS_BYTES: Final = 1 << 16
+
+
+class Pipeline:
+    """One stream at work, from the moment that it has been taken over."""
+
+    def __init__(
+        self, reactor: Reactor, options: Options, taken: Taken, log: Log, stop_accepting: Callable[[], None]
+    ) -> None:
+        """``stop_accepting()`` takes what connections the kernel has queued, and closes the listeners."""
+        self._reactor = reactor
+        self._options = options
+        self._taken = taken
+        self._log = log
+        self._stop_accepting = stop_accepting
+        self._file = file = taken.file
+        recovered = taken.recovered
+        self._watches = taken.watches
+        framing = make_framing(options.framing, options.max_message_bytes)
+        self.gatherer = Gatherer(
+            framing,
+            options.buffer_bytes,
+            start=recovered.end,
+            # Without a sync a commit is quick: as soon as a chunk is full, while the cache still holds it.
+            batch_chunks=BATCH_CHUNKS if options.sync.kind == "always" else 1,
+            count=options.metrics is not None,
+        )
+        self.known = recovered.producers
+        """Every named producer that there ever was."""
+        self._sidecars = Sidecars(reactor, file, recovered, taken.watches, log)
+        self.committer = Committer(
+            reactor,
+            file=file,
+            sidecars=self._sidecars,
+            workers=(taken.file_worker, taken.journal_worker),
+            sync=options.sync,
+            log=log,
+            committed=self._committed,
+            producers=self.known,
+        )
+        self._intake = Intake(reactor, self.gatherer, self._try_commit, lambda: self.committer.busy)
+        self.raw = RawLane(reactor, self._intake, self.gatherer, framing, log, check=not options.accept_any_message)
+        self.acknowledged = AckLane(reactor, self._intake, self.gatherer, self.known, log)
+        self._stopping = self._drained = self._syncing = False
+        self.bytes = 0
+        """Committed since the start,"""
+        self.messages = 0
+        """and in how many messages, where they are counted."""
+        reactor.register(self._watches.fd, READ, self._on_file_event)
+        reactor.after_round(self._after_round)
+        self._look()
+
+    # --- gathering and committing
+
+    def _after_round(self) -> None:
+        self._try_commit()
+        intake, committer = self._intake, self.committer
+        intake.closed = self._stopping or committer.stalled is not None
+        if intake.crowded and not intake.closed:
+            intake.resume()
+            self._try_commit()
+        if self._stopping:
+            self._finish()
+
+    def _try_commit(self) -> bool:
+        """Commit what is gathered, if a commit can begin; whether one did."""
+        committer, gatherer = self.committer, self.gatherer
+        if committer.busy or not gatherer.batch.size:
+            return False
+        batch = gatherer.take()
+        committer.commit(batch, self.acknowledged.moved(batch) if batch.runs else [])
+        return True
+
+    def _committed(self, batch: Batch) -> None:
+        self.bytes += batch.size
+        self.messages += batch.messages
+        self.gatherer.release(batch)
+        if batch.runs:
+            self.acknowledged.committed(batch)
+
+    # --- its end
+
+    def stop(self) -> None:
+        """Commit what was sent until now, tell the producers, and stop the loop. A second time: stop it at once."""
+        if self._stopping:
+            self._reactor.stop()
+            return
+        self._stopping = True
+        self._stop_accepting()
+        self.raw.release()
+        self._intake.begin_drain()
+
+    def _finish(self) -> None:
+        committer = self.committer
+        if committer.stalled is not None:
+            waiting = self.gatherer.batch.size + (committer.batch.size if committer.batch is not None else 0)
+            self._log.warning("stopped without space", file=self._file.path, uncommitted_bytes=waiting)
+            self._reactor.stop()
+            return
+        while not self._drained:
+            self._drained = self._intake.drain()
+            if not self._try_commit():
+                self._drained = self._drained or not committer.busy  # nothing will ever make room
+                break
+            if committer.busy:
+                break
+        if committer.busy or self.gatherer.batch.size or not self._drained or self._syncing:
+            return
+        if self._options.sync.kind == "interval":
+            self._syncing = True
+            committer.sync_finally(self._reactor.stop)
+        else:
+            self._reactor.stop()
+
+    def close(self) -> None:
+        """Close the connections and the files, except those that a thread still works on: the process ends anyway."""
+        self.committer.close()
+        self.raw.close()
+        self.acknowledged.close()
+        self._reactor.unregister(self._watches.fd)
+        if not (self.committer.busy or self._syncing):
+            self._sidecars.close()
+            self._taken.close()
+
+    # --- what happens to the files
+
+    def _on_file_event(self, _mask: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._watches.fd, EVENTS_BYTES)  # which file it was does not matter
+        if not self._stopping:
+            self._look()
+
+    def _look(self) -> None:
+        """See whether FILE and the files beside it are where they were."""
+        if not self._file.is_gone():
+            self.committer.look()
+            return
+        if not os.fstat(self._file.fd).st_nlink:
+            raise FatalError(
+                f"{self._file.path} was deleted while it was written; nothing more is acknowledged. Start again for a"
+                " new stream, without the files beside the old one"
+            )
+        self._log.warning("file moved", file=self._file.path, advice="move the files beside it along, and start again")
+        self.stop()

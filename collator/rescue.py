@@ -1,0 +1,90 @@
+"""Moving bytes out of FILE that are not the stream's: they are never destroyed, somebody may have appended by hand.
+
+Another process may append at any moment, also in the middle of this. So all that is there is copied and made durable,
+then what came meanwhile is copied, and the cut follows the look that found nothing more: between these two calls of
+the kernel, about a microsecond apart, a byte that somebody appends is lost. Nothing closes that gap while others may
+write to the file; the collator's own bytes can't get into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from collator.beside import sync_failed
+from tailsrv.kit.errors import FatalError
+from tailsrv.kit.files import open_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collator.streamfile import StreamFile
+
+COPY_BYTES: Final = 1 << 20
+
+
+class Rescue:
+    """The bytes of FILE from `start` on, on their way to a file of their own."""
+
+    def __init__(self, file: StreamFile, start: int) -> None:
+        """Create that file. Raises `OSError`."""
+        self._file = file
+        self.start = start
+        self.copied = 0
+        """Bytes moved."""
+        name = f"{file.path}.rescued-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{start}"
+        number, self.path = 0, name
+        while os.path.lexists(self.path):
+            number += 1
+            self.path = f"{name}.{number}"
+        self._fd = open_beside(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+    def run(self, advance: Callable[[int], None] = lambda _count: None) -> None:
+        """Move them; ``advance(count)`` is called with each part, and may raise to end it.
+
+        Raises `OSError` where there is no room, and what `advance` raises, and then nothing has been moved.
+        """
+        file = self._file
+        try:
+            self._copy(advance)
+            os.fsync(self._fd)
+            file.directory.sync()
+            before = self.copied
+            self._copy(advance)
+            self._cut()
+        except BaseException:
+            self.discard()
+            raise
+        file.end = self.start
+        try:
+            if self.copied > before:
+                os.fsync(self._fd)
+        except OSError as error:
+            raise sync_failed(self.path, error) from None
+        finally:
+            os.close(self._fd)
+        if not self.copied:  # they were gone again
+            os.unlink(self.path)
+
+    def _cut(self) -> None:
+        if self._file.size() < self.start:
+            raise FatalError(f"{self._file.path} was truncated below byte {self.start}; find who did it")
+        os.ftruncate(self._file.fd, self.start)
+
+    def discard(self) -> None:
+        """Let it come to nothing."""
+        os.close(self._fd)
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+    def _copy(self, advance: Callable[[int], None]) -> None:
+        """Copy what is there; FILE may become longer and shorter meanwhile."""
+        while data := os.pread(self._file.fd, COPY_BYTES, self.start + self.copied):
+            view = memoryview(data)
+            while view:
+                written = os.write(self._fd, view)
+                view = view[written:]
+                self.copied += written
+            advance(len(data))

@@ -1,0 +1,115 @@
+"""The journal and the commit mark while the collator runs: each is the file that its name means, or is made again.
+
+Both hold what the collator knows anyway. So when somebody removes, moves or replaces one, which inotify tells at once,
+it is written again from memory before anything more is acknowledged: what producers and consumers were promised needs
+these names. The journal is also written again, smaller, when it has grown (compaction).
+
+Either way the temporary files are opened on the loop, where descriptors are held back for it, and written on a worker.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from collator.beside import NewFile
+from collator.startup import GONE_EVENTS
+from collator.streamfile import is_other
+from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
+from tailsrv.kit.mark import MarkWriter, encode_line
+from tailsrv.kit.shortage import Retried, spare_descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from collator.journal import Standing
+    from collator.records import Record
+    from collator.recovery import Recovered
+    from collator.streamfile import StreamFile
+    from tailsrv.kit.logs import Log
+    from tailsrv.kit.reactor import Reactor
+    from tailsrv.kit.watches import Watches
+
+
+class Sidecars:
+    """Journal and mark of one stream, from recovery on."""
+
+    def __init__(self, reactor: Reactor, file: StreamFile, recovered: Recovered, watches: Watches, log: Log) -> None:
+        self.journal = recovered.journal
+        self.mark = recovered.mark
+        self._file = file
+        self._mark_name = file.name + MARK_SUFFIX
+        self._watches = watches
+        self._log = log
+        self._new: dict[str, NewFile] = {}
+        self._new_mark: MarkWriter | None = None
+        self.lost: set[str] = set()
+        """Names that no longer mean our files."""
+        self._watch = Retried(reactor, log, "watching the journal and the mark", self._watch_both, file=file.path)
+        self._watch()
+
+    # --- noticing
+
+    def _watch_both(self) -> None:
+        for fd in (self.journal.fd, self.mark.fd):
+            # By descriptor: the name may mean another file by now.
+            self._watches.add(f"/proc/self/fd/{fd}", GONE_EVENTS)
+        self.look()
+
+    def look(self) -> bool:
+        """Compare names and files, after an event; whether something is lost that was not known to be."""
+        before = set(self.lost)
+        for name, fd in ((self.journal.name, self.journal.fd), (self._mark_name, self.mark.fd)):
+            if is_other(fd, name, self._file.directory):
+                self.lost.add(name)
+        for name in self.lost - before:
+            self._log.error(
+                "file beside the stream is gone",
+                file=os.path.join(os.path.dirname(self._file.path), name),
+                advice="it is written again from memory; stop the collator before you move or delete its files",
+            )
+        return self.lost != before
+
+    # --- writing again
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the temporary files are open that `replace` writes."""
+        return all(name in self._new for name in {self.journal.name} | self.lost)
+
+    def open(self) -> None:
+        """Open them, in the loop. Raises `OSError`; those that are open stay so for the next try."""
+        with spare_descriptors():
+            for name in {self.journal.name} | self.lost:
+                if name not in self._new:
+                    self._new[name] = NewFile(self._file.directory, name)
+
+    def replace(self, first: Record, producers: Sequence[Standing]) -> None:
+        """Write a new journal and, where it is lost, a new mark, on any thread while nobody uses the old ones.
+
+        Raises `OSError`, after which it can be tried again from `open` on; or `SyncFailedError`.
+        """
+        self.journal.begin(self._new.pop(self.journal.name), first, producers)
+        mark = self._new.pop(self._mark_name, None)
+        if mark is not None:  # after the journal: what is seen is journalled
+            self._new_mark = MarkWriter(mark.put(encode_line(first.end) * 2), first.end)
+            self._file.directory.sync()
+
+    def replaced(self, *, failed: bool) -> None:
+        """In the loop, after `replace`: use and watch what there is now."""
+        if self._new_mark is not None:
+            self.mark.close()
+            self.mark, self._new_mark = self._new_mark, None
+        if not failed:
+            lost, self.lost = self.lost, set()
+            for name in lost:
+                self._log.info("file beside the stream is written again", file=name)
+        self._watch()
+
+    def close(self) -> None:
+        """Close both files; their names stay."""
+        self._watch.cancel()
+        for new in self._new.values():
+            new.discard()
+        self.journal.close()
+        self.mark.close()

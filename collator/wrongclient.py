@@ -1,0 +1,64 @@
+"""Which clients that were meant for another port the raw port can tell by their first bytes.
+
+Bytes in, a verdict out; knows no sockets. Three clients say something first that no producer is likely to say and then
+be silent after:
+
+    tailsrv's       START [STOP] or `where`, with the blanks, signs and carriage return that tailsrv accepts
+    ours, acked     its name line, which ends with a carriage return and a newline: a name alone may be a message
+    HTTP            METHOD target HTTP/1.x, whatever follows
+
+The first two are recognised only while nothing follows them. The patterns are in agreement with tailsrv/header.py and
+acks.py, and a little wider.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+FIRST_BYTES: Final = 1024
+"""How far the first line is looked at."""
+
+_HEADER: Final = re.compile(
+    rb"[ \t\r]*(?:\+?[0-9]{1,19}|-[0-9]{1,19}|end|first|where)(?:[ \t]+(?:[0-9]{1,19}|now))?[ \t\r]*\n"
+)
+_NAME: Final = re.compile(rb"[A-Za-z0-9._:-]{0,128}\r\n")
+_HTTP: Final = re.compile(rb"[A-Z]{1,16} [!-~]+ HTTP/1\.[0-9]\r\n")
+
+_BEGINNING: Final = re.compile(
+    rb"[ \t\r+A-Za-z0-9._:-]{0,129}"  # of a header or a name
+    rb"|[A-Z]{1,16} (?:[!-~]+(?: (?:H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[0-9]\r?)?)?)?)?)?)?)?)?)?)?"  # of a request line
+)
+
+
+class WrongClient(msgspec.Struct, frozen=True):
+    """A client that another port is for."""
+
+    looks_like: str
+    wanted: str
+    """Which port, in words."""
+    at_once: bool = False
+    """Whether it is certain, whatever follows."""
+
+
+HEADER: Final = WrongClient("the header of a client of tailsrv", "tailsrv's (4321 by default)")
+NAME: Final = WrongClient("the name line of a producer", "the acknowledged port (--ack-port, 4323 by default)")
+HTTP: Final = WrongClient("an HTTP request", "--metrics", at_once=True)
+
+
+def recognise(first: bytes) -> WrongClient | None:
+    """The client that `first`, all that a connection has sent so far, looks like; None for a producer's messages."""
+    if _HTTP.match(first):
+        return HTTP
+    if _HEADER.fullmatch(first):
+        return HEADER
+    if _NAME.fullmatch(first):
+        return NAME
+    return None
+
+
+def may_become(first: bytes) -> bool:
+    """Whether further bytes may make `first` a line that `recognise` knows."""
+    return len(first) < FIRST_BYTES and _BEGINNING.fullmatch(first) is not None
