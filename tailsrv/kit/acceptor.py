@@ -1,21 +1,25 @@
 """Taking connections in.
 
 At a limit we stop accepting and let the kernel queue: when descriptors (or the kernel's memory) run out, the listener
-is taken off the loop and tried again after a pause. It never spins, never ends the daemon, and needs nobody's help.
-Whatever goes wrong with one connection closes that connection.
-Every connection gets keepalive, so that a dead peer is found within 90 seconds.
+is taken off the loop and tried again after a pause, and so it is when accepting fails in any other way that is not of
+one connection. It never spins, never ends the daemon, and needs nobody's help. Whatever goes wrong with one connection
+closes that connection. Every connection gets keepalive, so that a dead peer is found within 90 seconds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import select
 import socket
 from typing import TYPE_CHECKING, Final
 
 from tailsrv.kit.access import admitting
 from tailsrv.kit.addresses import BACKLOG, format_address
+from tailsrv.kit.errors import reason
 from tailsrv.kit.logs import Repeated
-from tailsrv.kit.reactor import READ
+from tailsrv.kit.reactor import HANGUP, READ
 from tailsrv.kit.shortage import advice, is_shortage, spare_descriptors
 
 if TYPE_CHECKING:
@@ -29,6 +33,14 @@ if TYPE_CHECKING:
 ACCEPTS_PER_TURN: Final = 64
 PAUSE_SECONDS: Final = 0.5
 """How soon accepting is tried again when descriptors ran out."""
+
+OF_ONE_CONNECTION: Final = frozenset(
+    {
+        *(errno.ECONNABORTED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EOPNOTSUPP),
+    }
+)
+"""What accept(2) says of the connection that it would have returned, which is gone then."""
 
 KEEPALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -53,10 +65,11 @@ class Acceptor:
         shared: bool = False,
         use_reserve: bool = False,
     ) -> None:
-        """`shared` when other processes accept on this listener too: a connection then wakes one of them.
+        """``connected(sock, peer)`` owns the socket when it returns; when it raises, the socket is closed here.
 
-        `use_reserve`: accept also while descriptors are short, with those that are held back (`shortage`). For few
-        connections at a time, as health checks are.
+        `shared` when other processes accept on this listener too: a connection then wakes one of them. `use_reserve`:
+        accept also while descriptors are short, with those that are held back (`shortage`). For few connections at a
+        time, as health checks are.
         """
         self._reactor = reactor
         self._events = READ | select.EPOLLEXCLUSIVE if shared else READ
@@ -66,28 +79,30 @@ class Acceptor:
         self._use_reserve = use_reserve
         self._pause_timer: Timer | None = None
         self._log_refused = Repeated(log.warning, "peer refused")
-        self._log_exhausted = Repeated(log.warning, "accepting paused")
+        self._log_paused = Repeated(log.warning, "accepting paused")
+        self._log_dropped = Repeated(log.warning, "connection dropped")
         self.accepted = 0
         self.refused = 0
         reactor.register(listener.socket.fileno(), self._events, self._on_ready)
 
-    def _on_ready(self, _mask: int) -> None:
+    def _on_ready(self, mask: int) -> None:
+        failed: OSError | None = None
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, peer = self._accept()
             except BlockingIOError:
+                if mask & HANGUP:  # which would come back for ever
+                    self._pause(OSError(errno.EINVAL, "the listening socket was shut down"))
                 return
             except OSError as error:
-                if not is_shortage(error):
-                    continue  # an error of the connection, which is gone (accept(2)); the next one may be well
-                self._pause(error)
-                return
-            try:
-                self._take(sock, peer)
-            except OSError:
-                sock.close()  # it is gone already, or the loop has no room for it
-            except Exception as error:  # noqa: BLE001 - contained, or raised again
-                self._reactor.contain(error, sock.close)
+                failed = error
+                if error.errno in OF_ONE_CONNECTION:
+                    continue
+                break
+            failed = None
+            self._take(sock, peer)
+        if failed is not None:  # also when a whole turn brought nothing but failures, or the loop would spin
+            self._pause(failed)
 
     def _accept(self) -> tuple[socket.socket, object]:
         try:
@@ -101,32 +116,68 @@ class Acceptor:
             return self._listener.socket.accept()
 
     def _take(self, sock: socket.socket, peer: object) -> None:
-        if isinstance(peer, tuple) and not self._allow.permits(peer[0]):
-            self.refused += 1
-            self._log_refused(
-                peer=format_address(peer), listener=self._listener.address, admit=f"--allow {admitting(peer[0])}"
-            )
+        close = functools.partial(self._close, sock, sock.fileno())
+        try:
+            if isinstance(peer, tuple) and not self._allow.permits(peer[0]):
+                self.refused += 1
+                self._log_refused(
+                    peer=format_address(peer), listener=self._listener.address, admit=f"--allow {admitting(peer[0])}"
+                )
+                sock.close()
+                return
+            self.accepted += 1
+            try:
+                _set_up(sock)
+            except OSError:
+                sock.close()  # its peer has gone already
+                return
+            self._connected(sock, format_address(peer))
+        except ConnectionError:
+            close()
+        except Exception as error:  # noqa: BLE001 - logged, contained, or raised again
+            if isinstance(error, OSError) and (is_shortage(error) or error.errno == errno.ENOSPC):
+                self._log_dropped(
+                    peer=format_address(peer),
+                    listener=self._listener.address,
+                    error=reason(error),
+                    advice="raise fs.epoll.max_user_watches" if error.errno == errno.ENOSPC else advice(error),
+                )
+                close()
+            else:
+                self._reactor.contain(error, close)
+
+    def _close(self, sock: socket.socket, fd: int) -> None:
+        if sock.fileno() == fd:  # otherwise it has been closed, and its number may mean another one by now
+            self._reactor.unregister(fd)
             sock.close()
-            return
-        self.accepted += 1
-        sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            for level, option, value in KEEPALIVE:
-                sock.setsockopt(level, option, value)
-        self._connected(sock, format_address(peer))
 
     def _pause(self, error: OSError) -> None:
-        self._log_exhausted(error=error.strerror, listener=self._listener.address, advice=advice(error))
+        self._log_paused(
+            error=reason(error),
+            listener=self._listener.address,
+            advice=advice(error) if is_shortage(error) else "it is tried again; restart this daemon if that stays so",
+        )
         self._reactor.unregister(self._listener.socket.fileno())
         self._pause_timer = self._reactor.call_later(PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
         self._pause_timer = None
-        self._reactor.register(self._listener.socket.fileno(), self._events, self._on_ready)
+        sock = self._listener.socket
+        if sock.fileno() < 0:  # closed meanwhile
+            return
+        with contextlib.suppress(OSError):  # where it can't, accepting says so
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                sock.listen(BACKLOG)  # somebody has shut it down: `ss -K`, or another process that has inherited it
+        try:
+            self._reactor.register(sock.fileno(), self._events, self._on_ready)
+        except OSError as error:
+            self._pause(error)
 
     def take_queued(self) -> None:
         """Take the connections that the kernel has queued: they are reset when their listener is closed."""
         for _ in range(BACKLOG // ACCEPTS_PER_TURN):
+            if self._pause_timer is not None:
+                return
             self._on_ready(READ)
 
     def close(self) -> None:
@@ -136,3 +187,10 @@ class Acceptor:
             self._pause_timer = None
         self._reactor.unregister(self._listener.socket.fileno())
         self._listener.close()
+
+
+def _set_up(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        for level, option, value in KEEPALIVE:
+            sock.setsockopt(level, option, value)

@@ -1,0 +1,287 @@
+"""Accepting: whatever goes wrong with one connection closes that one, and whatever goes wrong with accepting passes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tailsrv.kit import acceptor as acceptor_module
+from tailsrv.kit.acceptor import Acceptor
+from tailsrv.kit.access import AllowList
+from tailsrv.kit.addresses import Address, Listener, bind
+from tailsrv.kit.errors import FatalError
+from tailsrv.kit.reactor import READ, Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PATIENCE = 10.0
+
+
+class Lines:
+    """A log that keeps its events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def debug(self, event: str, **facts: object) -> None:
+        self.events.append((event, facts))
+
+    info = warning = error = debug
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [facts for name, facts in self.events if name == event]
+
+
+class Accepting:
+    """An acceptor in a loop of its own, whose peers are kept or, while there are some, meet `faults`."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.log = Lines()
+        self.reactor = Reactor()
+        self.reports: list[Exception] = []
+        self.reactor.on_contained = self.reports.append
+        self.faults: list[Exception] = []
+        self.taken: list[socket.socket] = []
+        self.failed: list[socket.socket] = []
+        self.acceptor = Acceptor(self.reactor, listener, AllowList(), self._connected, self.log)
+
+    def _connected(self, sock: socket.socket, _peer: str) -> None:
+        self.reactor.register(sock.fileno(), READ, lambda _mask: None, abort=lambda: None)
+        if self.faults:
+            self.failed.append(sock)
+            raise self.faults.pop(0)
+        self.reactor.unregister(sock.fileno())
+        self.taken.append(sock)
+
+    def connect(self) -> socket.socket:
+        sock = socket.socket(self.listener.socket.family)
+        sock.settimeout(PATIENCE)
+        sock.connect(self.listener.socket.getsockname())
+        return sock
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Turn the loop until the condition holds."""
+
+        def too_late() -> None:
+            raise TimeoutError(f"{self.log.events} {self.reports}")
+
+        def look() -> None:
+            if condition():
+                self.reactor.stop()
+
+        limit = self.reactor.call_later(PATIENCE, too_late)
+        self.reactor.after_round(look)
+        self.reactor.post(lambda: None)
+        self.reactor.run()
+        self.reactor._after_round = ()
+        limit.cancel()
+
+    def close(self) -> None:
+        self.acceptor.close()
+        for sock in (*self.taken, *self.failed):
+            sock.close()
+        self.reactor.close()
+
+
+@pytest.fixture
+def accepting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accepting]:
+    monkeypatch.setattr(acceptor_module, "PAUSE_SECONDS", 0.01)
+    (listener,) = bind(Address(host="127.0.0.1"))
+    accepting = Accepting(listener)
+    yield accepting
+    accepting.close()
+
+
+def assert_next_is_accepted(accepting: Accepting) -> None:
+    count = len(accepting.taken)
+    with accepting.connect():
+        accepting.until(lambda: len(accepting.taken) > count)
+
+
+def test_an_unexpected_error_of_a_new_connections_owner_closes_that_connection(accepting: Accepting) -> None:
+    accepting.faults = [KeyError("a bug")]
+    with accepting.connect() as peer:
+        accepting.until(lambda: bool(accepting.reports))
+        assert peer.recv(1) == b""
+    assert [type(report) for report in accepting.reports] == [KeyError]
+    assert accepting.reactor.contained == 1
+    assert len(accepting.reactor._handlers) == 2  # the loop's own pipe, and the listener
+    assert_next_is_accepted(accepting)
+
+
+def test_the_daemons_own_error_ends_the_loop(accepting: Accepting) -> None:
+    accepting.faults = [FatalError("the disk is gone")]
+    with accepting.connect(), pytest.raises(FatalError, match="the disk is gone"):
+        accepting.until(lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "fs.epoll.max_user_watches"), (errno.ENOMEM, "free some memory")]
+)
+def test_a_connection_that_the_loop_has_no_room_for_is_closed_and_logged(
+    accepting: Accepting, number: int, advice: str
+) -> None:
+    accepting.faults = [OSError(number, os.strerror(number))]
+    with accepting.connect() as peer:
+        accepting.until(lambda: not accepting.faults)
+        assert peer.recv(1) == b""
+    (line,) = accepting.log.named("connection dropped")
+    assert line["error"] == os.strerror(number)
+    assert advice in line["advice"]
+    assert not accepting.reports
+    assert_next_is_accepted(accepting)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ECONNRESET, errno.ENOTCONN])
+def test_a_peer_that_is_gone_before_its_socket_is_set_up_costs_nothing_but_itself(
+    accepting: Accepting, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    class Gone(socket.socket):
+        def setsockopt(self, *_: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+    accept = accepting.listener.socket.accept
+    gone: list[socket.socket] = []
+
+    def accept_gone() -> tuple[socket.socket, object]:
+        sock, peer = accept()
+        gone.append(Gone(fileno=sock.detach()))
+        return gone[0], peer
+
+    monkeypatch.setattr(accepting.listener, "socket", _Replaced(accepting.listener.socket, accept_gone))
+    with accepting.connect():
+        accepting.until(lambda: bool(gone))
+    assert gone[0].fileno() == -1
+    assert not accepting.log.events
+    monkeypatch.undo()
+    assert_next_is_accepted(accepting)
+
+
+class _Replaced:
+    """A listening socket with another `accept`."""
+
+    def __init__(self, sock: socket.socket, accept: Callable[[], object]) -> None:
+        self._sock = sock
+        self.accept = accept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def failing(accepting: Accepting, *numbers: int) -> _Replaced:
+    """The listener's socket, whose accept fails so often first."""
+    left = list(numbers)
+    accept = accepting.listener.socket.accept
+
+    def failing_accept() -> object:
+        if left:
+            number = left.pop(0)
+            raise OSError(number, os.strerror(number))
+        return accept()
+
+    return _Replaced(accepting.listener.socket, failing_accept)
+
+
+OF_THE_CONNECTION = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+OF_THE_LISTENER = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EBADF, errno.EINVAL, errno.EIO)
+
+
+@pytest.mark.parametrize("number", [*OF_THE_CONNECTION, *OF_THE_LISTENER], ids=errno.errorcode.get)
+def test_after_every_error_of_accept_the_next_connection_is_accepted(
+    accepting: Accepting, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(accepting.listener, "socket", failing(accepting, *[number] * 3))
+    assert_next_is_accepted(accepting)
+    paused = accepting.log.named("accepting paused")
+    assert [line["error"] for line in paused] == ([os.strerror(number)] if number in OF_THE_LISTENER else [])
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_a_listener_that_stopped_listening_listens_again_and_the_loop_does_not_spin(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str
+) -> None:
+    """`ss -K` does it, and so does whoever has inherited the socket and shuts it down."""
+    monkeypatch.setattr(acceptor_module, "PAUSE_SECONDS", 0.05)
+    (listener,) = bind(Address(host="127.0.0.1") if family == "tcp" else Address(path=str(tmp_path / "socket")))
+    accepting = Accepting(listener)
+    listener.socket.shutdown(socket.SHUT_RDWR)
+    rounds = 0
+
+    def count() -> None:
+        nonlocal rounds
+        rounds += 1
+
+    accepting.reactor.after_round(count)
+    accepting.reactor.call_later(0.2, accepting.reactor.stop)
+    accepting.reactor.run()
+    assert rounds < 20
+    assert accepting.log.named("accepting paused")
+    if family == "tcp":
+        assert_next_is_accepted(accepting)
+    accepting.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
+def test_accepting_is_resumed_later_when_the_loop_has_no_room_for_the_listener(
+    accepting: Accepting, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    left = [number] * 3
+    register = accepting.reactor.register
+
+    def full(fd: int, *arguments: Any, **more: Any) -> None:
+        if left and fd == accepting.listener.socket.fileno():
+            raise OSError(left.pop(), os.strerror(number))
+        register(fd, *arguments, **more)
+
+    monkeypatch.setattr(accepting.reactor, "register", full)
+    monkeypatch.setattr(accepting.listener, "socket", failing(accepting, errno.EMFILE))
+    assert_next_is_accepted(accepting)
+    assert not left
+
+
+def test_a_listener_that_is_closed_during_a_pause_harms_no_other_descriptor(
+    accepting: Accepting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting.listener, "socket", failing(accepting, errno.EMFILE))
+    with accepting.connect():
+        accepting.until(lambda: bool(accepting.log.named("accepting paused")))
+    number = accepting.listener.socket.fileno()
+    accepting.listener.close()
+    one, other = socket.socketpair()
+    if one.fileno() != number:
+        os.dup2(one.fileno(), number)
+    calls: list[int] = []
+    accepting.reactor.register(number, READ, calls.append)
+    accepting.reactor.call_later(0.05, lambda: other.sendall(b"x"))
+    accepting.until(lambda: bool(calls))
+    accepting.acceptor.close()
+    calls.clear()
+    accepting.until(lambda: bool(calls))
+    accepting.reactor.unregister(number)
+    for sock in (one, other):
+        sock.close()
+
+
+def test_queued_connections_are_taken_once_and_not_asked_for_during_a_pause(
+    accepting: Accepting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting.listener, "socket", failing(accepting, *[errno.EMFILE] * 100))
+    accepting.acceptor.take_queued()
+    assert len(accepting.reactor._timers) == 1
+    accepting.acceptor.close()
+    assert accepting.reactor._timeout() == -1
+
+
+def test_connections_that_wait_in_the_queue_are_taken_before_the_listener_is_closed(accepting: Accepting) -> None:
+    waiting = [accepting.connect() for _ in range(200)]
+    accepting.acceptor.take_queued()
+    assert len(accepting.taken) == 200
+    for peer in waiting:
+        peer.close()
