@@ -18,6 +18,7 @@ costs 7 MiB a process. docs/benchmarks/loops.md has the figures.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import select
@@ -67,7 +68,7 @@ class Reactor:
         self._handlers: dict[int, tuple[Callable[[int], None], Callable[[], None] | None]] = {}
         self._fresh: set[int] = set()  # registered during this round: no event of this round is theirs
         self._timers: list[Timer] = []
-        self._posted: deque[Callable[[], None]] = deque()
+        self._posted: deque[Callable[[], object]] = deque()
         self._signals: dict[int, Callable[[], None]] = {}
         self._after_round: tuple[Callable[[], None], ...] = ()
         self._running = False
@@ -103,17 +104,30 @@ class Reactor:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def contain(self, error: Exception, abort: Callable[[], None] | None) -> None:
-        """Deal with an error in work for one peer: close that peer with ``abort()``, report the error, count it.
+    def _forget(self, fd: int) -> None:
+        """Do not come back to a peer that could not be closed: its descriptor may be closed, or may not."""
+        with contextlib.suppress(OSError):
+            self.unregister(fd)
+
+    def contain(self, error: Exception, abort: Callable[[], None] | None) -> bool:
+        """Deal with an error in work for one peer: count and report it, and close that peer with ``abort()``.
 
         To be called where such work is not done in a registered handler: timers, turns. Raises `error` if it is a
-        `FatalError`, which is the daemon's own, or if there is no peer to close.
+        `FatalError`, which is the daemon's own, or if there is no peer to close. False when `abort` failed as well,
+        which is reported and costs nobody else anything either; the peer may be half closed then.
         """
         if abort is None or isinstance(error, (FatalError, UsageError)):
             raise error
         self.contained += 1
         self.on_contained(error)
-        abort()
+        try:
+            abort()
+        except (FatalError, UsageError):
+            raise
+        except Exception as second:  # noqa: BLE001 - reported
+            self.on_contained(second)
+            return False
+        return True
 
     # --- time
 
@@ -125,7 +139,7 @@ class Reactor:
 
     # --- other threads, signals, rounds
 
-    def post(self, callback: Callable[[], None]) -> None:
+    def post(self, callback: Callable[[], object]) -> None:
         """Call from the loop's thread, soon. The one method that other threads may use."""
         self._posted.append(callback)
         # One byte wakes for all that is posted until then: the pipe must have room for signals, which would be lost.
@@ -173,23 +187,12 @@ class Reactor:
                     try:
                         entry[0](mask)
                     except Exception as error:  # noqa: BLE001 - contained, or raised again
-                        self._contain(error, fd, entry[1])
+                        if not self.contain(error, entry[1]) and handlers.get(fd) is entry:
+                            self._forget(fd)
             if timers and timers[0].when <= now():
                 self._run_timers()
             for callback in self._after_round:
                 callback()
-
-    def _contain(self, error: Exception, fd: int, abort: Callable[[], None] | None) -> None:
-        try:
-            self.contain(error, abort)
-        except (FatalError, UsageError):
-            raise
-        except Exception as second:
-            if second is error:
-                raise
-            # The peer could not even be closed. It is forgotten, so that its descriptor does not come back for ever.
-            self.on_contained(second)
-            self.unregister(fd)
 
     def stop(self) -> None:
         """Make `run` return after the present round. Safe in handlers; from other threads, `post` it."""

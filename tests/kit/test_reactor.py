@@ -159,6 +159,28 @@ def test_a_peer_that_can_not_even_be_closed_is_forgotten(reactor: Reactor) -> No
         sock.close()
 
 
+def test_a_peer_that_failed_half_closed_is_forgotten(reactor: Reactor) -> None:
+    reported: list[Exception] = []
+    reactor.on_contained = reported.append
+    bad, peer = socket.socketpair()
+    number = bad.fileno()
+
+    def close_and_fail(_mask: int) -> None:
+        bad.close()
+        raise KeyError("after the close")
+
+    def fail() -> None:
+        raise ValueError("it is closed already")
+
+    reactor.register(number, READ, close_and_fail, abort=fail)
+    peer.sendall(b"input")
+    reactor.call_later(0.05, reactor.stop)
+    reactor.run()
+    assert [type(error) for error in reported] == [KeyError, ValueError]
+    assert number not in reactor._handlers
+    peer.close()
+
+
 def test_the_daemons_own_errors_end_the_loop(reactor: Reactor) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"x")
@@ -235,3 +257,60 @@ def test_an_unexpected_error_at_a_deadline_closes_the_peer_that_it_was_for(react
     reactor.run()
     assert aborted == ["first", "second"]
     assert reactor.contained == 2
+
+
+@pytest.mark.parametrize("second", [ValueError("closing failed, too"), OSError(9, "Bad file descriptor")])
+def test_a_peer_whose_closing_fails_at_its_deadline_costs_nobody_else_theirs(
+    reactor: Reactor, second: Exception
+) -> None:
+    """Work that is not done in a registered handler is contained by the same rule."""
+    reported: list[Exception] = []
+    reactor.on_contained = reported.append
+    expired: list[str] = []
+
+    def expire(key: str) -> None:
+        expired.append(key)
+        raise KeyError(key)
+
+    def abort(_key: str) -> None:
+        raise second
+
+    deadlines: Deadlines[str] = Deadlines(reactor, 0.01, expire, abort)
+    for key in ("first", "second"):
+        deadlines.start(key)
+    reactor.call_later(0.05, reactor.stop)
+    reactor.run()
+    assert expired == ["first", "second"]
+    assert [type(error) for error in reported] == [KeyError, type(second)] * 2
+    assert reactor.contained == 2
+
+
+def test_the_daemons_own_error_in_closing_a_peer_ends_the_loop(reactor: Reactor) -> None:
+    def fatal(_key: str) -> None:
+        raise FatalError("the disk is gone")
+
+    def expire(key: str) -> None:
+        raise KeyError(key)
+
+    deadlines: Deadlines[str] = Deadlines(reactor, 0.01, expire, fatal)
+    deadlines.start("peer")
+    with pytest.raises(FatalError):
+        reactor.run()
+
+
+def test_a_deadline_that_is_started_while_others_expire_has_its_full_time(reactor: Reactor) -> None:
+    expired: list[str] = []
+
+    def expire(key: str) -> None:
+        expired.append(key)
+        if key == "first":
+            deadlines.cancel("second")
+            deadlines.start("third")
+
+    deadlines: Deadlines[str] = Deadlines(reactor, 0.01, expire)
+    for key in ("first", "second"):
+        deadlines.start(key)
+    reactor.call_later(0.05, reactor.stop)
+    reactor.run()
+    assert expired == ["first", "third"]
+    assert reactor._timeout() == -1
