@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from tailsrv.kit.errors import FatalError
@@ -24,18 +25,44 @@ def take(path: str) -> int:
     return fd
 
 
-def replace(path: str, content: bytes) -> int:
-    """Make `content` the file's, atomically and durably. Returns a descriptor of it. Only for who has taken `path`.
+def begin(path: str, content: bytes) -> int:
+    """Begin a file that is to replace `path`: ``PATH.new`` with `content`. Returns a descriptor of it.
 
-    So that a kill leaves no litter, the new file has a fixed name until it is renamed. Raises `OSError`.
+    So that a kill leaves no litter, it has a fixed name: only for the process that has taken `path`. Raises `OSError`.
     """
-    from tailsrv.kit.files import open_beside, sync_directory, write_at  # noqa: PLC0415 - as in `take`
+    from tailsrv.kit.files import open_beside, write_at  # noqa: PLC0415 - as in `take`
 
     fd = open_beside(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
         write_at(fd, content, 0)
-        os.fdatasync(fd)
-        os.rename(f"{path}.new", path)
+    except BaseException:
+        os.close(fd)
+        discard(path)
+        raise
+    return fd
+
+
+def discard(path: str) -> None:
+    """Remove what `begin` has begun: on a full disk it takes the space that is needed most."""
+    with contextlib.suppress(OSError):  # the next `begin` overwrites it
+        os.unlink(f"{path}.new")
+
+
+def replace(path: str, content: bytes) -> int:
+    """Make `content` the file's, atomically and durably. Returns a descriptor of it. Only for who has taken `path`.
+
+    Raises `OSError`: the file then has the old content or the new one, and the new one may not survive a power cut.
+    """
+    from tailsrv.kit.files import sync_directory  # noqa: PLC0415 - as in `take`
+
+    fd = begin(path, content)
+    try:
+        try:
+            os.fdatasync(fd)
+            os.rename(f"{path}.new", path)
+        except BaseException:
+            discard(path)
+            raise
         sync_directory(path)
     except BaseException:
         os.close(fd)

@@ -53,13 +53,19 @@ class Source(Protocol):
         """Whether it knows which byte of the producer's stream its first one is."""
 
     def anchor(self, acked: int) -> None:
-        """The first byte is number `acked` of the stream. Durable before this returns, where the bytes are."""
+        """The first byte is number `acked` of the stream. Durable when the next `tidy` returns, where the bytes are."""
 
     def read(self, position: int, limit: int) -> bytes | memoryview:
         """Up to `limit` bytes from `position`; at least one where there is one."""
 
     def discard(self, position: int) -> None:
         """What lies before `position` is acknowledged."""
+
+    def tidy(self) -> None:
+        """Do what takes as long as a disk does. Called without any lock, after each batch of lines that was received.
+
+        So an anchor is durable before a byte is sent under it. Raises `OSError` when that fails; there is none then.
+        """
 
 
 def check_name(name: str) -> str:

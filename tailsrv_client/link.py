@@ -167,4 +167,5 @@ class Link:
             for acked in self.lane.received(data):
                 self._acknowledged(acked)
             self._guard.notify_all()
+        self.lane.source.tidy()
         self._rotation.worked()

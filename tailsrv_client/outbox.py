@@ -6,13 +6,20 @@ producer's stream, once the collator has said how much of that there was before.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tailsrv_client.errors import ProducerDiverged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tailsrv_client.lane import Acked
+
+
+CHUNK_BYTES: Final = 1 << 18
+"""Up to here it is worth while to join what is held in memory."""
 
 
 class Waiting(Protocol):
@@ -45,16 +52,26 @@ class Store(Protocol):
         """What lies before `position` is no longer needed."""
 
     def anchor(self, base: int) -> None:
-        """Keep `base`."""
+        """Keep `base`; durable when the next `tidy` returns."""
+
+    def tidy(self) -> None:
+        """See `Source`."""
 
 
 class Memory:
-    """A store in memory."""
+    """A store in memory.
+
+    What is read becomes a chunk, and neighbouring chunks become one as in a binary counter: no chunk but the last few
+    is shorter than half of `CHUNK_BYTES`, so a backlog of single messages is found and sent again in few steps, and
+    each byte is copied as many times as a small message has to double to fill a chunk.
+    """
 
     def __init__(self) -> None:
         self.start = self.end = 0
         self.base: int | None = None
-        self._chunks: deque[tuple[int, bytes]] = deque()
+        self._chunks: list[bytes] = []
+        self._starts: list[int] = []
+        """Where each chunk begins."""
         self._joined = 0
         self._pieces: list[bytes] = []
 
@@ -64,25 +81,39 @@ class Memory:
         self.end += len(data)
 
     def read(self, position: int, limit: int) -> memoryview:
-        """See `Store`."""
+        """See `Store`. Takes the logarithm of what is held, not more the further back it is."""
         if position >= self._joined and self._pieces:
-            self._chunks.append((self._joined, b"".join(self._pieces)))
-            self._joined = self.end
-            self._pieces.clear()
-        for start, chunk in reversed(self._chunks):
-            if start <= position:
-                return memoryview(chunk)[position - start : position - start + limit]
-        return memoryview(b"")
+            self._join()
+        number = bisect_right(self._starts, position) - 1
+        if number < 0:
+            return memoryview(b"")
+        begin = position - self._starts[number]
+        return memoryview(self._chunks[number])[begin : begin + limit]
+
+    def _join(self) -> None:
+        chunk, start = b"".join(self._pieces), self._joined
+        while self._chunks and len(self._chunks[-1]) <= len(chunk) <= CHUNK_BYTES // 2:
+            chunk, start = self._chunks.pop() + chunk, self._starts.pop()
+        self._chunks.append(chunk)
+        self._starts.append(start)
+        self._joined = self.end
+        self._pieces.clear()
 
     def discard(self, position: int) -> None:
         """See `Store`."""
         self.start = position
-        while self._chunks and self._chunks[0][0] + len(self._chunks[0][1]) <= position:
-            self._chunks.popleft()
+        gone = bisect_right(self._starts, position) - 1
+        if gone >= 0 and self._starts[gone] + len(self._chunks[gone]) <= position:
+            gone += 1
+        if gone > 0:
+            del self._chunks[:gone], self._starts[:gone]
 
     def anchor(self, base: int) -> None:
         """See `Store`."""
         self.base = base
+
+    def tidy(self) -> None:
+        """See `Source`: memory needs none."""
 
 
 class Outbox:
@@ -121,6 +152,10 @@ class Outbox:
         """See `Source`."""
         self._store.discard(position - (self._store.base or 0))
 
+    def tidy(self) -> None:
+        """See `Source`."""
+        self._store.tidy()
+
     # --- for the producer
 
     @property
@@ -133,6 +168,18 @@ class Outbox:
         self._store.append(message)
         if waiting is not None:
             self._waiting.append((self._store.end, len(message), waiting))
+
+    def announce(self, sizes: Iterable[tuple[int, Waiting]]) -> None:
+        """Who waits for messages of so many bytes, which are appended to the store next, in another thread."""
+        end = self._store.end
+        for size, waiting in sizes:
+            end += size
+            self._waiting.append((end, size, waiting))
+
+    def withdraw(self, count: int) -> None:
+        """The last `count` that were announced could not be appended."""
+        for _ in range(count):
+            self._waiting.pop()
 
     def settle(self, acked: Acked) -> None:
         """Tell those who wait for what is acknowledged. Raises `ProducerDiverged` for a part of a message."""

@@ -105,7 +105,7 @@ class Producer:
 
     `max_in_flight_bytes` bounds what is not acknowledged: 16 MiB in memory, 256 MiB in a spool unless given. Leaving a
     `with` block flushes. Thread-safe. `send` and `flush` raise `ProducerDiverged` and `ProducerRefused` once the
-    collator has answered so; making one raises `UsageError`, `CheckpointError` (the spool is somebody else's).
+    collator has answered so; making one raises `UsageError`, `CheckpointError` (for the spool).
     """
 
     def __init__(
@@ -131,14 +131,19 @@ class Producer:
         self._closed = False
         self._spool = None if spool is None else Spool(spool, name, codec)
         self._outbox = Outbox(self._spool or Memory())
-        self._link = Link(
-            rotation,
-            Lane(name, self._outbox),
-            guard=self._guard,
-            acknowledged=self._outbox.settle,
-            failed=self._fail,
-            tell=self.tell,
-        )
+        try:
+            self._link = Link(
+                rotation,
+                Lane(name, self._outbox),
+                guard=self._guard,
+                acknowledged=self._outbox.settle,
+                failed=self._fail,
+                tell=self.tell,
+            )
+        except BaseException:  # no descriptor or thread to be had
+            if self._spool is not None:
+                self._spool.close()
+            raise
 
     @property
     def in_flight(self) -> int:
@@ -188,14 +193,16 @@ class Producer:
         with self._guard:
             self._guard.wait_for(self._is_settled, timeout)
             self._closed = True
-        self._link.close()
-        with self._guard:
-            left = self._outbox.held
-            self._outbox.fail(ClientError("the producer was closed before the message was acknowledged"))
-            self._guard.notify_all()
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        try:
+            self._link.close()
+            with self._guard:
+                left = self._outbox.held
+                self._outbox.fail(ClientError("the producer was closed before the message was acknowledged"))
+                self._guard.notify_all()
+        finally:
+            if self._spool is not None:
+                self._spool.close()
+                self._spool = None
         return left
 
     def tell(self, what: str) -> None:

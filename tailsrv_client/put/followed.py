@@ -102,6 +102,9 @@ class FollowedFile:
     def discard(self, position: int) -> None:
         """See `Source`: files keep what they have."""
 
+    def tidy(self) -> None:
+        """See `Source`: nothing is written here."""
+
     def read(self, position: int, limit: int) -> bytes:
         """See `Source`."""
         return (
