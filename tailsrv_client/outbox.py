@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tailsrv_client.errors import ProducerDiverged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tailsrv_client.lane import Acked
 
@@ -176,10 +176,11 @@ class Outbox:
             end += size
             self._waiting.append((end, size, waiting))
 
-    def withdraw(self, count: int) -> None:
-        """The last `count` that were announced could not be appended."""
-        for _ in range(count):
-            self._waiting.pop()
+    def withdraw(self, waiting: Sequence[Waiting]) -> None:
+        """Those that were announced last could not be appended."""
+        for one in reversed(waiting):
+            if self._waiting and self._waiting[-1][2] is one:  # unless `fail` was called meanwhile
+                self._waiting.pop()
 
     def settle(self, acked: Acked) -> None:
         """Tell those who wait for what is acknowledged. Raises `ProducerDiverged` for a part of a message."""

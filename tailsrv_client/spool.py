@@ -55,7 +55,8 @@ class Spool:
         self._tidying = threading.Lock()
         self._file: SpoolFile | None = None
         self._closing = False
-        self._anchored = True
+        self.anchored = True
+        """Whether `base` is durable, or not known."""
         self._named = True
         self._compact_at = 0
         self._read: tuple[int, bytes] = (0, b"")
@@ -117,12 +118,12 @@ class Spool:
     def anchor(self, base: int) -> None:
         """See `Store`. `tidy` makes it durable."""
         self.base = base
-        self._anchored = False
+        self.anchored = False
 
     @property
     def untidy(self) -> bool:
         """Whether `tidy` has something to do."""
-        return not (self._anchored and self._named) or self.start >= self._next_compaction()
+        return not (self.anchored and self._named) or self.start >= self._next_compaction()
 
     def tidy(self) -> None:
         """Make the anchor durable; rewrite the file when what is acknowledged has become the larger part of it.
@@ -135,7 +136,7 @@ class Spool:
             file = self._file
             if self._closing or file is None:
                 return
-            if not self._anchored:
+            if not self.anchored:
                 self._write_base(file)
             if not self._named:
                 self._sync_directory()
@@ -251,9 +252,9 @@ class Spool:
             file.write_base(base)
         except OSError as error:
             self.base = None
-            self._anchored = True
+            self.anchored = True
             raise OSError(error.errno, f"cannot write the spool {self.path}: {reason(error)}") from error
-        self._anchored = True
+        self.anchored = True
 
     def _rewrite(self, old: SpoolFile) -> None:
         """Write the file without what is acknowledged. A full disk, or `close`, leaves the old one in use."""

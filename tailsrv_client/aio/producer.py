@@ -10,6 +10,7 @@ from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
 from tailsrv.client import Rotation, parse_addresses
 from tailsrv.kit.errors import UsageError
 from tailsrv_client.aio.connecting import connect, readable
+from tailsrv_client.aio.disk import Disk
 from tailsrv_client.errors import ClientError
 from tailsrv_client.lane import Lane, check_name
 from tailsrv_client.link import GREETING_SECONDS, RECEIVE_BYTES, SEND_BYTES
@@ -54,7 +55,9 @@ class AsyncProducer:
         self._wrap = codec.wrap
         self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
         self._failure: Exception | None = None
-        self._spool = None if spool is None else Spool(spool, name, codec)
+        # Its messages are read by the first call that is awaited: that may take as long as a disk does.
+        self._spool = None if spool is None else Spool(spool, name, codec, load=False)
+        self._disk = None if self._spool is None else Disk(self._spool)
         self._outbox = Outbox(self._spool or Memory())
         self._lane = Lane(name, self._outbox)
         self._more = asyncio.Event()
@@ -62,19 +65,32 @@ class AsyncProducer:
         self._task: asyncio.Task[None] | None = None
 
     async def send(self, payload: bytes) -> asyncio.Future[int | None]:
-        """Take a message, as soon as there is room for it. The future's result is as that of `Receipt`."""
+        """Take a message, as soon as there is room for it. The future's result is as that of `Receipt`.
+
+        With a spool it waits until the kernel has the message; several that are sent meanwhile are written at once.
+        One that is cancelled while it is being written may have been taken.
+        """
         message = self._wrap(payload)
-        self._start()
-        await self._until(lambda: self._outbox.held + len(message) <= self._bound or not self._outbox.held)
+        await self._start()
+        await self._until(lambda: self._held + len(message) <= self._bound or not self._held)
         receipt: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._outbox.put(message, receipt)
+        if self._disk is None:
+            self._outbox.put(message, receipt)
+        else:
+            try:
+                await self._disk.append(self._outbox, message, receipt)
+            except OSError:
+                self._changed.set()  # there is room for a smaller one
+                raise
+            if self._failure is not None:
+                raise self._failure
         self._more.set()
         return receipt
 
     async def flush(self) -> None:
         """Wait until everything is acknowledged."""
-        self._start()
-        await self._until(lambda: not self._outbox.held)
+        await self._start()
+        await self._until(lambda: not self._held)
 
     async def close(self) -> None:
         """Stop. What is not acknowledged is lost, unless there is a spool."""
@@ -83,12 +99,15 @@ class AsyncProducer:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         self._fail(ClientError("the producer was closed before the message was acknowledged"))
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        if self._disk is not None:
+            await self._disk.close()
+
+    @property
+    def _held(self) -> int:
+        return self._outbox.held + (0 if self._disk is None else self._disk.waiting)
 
     async def __aenter__(self) -> Self:
-        self._start()
+        await self._start()
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
@@ -105,7 +124,9 @@ class AsyncProducer:
         if self._failure is not None:
             raise self._failure
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
+        if self._disk is not None and not self._disk.loaded:
+            await self._disk.load()
         if self._task is None and self._failure is None:
             self._task = asyncio.create_task(self._run())
 
@@ -152,12 +173,17 @@ class AsyncProducer:
         loop = asyncio.get_running_loop()
         while True:
             while self._lane.has_more:
-                data = bytes(self._lane.outgoing(SEND_BYTES))
+                data = bytes(await self._outgoing())
                 # Counted before it is on its way: the acknowledgement may be heard before `sock_sendall` is back.
                 self._lane.was_sent(len(data))
                 await loop.sock_sendall(sock, data)
             self._more.clear()
             await self._more.wait()
+
+    async def _outgoing(self) -> bytes | memoryview:
+        if self._disk is None:
+            return self._lane.outgoing(SEND_BYTES)
+        return await self._disk.run(self._lane.outgoing, SEND_BYTES)
 
     async def _receive(self, sock: socket.socket) -> None:
         await readable(sock)
@@ -169,5 +195,7 @@ class AsyncProducer:
             raise ConnectionError("ended by the collator")
         for acked in self._lane.received(data):
             self._outbox.settle(acked)
+        if self._disk is not None:
+            await self._disk.tidy()
         self._changed.set()
         self._rotation.worked()
