@@ -154,6 +154,8 @@ class Spool:
                 if file is not None and file.first < self.start and self.end - self.start <= COMPACT_BYTES:
                     self._closing = False
                     self._rewrite(file)
+            except CheckpointError as error:
+                LOG.warning("%s", error)  # the next one that opens it will say so, too
             finally:
                 self._closing = True
                 self._release()
