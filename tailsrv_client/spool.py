@@ -36,6 +36,9 @@ COMPACT_BYTES: Final = 4 << 20
 SWAP_BYTES: Final = 1 << 18
 """Appends wait at most until so much is copied."""
 
+RECENT_BYTES: Final = 1 << 20
+"""How much of what was appended is also kept in memory, until it is read."""
+
 _OPEN: Final = weakref.WeakSet["Spool"]()
 
 
@@ -60,6 +63,10 @@ class Spool:
         self._named = True
         self._compact_at = 0
         self._read: tuple[int, bytes] = (0, b"")
+        """What was read last, and its position."""
+        self._recent: list[bytes] = []
+        self._recent_bytes = 0
+        """What was appended last and not read yet: a reader that keeps up needs no file."""
         self._descriptor = self._claim()
         _OPEN.add(self)
         try:
@@ -99,6 +106,10 @@ class Spool:
                     file.repair()
                 raise
             self.end = file.end
+            self._recent.append(data)
+            self._recent_bytes += len(data)
+            if self._recent_bytes > RECENT_BYTES:
+                self._recent, self._recent_bytes = [], 0
 
     def read(self, position: int, limit: int) -> bytes | memoryview:
         """See `Store`. Raises `CheckpointError` for what was damaged since it was written."""
@@ -108,7 +119,12 @@ class Spool:
                 file = self._usable()
                 if position >= file.end:
                     return b""
-                self._read = start, data = file.messages(position)
+                recent = file.end - self._recent_bytes
+                if position >= recent:
+                    self._read = start, data = recent, b"".join(self._recent)
+                    self._recent, self._recent_bytes = [], 0
+                else:
+                    self._read = start, data = file.messages(position)
         return memoryview(data)[position - start : position - start + limit]
 
     def discard(self, position: int) -> None:

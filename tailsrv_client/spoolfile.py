@@ -50,6 +50,8 @@ MARK_BYTES: Final = 1 << 16
 
 _UNKNOWN: Final = b"-" * 20
 _MASK: Final = 0xFFFFFFFF
+_pack: Final = RECORD.pack
+_pack_head: Final = struct.Struct(">II").pack
 
 
 class Header(NamedTuple):
@@ -111,15 +113,10 @@ def _decode_bases(lines: bytes, seed: int) -> int | None:
     return known.pop() if known else None
 
 
-def check_of(head: bytes | memoryview, seed: int, at: int) -> int:
-    """CHECK for LENGTH and CRC in `head`, of a record at byte `at` of its file."""
-    return zlib.crc32(head, (seed + at) & _MASK)
-
-
 def encode_record(messages: bytes, seed: int, at: int) -> bytes:
     """A record for byte `at` of the file."""
-    head = struct.pack(">II", len(messages), zlib.crc32(messages))
-    return b"%b%b%b" % (head, check_of(head, seed, at).to_bytes(4), messages)
+    length, crc = len(messages), zlib.crc32(messages)
+    return _pack(length, crc, zlib.crc32(_pack_head(length, crc), (seed + at) & _MASK)) + messages
 
 
 def parse(data: bytes, at: int, seed: int) -> tuple[list[memoryview], int, int]:
@@ -201,13 +198,14 @@ class SpoolFile:
             raise ValueError(f"a spool takes up to {LARGEST_RECORD} bytes at once, not {len(messages)}")
         if self.torn:
             os.ftruncate(self.fd, self.size)
-        record = encode_record(messages, self.seed, self.size)
+        size = self.size
+        record = encode_record(messages, self.seed, size)
         # Until it is complete, whatever ends this call (an error, a signal's exception), the next one cuts it off.
         self.torn = True
-        written = os.pwrite(self.fd, record, self.size)
+        written = os.pwrite(self.fd, record, size)
         while written < len(record):
-            written += os.pwrite(self.fd, record[written:], self.size + written)
-        self.size += written
+            written += os.pwrite(self.fd, record[written:], size + written)
+        self.size = size + written
         self.end += len(messages)
         self.torn = False
         if self.size - self._marks[-1][1] >= MARK_BYTES:
