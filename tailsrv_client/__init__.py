@@ -13,16 +13,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from collator.framing import FramingError
-from tailsrv.client import Position, StreamDiverged
+from tailsrv.client import Position, StreamDiverged, Waits
 from tailsrv.kit.errors import UsageError
 from tailsrv_client.consumer import Consumer
 from tailsrv_client.errors import (
     CheckpointError,
     ClientError,
+    GaveUpError,
     IndexFailed,
     ProducerDiverged,
     ProducerFull,
     ProducerRefused,
+    UnknownHostError,
+    WrongPortError,
 )
 from tailsrv_client.handler import TailsrvHandler
 from tailsrv_client.index import Index
@@ -41,6 +44,7 @@ __all__ = [
     "Consumer",
     "Entry",
     "FramingError",
+    "GaveUpError",
     "Index",
     "IndexFailed",
     "Message",
@@ -52,7 +56,10 @@ __all__ = [
     "Receipt",
     "StreamDiverged",
     "TailsrvHandler",
+    "UnknownHostError",
     "UsageError",
+    "Waits",
+    "WrongPortError",
 ]
 
 

@@ -7,15 +7,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from typing import Final
 
 import msgspec
 
 from tailsrv.client import Position
+from tailsrv.kit.errors import reason
 from tailsrv_client.errors import CheckpointError
 from tailsrv_client.files import replace, take
+
+LOG = logging.getLogger("tailsrv_client")
+
+RETRY_SECONDS: Final = 1.0
+"""A write that failed is not tried again sooner."""
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -88,12 +96,19 @@ class Checkpoint:
 
 
 class Keeper:
-    """When a checkpoint is written: after so many messages, and so many seconds; None: not for that reason."""
+    """When a checkpoint is written: after so many messages, and so many seconds; None: not for that reason.
+
+    A write that fails (a full disk) is logged once and tried again when it is next due: reading goes on. May be used
+    by one thread while another one still saves.
+    """
 
     def __init__(self, path: str, every_messages: int | None, every_seconds: float | None) -> None:
         self._checkpoint = Checkpoint(path)
         self._every_messages, self._every_seconds = every_messages, every_seconds
         self._unsaved, self._saved_at = 0, time.monotonic()
+        self._guard = threading.Lock()
+        self.error: OSError | None = None
+        """Why the last write failed; None when it did not."""
 
     @property
     def saved(self) -> Saved | None:
@@ -103,18 +118,48 @@ class Keeper:
     def took(self, messages: int) -> bool:
         """So many more messages are taken. Returns whether it is time to save."""
         self._unsaved += messages
-        return (self._every_messages is not None and self._unsaved >= self._every_messages) or self.seconds_left() == 0
+        if self.error is None and self._every_messages is not None and self._unsaved >= self._every_messages:
+            return True
+        return self.seconds_left() == 0
 
     def seconds_left(self) -> float | None:
         """Seconds until it is time to save what was taken; None: there is nothing to save, or no time for it."""
-        if not self._unsaved or self._every_seconds is None:
+        every = self._every_seconds
+        if self.error is not None:
+            every = max(every or 0.0, RETRY_SECONDS)
+        elif not self._unsaved:
             return None
-        return max(0.0, self._saved_at + self._every_seconds - time.monotonic())
+        return None if every is None else max(0.0, self._saved_at + every - time.monotonic())
 
     def save(self, saved: Saved) -> None:
         """Write it down. Raises `OSError`."""
-        self._checkpoint.save(saved)
-        self._unsaved, self._saved_at = 0, time.monotonic()
+        with self._guard:
+            self._unsaved, self._saved_at = 0, time.monotonic()
+            try:
+                self._checkpoint.save(saved)
+            except OSError as error:
+                self.error = error
+                raise
+            self.error = None
+
+    def save_if_possible(self, saved: Saved) -> None:
+        """Write it down; a failure is logged, when it begins and when it ends."""
+        failed_before = self.error is not None
+        path = self._checkpoint.path
+        try:
+            self.save(saved)
+        except OSError as error:
+            if not failed_before:
+                before = "nothing" if self.saved is None else f"byte {self.saved.offset}"
+                LOG.warning(
+                    "checkpoint %s cannot be written (%s): it says %s; it is tried again: make room on its disk",
+                    path,
+                    reason(error),
+                    before,
+                )
+        else:
+            if failed_before:
+                LOG.warning("checkpoint %s is written again", path)
 
     def close(self) -> None:
         """Let another consumer have it."""

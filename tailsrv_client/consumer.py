@@ -7,11 +7,13 @@ import time
 from typing import TYPE_CHECKING, Protocol, Self
 
 from collator.framing import make_framing
-from tailsrv.client import ByteClient, Position, Rotation, parse_addresses
-from tailsrv.kit.errors import UsageError
+from tailsrv.client import ByteClient, Position, Rotation, Servers, Waits, parse_addresses
+from tailsrv.client.line import Conversation, Line, SuspendedError
+from tailsrv.client.ports import BROADCAST, INDEX
+from tailsrv.kit.errors import UsageError, reason
 from tailsrv_client.asking import answer
 from tailsrv_client.checkpoint import Keeper
-from tailsrv_client.consuming import Consuming
+from tailsrv_client.consuming import Consuming, Stopped
 from tailsrv_client.messages import DEFAULT_MAX_MESSAGE_BYTES
 from tailsrv_client.planning import make_plan, settle
 from tailsrv_client.where import Byte, parse_start, parse_until
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterable, Iterator
     from typing import TypeVar
 
-    from tailsrv.client import Waits
+    from tailsrv.client import GaveUpError
+    from tailsrv.client.talk import Talk
     from tailsrv.kit.addresses import Address
+    from tailsrv_client.checkpoint import Saved
     from tailsrv_client.messages import Message
     from tailsrv_client.planning import Plan, Question
     from tailsrv_client.queries import Entry
@@ -56,7 +60,8 @@ class Batches:
                 return
             consumer.hand_out_all(batch)
             yield batch
-            consumer.took()
+            if consumer.took():
+                consumer.save_if_possible()
 
     def __aiter__(self) -> AsyncIterator[list[Message]]:
         from tailsrv_client.aio.reading import Batches as Asked  # noqa: PLC0415 - asyncio is imported by who uses it
@@ -80,9 +85,12 @@ class Consumer:
     (if given), and after `checkpoint_seconds` seconds (None: no), and by `close`; a crash hands out again what came
     after it was last written. One consumer at a time may have it.
 
-    A lost connection is made again, at the next address, for ever: `tailsrv_client` logs a warning. Raises
-    `StreamDiverged` where a stream is not the one that was read, `FramingError` for bytes that are no message,
-    `UsageError`, `IndexFailed`, `CheckpointError`. Not to be used by two threads at once, but for `stop`.
+    A host alone means port 4321 (`index`: 4324). A lost connection is made again, at the next address, for ever, and
+    an indexer is asked until it answers: `tailsrv_client` logs a warning. A checkpoint that can't be written is logged
+    and tried again; see `unsaved`. Raises `StreamDiverged` where a stream is not the one that was read, `FramingError`
+    for bytes that are no message, `WrongPortError` where no broadcaster answers, `UnknownHostError`, `UsageError`,
+    `IndexFailed`, `CheckpointError`, and `GaveUpError` after `waits.outage` seconds without a working connection. Not
+    to be used by two threads at once, but for `stop`.
     """
 
     def __init__(
@@ -100,11 +108,11 @@ class Consumer:
         numbered: bool = False,
         waits: Waits | None = None,
     ) -> None:
-        self.addresses = parse_addresses(addresses)
-        self.rotation = Rotation(self.addresses)
-        self.waits = waits
+        self.rotation = Rotation(Servers(parse_addresses(addresses, BROADCAST), BROADCAST))
+        self.waits = waits or Waits()
         self.core: Consuming | None = None
-        self.index_addresses = None if index is None else parse_addresses(index)
+        self._index = None if index is None else Rotation(Servers(parse_addresses(index, INDEX), INDEX))
+        self._line = Line()
         self._start = parse_start(start)
         self._until = parse_until(until)
         self._numbered = numbered
@@ -113,6 +121,7 @@ class Consumer:
         self.feed: Connected | None = None
         self.stopped = False
         self._keeper = Keeper(checkpoint, checkpoint_messages, checkpoint_seconds) if checkpoint else None
+        self._unsaved: OSError | None = None
         self._number: int | None = None
         if self._keeper is not None and self._keeper.saved is not None:
             self._start = Byte(self._keeper.saved.position)
@@ -130,8 +139,8 @@ class Consumer:
                     yield message
                     if self._keeper is None:
                         core.taken = message.end
-                    else:
-                        self.took()
+                    elif self.took():
+                        self.save_if_possible()
             if not self.next_batch():
                 return
 
@@ -163,20 +172,30 @@ class Consumer:
 
     def save(self) -> None:
         """Write the checkpoint now: everything that was handed out is taken. Raises `OSError`."""
-        if self.core is not None:
-            self.core.taken = self.core.handed
-        self._save()
+        if self._keeper is not None and self.core is not None:
+            self._take_all()
+            self._keeper.save(self.core.saved())
+
+    @property
+    def unsaved(self) -> OSError | None:
+        """Why the checkpoint does not say all that was taken; None when it does. Stays known after `close`."""
+        return self._keeper.error if self._keeper is not None else self._unsaved
 
     def stop(self) -> None:
-        """End the loop of another thread, or of this one's next turn."""
+        """End the loop of another thread, or of this one's next turn: within a second, whatever it waits for."""
         self.stopped = True
-        for client in (self._client, self.feed):
-            if client is not None:
-                client.stop()
+        for waiting in (self._client, self.feed, self._line):
+            if waiting is not None:
+                waiting.stop()
 
     def close(self) -> None:
-        """Write the checkpoint, with all that was handed out, and stop."""
-        self.save()
+        """Write the checkpoint, with all that was handed out, and stop.
+
+        A checkpoint that can't be written is logged and raises nothing, because the messages were handled: what came
+        after its last write comes again at the next start. Whoever has to know calls `save` before, or asks `unsaved`.
+        """
+        self._take_all()
+        self.save_if_possible()
         self._end()
 
     def __enter__(self) -> Self:
@@ -185,16 +204,23 @@ class Consumer:
     def __exit__(self, kind: object, *_: object) -> None:
         """An exception that leaves the block means that the message in hand was not handled: it isn't saved."""
         if kind is None:
-            self.close()
-        else:
-            self._save()
-            self._end()
+            self._take_all()
+        self.save_if_possible()
+        self._end()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        self.__exit__(kind)
+        if kind is None:
+            self._take_all()
+        try:
+            if self._keeper is not None and self.core is not None:
+                from tailsrv_client.aio.reading import in_thread  # noqa: PLC0415 - as in `__aiter__`
+
+                await in_thread(self.save_if_possible, self.core.saved())
+        finally:
+            self._end()
 
     # --- what the faces share
 
@@ -214,19 +240,16 @@ class Consumer:
         self.core.handed = batch[-1].end
         self.core.in_hand = len(batch)
 
-    def took(self) -> None:
-        """The caller asks for more: it has taken what it was handed."""
+    def took(self) -> bool:
+        """The caller asks for more: it has taken what it was handed. Returns whether the checkpoint is due."""
         if self.core is None:
-            return
+            return False
         self.core.taken = self.core.handed
-        if self._keeper is not None and self._keeper.took(self.core.in_hand):
-            self._save()
+        return self._keeper is not None and self._keeper.took(self.core.in_hand)
 
-    def before_waiting(self, core: Consuming) -> None:
-        """To ask for more is to have taken what there was. Raises `FramingError` where no more can come."""
-        if core.taken != core.handed:
-            self.took()
-        core.check()
+    def took_before_waiting(self, core: Consuming) -> bool:
+        """To ask for more is to have taken what there was. Returns whether the checkpoint is due."""
+        return core.taken != core.handed and self.took()
 
     def wait_seconds(self) -> float | None:
         """How long a face may wait for bytes before it calls `on_timeout`."""
@@ -238,10 +261,18 @@ class Consumer:
             waits.append(max(0.001, self.core.until_time - time.time()))
         return min(waits, default=None)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to write the checkpoint."""
+        return self._keeper is not None and self._keeper.seconds_left() == 0
+
+    def save_if_possible(self, saved: Saved | None = None) -> None:
+        """Write the checkpoint; a failure is logged. `saved`: what it has to say, for another thread."""
+        if self._keeper is not None and self.core is not None:
+            self._keeper.save_if_possible(saved or self.core.saved())
+
     def on_timeout(self) -> Generator[Question, int | Entry, int] | None:
-        """Save what is due. Returns what to ask when it is time to know the stop, for `Consuming.stop_at`."""
-        if self._keeper is not None and self._keeper.seconds_left() == 0:
-            self._save()
+        """What to ask when it is time to know the stop, for `Consuming.stop_at`."""
         until = self.core.until_time if self.core is not None else None
         return settle(until) if until is not None and until <= time.time() else None
 
@@ -249,12 +280,26 @@ class Consumer:
         """What became of a connection. Raises nothing: it goes on."""
         LOG.warning("%s", what)
 
+    def answer_talk(self, questions: Generator[Question, int | Entry, Answer]) -> Talk[Answer]:
+        """The talk with the servers that answers `questions`."""
+        return answer(questions, self.rotation, self._index, self.tell)
+
+    def gave_up(self) -> GaveUpError:
+        """The error for when no server has answered for `waits.outage`."""
+        troubled = self._index if self._index is not None and self._index.trouble else self.rotation
+        return self.waits.gave_up(troubled)
+
     # --- the blocking face
 
     def next_batch(self) -> list[Message]:
         """Wait for the next messages; none at the end."""
-        core = self.begin()
-        self.before_waiting(core)
+        try:
+            core = self.begin()
+        except Stopped:
+            return []
+        if self.took_before_waiting(core):
+            self.save_if_possible()
+        core.check()
         while data := self._read(core):
             batch = core.feed(data)
             if batch:
@@ -264,15 +309,18 @@ class Consumer:
 
     def chunks(self) -> Iterator[bytes]:
         """The stream's bytes as they come, instead of its messages; the checkpoint keeps the place between bytes."""
-        core = self.begin()
+        try:
+            core = self.begin()
+        except Stopped:
+            return
         while data := self._read(core):
             yield data
             core.took_bytes()
             if self._keeper is not None and self._keeper.took(1):
-                self._save()
+                self.save_if_possible()
 
     def begin(self) -> Consuming:
-        """Find out what to read, if that has not happened yet."""
+        """Find out what to read, if that has not happened yet. Raises `Stopped`."""
         return self.core or self.planned(self._answer(self.planning()))
 
     def _read(self, core: Consuming) -> bytes:
@@ -282,25 +330,44 @@ class Consumer:
             try:
                 return self._client.read(self.wait_seconds())
             except TimeoutError:
+                if self.is_due:
+                    self.save_if_possible()
                 questions = self.on_timeout()
                 if questions is not None:
-                    core.stop_at(self._answer(questions))
+                    try:
+                        core.stop_at(self._answer(questions))
+                    except Stopped:
+                        break
         return b""
 
     def _answer(self, questions: Generator[Question, int | Entry, Answer]) -> Answer:
-        return answer(questions, self.index_addresses, self.rotation, self.tell)
+        """Raises `Stopped`, `GaveUpError`, and what the servers' answers raise."""
+        conversation = Conversation(self._line, self.answer_talk(questions))
+        outage = self.waits.outage
+        try:
+            found = conversation.go_on(None if outage is None else time.monotonic() + outage)
+        except SuspendedError:
+            conversation.close()
+            raise (Stopped if self.stopped else self.gave_up()) from None
+        self._line.drop()
+        return found
 
-    # --- the checkpoint
+    # --- the end
 
-    def _save(self) -> None:
-        if self._keeper is not None and self.core is not None:
-            self._keeper.save(self.core.saved())
+    def _take_all(self) -> None:
+        if self.core is not None:
+            self.core.taken = self.core.handed
 
     def _end(self) -> None:
         self.stopped = True
+        self._line.drop()
         for client in (self._client, self.feed):
             if client is not None:
                 client.close()
         if self._keeper is not None:
+            self._unsaved = self._keeper.error
+            if self._unsaved is not None:
+                at = "nothing" if self._keeper.saved is None else f"byte {self._keeper.saved.offset}"
+                LOG.warning("the last checkpoint was not written (%s): it says %s", reason(self._unsaved), at)
             self._keeper.close()
             self._keeper = None

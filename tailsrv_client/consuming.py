@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tailsrv_client.planning import Plan
 
 
+class Stopped(Exception):  # noqa: N818 - what happened; no caller of the library sees it
+    """`Consumer.stop` was called while it was not yet known what to read."""
+
+
 class Consuming:
     """One reading of a stream as planned: fed with bytes that are in order, hands out messages.
 
@@ -29,6 +33,7 @@ class Consuming:
 
     def __init__(self, plan: Plan, framing: Framing) -> None:
         self.reader = Reader(plan.start, plan.stop)
+        self.reader.promised = plan.promised
         self.left: Iterator[Message] = iter(())
         """Fed but not yet handed out."""
         self.handed = plan.start.offset
@@ -73,9 +78,10 @@ class Consuming:
         self.handed = self.taken = self._start.offset
 
     def stop_at(self, offset: int) -> None:
-        """Read no further than `offset`, or than what was fed already."""
+        """Read no further than `offset`, which the stream has reached, or than what was fed already."""
         self.until_time = None
         self.reader.stop = max(offset, self.reader.offset)
+        self.reader.promised = offset
 
     @property
     def number(self) -> int | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.client import CONNECT_SECONDS, LARGEST_OFFSET, connect
+from tailsrv.client import CONNECT_SECONDS, LARGEST_OFFSET
+from tailsrv.client.talk import Hear, Say, dial, persistently, prove_broadcaster
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from tailsrv.kit.addresses import Address
+    from tailsrv.client import Rotation
+    from tailsrv.client.talk import Talk, Tell
 
 PROBE_BYTES: Final = 1 << 16
 """What is read of one answer before the search goes on further behind."""
@@ -45,19 +47,29 @@ def search_end(known: int = 0) -> Generator[tuple[int, int], int, int]:
             probe, most = min((low + high) // 2, max(low, PROBE_BYTES) * 16), PROBE_BYTES
 
 
-def probe_end(address: Address, known: int = 0, timeout: float = CONNECT_SECONDS) -> int:
-    """The end of the stream at `address`, in bytes, as of now. Raises `OSError` (`TimeoutError` included)."""
+def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS) -> Talk[int]:
+    """The end of the stream at the address that is to be tried, in bytes, as of now. `seconds`: for each wait."""
+    yield from prove_broadcaster(rotation, seconds)
     search = search_end(known)
     probe, most = next(search)
     while True:
-        with connect(address, timeout) as sock:
-            sock.settimeout(timeout)
-            sock.sendall(b"%d now\n" % probe)
-            came = 0
-            while came < most and (chunk := sock.recv(min(PROBE_BYTES, most - came))):
-                came += len(chunk)
+        yield from dial(rotation, seconds)
+        yield Say(b"%d now\n" % probe)
+        came = 0
+        while came < most:
+            data = yield Hear(seconds, min(PROBE_BYTES, most - came))
+            if not data:
+                break
+            came += len(data)
         try:
             probe, most = search.send(came)
         except StopIteration as found:
             end: int = found.value
             return end
+
+
+def find_end(rotation: Rotation, tell: Tell) -> Talk[int]:
+    """The end of the stream, from the first address that shows it."""
+    end = yield from persistently(rotation, lambda: end_of(rotation), lambda what: tell(f"cannot find the end: {what}"))
+    rotation.worked()
+    return end

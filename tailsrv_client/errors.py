@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from tailsrv.client import StreamDiverged
+from tailsrv.client import ClientError, GaveUpError, StreamDiverged, UnknownHostError, WrongPortError
 
 __all__ = [
     "CheckpointError",
     "ClientError",
+    "GaveUpError",
     "IndexFailed",
     "ProducerDiverged",
     "ProducerFull",
     "ProducerRefused",
     "StreamDiverged",
+    "UnknownHostError",
+    "WrongPortError",
 ]
-
-
-class ClientError(Exception):
-    """The root of the errors of this package, but for `StreamDiverged`, which the byte-level client raises."""
 
 
 class CheckpointError(ClientError):
@@ -25,6 +24,11 @@ class CheckpointError(ClientError):
 
 class IndexFailed(ClientError):  # noqa: N818 - what happened, not a kind of mistake
     """The indexer answered ``error: …``; the text is its own."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same question will have an answer later: the index is being built or rebuilt."""
+        return "ask again" in str(self)
 
 
 class ProducerDiverged(ClientError):  # noqa: N818 - named as StreamDiverged is

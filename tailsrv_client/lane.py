@@ -1,10 +1,10 @@
 r"""The producer's side of the acknowledged lane: lines in, bytes out. Pure; knows no socket and no clock.
 
-    producer: NAME "\n"       server: ACKED AT "\n"       producer: its stream from byte ACKED on …
+    producer: NAME "\r\n"     server: ACKED AT "\n"       producer: its stream from byte ACKED on …
 
 A stream is what `Source` holds; offsets are bytes of that stream. The law of resuming: the server says where to go
 on, and that has to be a place in what the source still has. Anything else would be a gap or a repetition, so it
-raises `ProducerDiverged`.
+raises `ProducerDiverged`. The carriage return of the name line lets a collator's raw port know it for a mistake.
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ from __future__ import annotations
 import string
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from tailsrv.client.ports import GREETING_SECONDS, answered, greets, wrong_port
+from tailsrv.client.talk import Say, dial, hear, rest_of_line
 from tailsrv.kit.errors import UsageError
 from tailsrv_client.errors import ProducerDiverged, ProducerRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from tailsrv.client import Rotation
+    from tailsrv.client.talk import Talk
 
 NAME_BYTES: Final = 128
 NAME_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "._:-")
 LINE_BYTES: Final = 4096
 """No line of a collator is longer."""
+
+LATER_GREETING_SECONDS: Final = 10.0
+"""How long a collator that has greeted before may take to say where to go on."""
+
+RECEIVE_BYTES: Final = 1 << 16
 
 
 class Acked(NamedTuple):
@@ -35,6 +45,18 @@ class Acked(NamedTuple):
     end: int
     at: int
     exact: bool
+
+
+class CollatorBusy(ConnectionError):  # noqa: N818 - what happened, not a kind of mistake
+    """The collator ended the connection with ``error: busy, …``: that passes, so it counts as a lost connection."""
+
+
+class ForeignLine(ProducerRefused):
+    """The server's first bytes are none of an acknowledged port."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(f"this is no acknowledged port: {_shown(data)}; check the address")
+        self.data = data
 
 
 class Source(Protocol):
@@ -95,7 +117,7 @@ class Lane:
         """What to send on a new connection."""
         self.greeted = False
         self._heard = b""
-        return self.name.encode("ascii") + b"\n"
+        return name_line(self.name)
 
     @property
     def has_more(self) -> bool:
@@ -116,13 +138,15 @@ class Lane:
         self.sent += count
 
     def received(self, data: bytes) -> Iterator[Acked]:
-        """What the lines in `data` acknowledge. Raises `ProducerDiverged`, `ProducerRefused`.
+        """What the lines in `data` acknowledge. Raises `ProducerDiverged`, `ProducerRefused`, `CollatorBusy`.
 
         The caller settles each before it takes the next one, then lets the source `discard`.
         """
         *lines, self._heard = (self._heard + data).split(b"\n")
+        if not self.greeted:
+            check_greeting(lines[0] + b"\n" if lines else self._heard)
         if len(self._heard) > LINE_BYTES:
-            raise ProducerRefused(f"this is no acknowledged lane: {_shown(self._heard)}")
+            raise ProducerRefused(f"a line without an end: {_shown(self._heard)}")
         for line in lines:
             acked, at = parse_line(line)
             yield from self._next(acked, at) if self.greeted else self._first(acked, at)
@@ -152,15 +176,75 @@ class Lane:
             yield Acked(start, acked, at, exact=True)
 
 
+def name_line(name: str) -> bytes:
+    """What a producer called `name` sends first."""
+    return name.encode("ascii") + b"\r\n"
+
+
+def check_greeting(data: bytes) -> None:
+    """Raise `ForeignLine` as soon as the first bytes of a server can't become a line of an acknowledged port."""
+    if not greets(data):
+        raise ForeignLine(data)
+
+
+def greet(rotation: Rotation, lane: Lane, heard: Callable[[bytes], None]) -> Talk[None]:
+    """A connection on which the collator has said where to go on. `heard` gives the lane what comes."""
+
+    def received(data: bytes) -> bool:
+        heard(data)
+        return lane.greeted
+
+    return (yield from _greet(rotation, lane.opening, received))
+
+
+def ask_acked(rotation: Rotation, name: str) -> Talk[int]:
+    """How many bytes the collator has under `name`. Raises `OSError`, `WrongPortError`, `ProducerRefused`."""
+    line = b""
+
+    def opening() -> bytes:
+        nonlocal line
+        line = b""
+        return name_line(name)
+
+    def received(data: bytes) -> bool:
+        nonlocal line
+        line += data
+        check_greeting(line.partition(b"\n")[0] + b"\n" if b"\n" in line else line)
+        return b"\n" in line
+
+    yield from _greet(rotation, opening, received)
+    return parse_line(line.partition(b"\n")[0])[0]
+
+
+def _greet(rotation: Rotation, opening: Callable[[], bytes], received: Callable[[bytes], bool]) -> Talk[None]:
+    yield from dial(rotation)
+    yield Say(opening())
+    # One that has proven right may be out of disk space for hours; a connection is not held open for that.
+    ends = rotation.servers.clock() + (GREETING_SECONDS if not rotation.proven else LATER_GREETING_SECONDS)
+    try:
+        while not received((yield from hear(rotation, ends, RECEIVE_BYTES))):
+            pass
+    except ForeignLine as foreign:
+        what = answered((yield from rest_of_line(foreign.data)))
+        raise wrong_port(rotation.address, rotation.servers.port, what) from None
+    except (CollatorBusy, ProducerRefused, ProducerDiverged):
+        rotation.prove()
+        raise
+    rotation.prove()
+
+
 def parse_line(line: bytes) -> tuple[int, int]:
-    """ACKED and AT, of a line without its newline. Raises `ProducerRefused` for anything else."""
+    """ACKED and AT, of a line without its newline. Raises `CollatorBusy`, `ProducerRefused` for anything else."""
     line = line.removesuffix(b"\r")
     acked, _, at = line.partition(b" ")
     if acked.isdigit() and at.isdigit() and len(line) <= 40:
         return int(acked), int(at)
     if line.startswith(b"error: "):
-        raise ProducerRefused(ascii(line[7:].decode("utf-8", "replace"))[1:-1])
-    raise ProducerRefused(f"this is no acknowledged lane: {_shown(line)}; check the address")
+        text = ascii(line[7:].decode("utf-8", "replace"))[1:-1]
+        if text == "busy" or text.startswith(("busy,", "busy:", "busy ")):
+            raise CollatorBusy(f"the collator is {text}")
+        raise ProducerRefused(text)
+    raise ForeignLine(line)
 
 
 def _shown(data: bytes) -> str:

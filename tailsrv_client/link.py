@@ -5,35 +5,43 @@ It holds `guard` whenever it touches the lane or its source, so that others may 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
-import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.client import CONNECT_SECONDS, connect
+from tailsrv.client.errors import GaveUpError
+from tailsrv.client.line import Conversation, Line, SuspendedError
+from tailsrv.client.servers import EndedError
+from tailsrv.client.talk import persistently
+from tailsrv.client.threads import start
 from tailsrv_client.errors import ClientError
-from tailsrv_client.threads import start
+from tailsrv_client.lane import RECEIVE_BYTES, greet
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from tailsrv.client import Rotation
+    from tailsrv.client.talk import Talk
     from tailsrv_client.lane import Acked, Lane
 
 SEND_BYTES: Final = 1 << 18
-RECEIVE_BYTES: Final = 1 << 16
 JOIN_SECONDS: Final = 0.5
-GREETING_SECONDS: Final = 10.0
-"""How long a collator may take to say where to go on."""
+
+LOOK_SECONDS: Final = 1.0
+"""While there is no connection: how often to look whether something has been waiting for too long."""
+
+STEADY_SECONDS: Final = 5.0
+"""A connection that lasts for this long has worked, though nothing was sent on it."""
 
 
 class Link:
     """Keeps `lane` connected.
 
     `acknowledged` is called with each `Acked`, `failed` once with what ends it for good, both under `guard`;
-    `tell` hears one sentence whenever a connection is lost or can't be had.
+    `tell` hears one sentence whenever a connection is lost or can't be had. After `outage` seconds without an
+    acknowledgement while something is unacknowledged it ends with `GaveUpError` (None: never).
     """
 
     def __init__(
@@ -45,46 +53,39 @@ class Link:
         acknowledged: Callable[[Acked], None],
         failed: Callable[[Exception], None],
         tell: Callable[[str], None],
+        outage: float | None = None,
     ) -> None:
         self.lane = lane
         self._rotation = rotation
         self._guard = guard
         self._acknowledged, self._failed, self._tell = acknowledged, failed, tell
+        self._outage = outage
+        self._waiting_since: float | None = None
         self._asleep = False
         self._stopping = False
-        self._socket: socket.socket | None = None
-        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._line = Line()
         self._thread = start(self._run, "tailsrv-producer")
 
     def wake(self) -> None:
         """There is more in the source."""
         if self._asleep:
             self._asleep = False
-            self._notify()
+            self._line.interrupt.nudge()
 
     def close(self) -> None:
-        """End the connection and the thread. What is not acknowledged stays in the source.
-
-        Does not wait for a connection that is being made: the thread ends when that has succeeded or failed.
-        """
-        with self._guard:
-            self._stopping = True
-            if self._socket is not None:
-                with contextlib.suppress(OSError):  # not connected any more: what was wanted
-                    self._socket.shutdown(socket.SHUT_RDWR)
-        self._notify()
+        """End the connection and the thread, whatever it waits for. What is not acknowledged stays in the source."""
+        self._stopping = True
+        self._line.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join(JOIN_SECONDS)
 
-    def _notify(self) -> None:
-        with self._guard:
-            if self._event >= 0:
-                os.eventfd_write(self._event, 1)
-
     def _run(self) -> None:
+        pause = 0.0
         try:
             while not self._stopping:
-                self._connect()
+                pause = self._connect(pause)
+        except SuspendedError:
+            pass  # closed
         except Exception as error:
             with self._guard:
                 self._failed(error)
@@ -92,45 +93,47 @@ class Link:
             if not isinstance(error, ClientError):
                 raise
         finally:
-            with self._guard:
-                os.close(self._event)
-                self._event = -1
+            self._line.drop()
 
-    def _connect(self) -> None:
-        try:
-            with connect(self._rotation.address, CONNECT_SECONDS) as sock:
-                self._socket = sock
-                if not self._stopping:
-                    self._serve(sock)
-        except OSError as error:
-            if not self._stopping:
-                address = self._rotation.address
-                pause = self._rotation.failed()
-                self._tell(f"{address}: {error.strerror or error}; next: {self._rotation.address}")
-                self._wait(pause)
-        finally:
-            self._socket = None
-
-    def _wait(self, seconds: float) -> None:
-        """Sleep, but for `close`: what is new in the source can wait for the connection."""
+    def _connect(self, pause: float) -> float:
+        """One connection, until it is lost. Returns the seconds to wait before the next one."""
+        rotation = self._rotation
+        talk = persistently(rotation, self._greeting, self._tell, first=pause)
+        conversation = Conversation(self._line, talk)
         self._asleep = False
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._event)
-        if seconds and not self._stopping:
-            waiting = select.poll()
-            waiting.register(self._event, select.POLLIN)
-            waiting.poll(seconds * 1000)
+        while True:
+            look = None if self._outage is None else time.monotonic() + LOOK_SECONDS
+            try:
+                conversation.go_on(self._earlier(look, self._gives_up_at()))
+                break
+            except SuspendedError:
+                if self._stopping:
+                    conversation.close()
+                    raise
+                self._raise_if_late()
+        sock = self._line.socket
+        if sock is None or self._stopping:
+            raise SuspendedError
+        begin = time.monotonic()
+        try:
+            self._serve(sock)
+        except OSError as error:
+            if self._stopping:
+                raise SuspendedError from None
+            if time.monotonic() - begin >= STEADY_SECONDS:
+                rotation.worked()
+            pause = rotation.failed(error)
+            self._tell(f"{rotation.trouble}; next: {rotation.address}")
+        return pause
+
+    def _greeting(self) -> Talk[None]:
+        return greet(self._rotation, self.lane, self._heard)
 
     def _serve(self, sock: socket.socket) -> None:
         """One connection, until it is lost (`OSError`) or we are to stop."""
-        lane, guard = self.lane, self._guard
-        sock.settimeout(GREETING_SECONDS)
-        sock.sendall(lane.opening())
-        while not lane.greeted and not self._stopping:
-            self._receive(sock)
-        sock.setblocking(False)
+        lane, guard, interrupt = self.lane, self._guard, self._line.interrupt
         events = select.poll()
-        events.register(self._event, select.POLLIN)
+        events.register(interrupt, select.POLLIN)
         events.register(sock, select.POLLIN)
         writing = False
         while not self._stopping:
@@ -140,14 +143,18 @@ class Link:
             if writing != (not self._asleep):
                 writing = not writing
                 events.modify(sock, select.POLLIN | select.POLLOUT if writing else select.POLLIN)
-            for fd, event in events.poll():
-                if fd == self._event:
-                    os.eventfd_read(self._event)
+            limit = self._gives_up_at()
+            ready = events.poll(None if limit is None else max(0.0, limit - time.monotonic()) * 1000)
+            for fd, event in ready:
+                if fd == interrupt.fileno():
+                    interrupt.clear()
                     continue
                 if event & ~select.POLLOUT:
                     self._receive(sock)
                 if event & select.POLLOUT:
                     self._send(sock)
+            if not ready:
+                self._raise_if_late()
 
     def _send(self, sock: socket.socket) -> None:
         with self._guard:
@@ -162,10 +169,42 @@ class Link:
     def _receive(self, sock: socket.socket) -> None:
         data = sock.recv(RECEIVE_BYTES)
         if not data:
-            raise ConnectionError("ended by the collator")
+            raise EndedError("ended by the collator")
+        self._heard(data)
+
+    def _heard(self, data: bytes) -> None:
+        acknowledged = False
         with self._guard:
             for acked in self.lane.received(data):
                 self._acknowledged(acked)
+                acknowledged = True
+            if acknowledged:
+                self._waiting_since = None
+                self._rotation.worked()
             self._guard.notify_all()
         self.lane.source.tidy()
-        self._rotation.worked()
+
+    # --- giving up
+
+    def _gives_up_at(self) -> float | None:
+        """When something will have been unacknowledged for too long."""
+        if self._outage is None:
+            return None
+        with self._guard:
+            source = self.lane.source
+            if source.end <= max(source.start, self.lane.acked):
+                self._waiting_since = None
+                return None
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
+            return self._waiting_since + self._outage
+
+    def _raise_if_late(self) -> None:
+        limit = self._gives_up_at()
+        if limit is not None and time.monotonic() >= limit:
+            trouble = self._rotation.trouble or f"{self._rotation.address} acknowledges nothing"
+            raise GaveUpError(f"no acknowledgement for {self._outage} s ({trouble})")
+
+    @staticmethod
+    def _earlier(*limits: float | None) -> float | None:
+        return min((limit for limit in limits if limit is not None), default=None)

@@ -35,6 +35,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Messages wanted."""
     until_time: float | None = None
     """Seconds since 1970 at which to ask where the stop is: `settle`."""
+    promised: int = 0
+    """The stream is known to reach this byte."""
 
 
 def make_plan(
@@ -48,6 +50,7 @@ def make_plan(
     stop: int | None = None
     count: int | None = None
     until_time: float | None = None
+    promised = 0
     if isinstance(until, Number):
         numbered = True
     if number is None and numbered:
@@ -56,18 +59,18 @@ def make_plan(
         case Byte(place):
             stop = place.offset
         case FromEnd(_):
-            stop = yield from _find_end()
+            stop = promised = yield from _find_end()
         case Count(messages):
             count = messages
         case Number(wanted):
             count = max(0, wanted - (number or 0))
         case Time(seconds) if seconds <= now:
-            stop = yield from settle(seconds)
+            stop = promised = yield from settle(seconds)
         case Time(seconds):
             until_time = seconds
         case None:
             pass
-    return Plan(position, number, stop, count, until_time)
+    return Plan(position, number, stop, count, until_time, promised)
 
 
 def settle(seconds: float) -> Generator[Question, int | Entry, int]:

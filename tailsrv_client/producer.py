@@ -7,7 +7,8 @@ import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
-from tailsrv.client import Rotation, parse_addresses
+from tailsrv.client import Rotation, Servers, parse_addresses
+from tailsrv.client.ports import ACKNOWLEDGED
 from tailsrv.kit.errors import UsageError
 from tailsrv_client.errors import ClientError, ProducerFull
 from tailsrv_client.lane import Lane, check_name
@@ -103,9 +104,12 @@ class Producer:
     nothing stands twice while the producer lives, and with `spool=FILE` also across its death (kill -9). An empty
     `name` is anonymous: what was not acknowledged when a connection was lost may stand twice.
 
-    `max_in_flight_bytes` bounds what is not acknowledged: 16 MiB in memory, 256 MiB in a spool unless given. Leaving a
-    `with` block flushes. Thread-safe. `send` and `flush` raise `ProducerDiverged` and `ProducerRefused` once the
-    collator has answered so; making one raises `UsageError`, `CheckpointError` (for the spool).
+    `max_in_flight_bytes` bounds what is not acknowledged: 16 MiB in memory, 256 MiB in a spool unless given. A host
+    alone means port 4323. Leaving a `with` block flushes. Thread-safe. What ends it is raised by `send`, `flush` and
+    the receipts, and `on_failure` is called then, in a thread of its own: `ProducerDiverged`, `ProducerRefused`,
+    `WrongPortError` where no acknowledged port answers, `UnknownHostError`, and `GaveUpError` after `outage` seconds
+    without an acknowledgement while something is unacknowledged (None: it never gives up). Making one raises
+    `UsageError`, `CheckpointError` (for the spool).
     """
 
     def __init__(
@@ -117,8 +121,10 @@ class Producer:
         spool: str | None = None,
         max_in_flight_bytes: int | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        outage: float | None = None,
+        on_failure: Callable[[], object] | None = None,
     ) -> None:
-        rotation = Rotation(parse_addresses(addresses))
+        rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
         check_name(name)
         if spool is not None and not name:
             raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
@@ -128,6 +134,7 @@ class Producer:
         self._lock = threading.RLock()
         self._guard = threading.Condition(self._lock)
         self._failure: Exception | None = None
+        self._on_failure = on_failure
         self._closed = False
         self._spool = None if spool is None else Spool(spool, name, codec)
         self._outbox = Outbox(self._spool or Memory())
@@ -139,6 +146,7 @@ class Producer:
                 acknowledged=self._outbox.settle,
                 failed=self._fail,
                 tell=self.tell,
+                outage=outage,
             )
         except BaseException:  # no descriptor or thread to be had
             if self._spool is not None:
@@ -241,3 +249,5 @@ class Producer:
     def _fail(self, error: Exception) -> None:
         self._failure = error
         self._outbox.fail(error)
+        if self._on_failure is not None:
+            self._on_failure()

@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from tailsrv.client import StreamDiverged
+from tailsrv.client.threads import start
 from tailsrv.kit.errors import FatalError, UsageError, reason
-from tailsrv_client.errors import ClientError
-from tailsrv_client.threads import start
+from tailsrv_client.errors import ClientError, GaveUpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +40,8 @@ class Signalled(BaseException):
 def run_command(command: click.Command, prefix: str) -> NoReturn:
     """Run a click command as the whole process.
 
-    Exit codes: 0 done, 1 what can't be worked through, 2 a wrong command line, each of the last two after one line.
+    Exit codes: 0 done, 1 what can't be worked through, 2 a wrong command line, 3 nothing worked for as long as
+    --timeout allows; each but the first after one line.
     Interrupted, terminated or with nobody reading its output it dies of the signal, without a word.
     """
     import click  # noqa: PLC0415 - whoever uses this module for progress alone needs no click
@@ -59,6 +60,8 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     except (click.ClickException, UsageError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         complain(name, f"{message} (see {name} --help)", 2)
+    except GaveUpError as error:
+        complain(name, str(error), 3)
     except (ClientError, StreamDiverged, FatalError, ValueError) as error:
         complain(name, str(error), 1)
     except BrokenPipeError:
@@ -125,6 +128,11 @@ class SoftStop:
         for signum in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, self._on_signal)
+
+    @property
+    def signalled(self) -> bool:
+        """Whether there was a signal."""
+        return self._signum is not None
 
     def finish(self) -> None:
         """Die, if there was a signal."""

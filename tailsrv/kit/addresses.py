@@ -38,18 +38,37 @@ class Address(msgspec.Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
-    """What `text` names. Raises `UsageError` with the forms that there are."""
+def parse_address(text: str, default_port: int | None = None) -> Address:
+    """What `text` names; with a `default_port` a host alone will do. Raises `UsageError`, naming the forms."""
     if text.startswith("unix:") and len(text) > len("unix:"):
         return Address(path=text.removeprefix("unix:"))
+    if default_port is not None and (host := _host_alone(text)):
+        return Address(host=host, port=default_port)
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         colon = ""
     if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
-        raise UsageError(f"{text!r} is no address; write HOST:PORT, [V6]:PORT, :PORT or unix:PATH")
+        forms = "HOST:PORT, [V6]:PORT, :PORT" if default_port is None else "HOST, HOST:PORT, [V6]:PORT, :PORT"
+        raise UsageError(f"{text!r} is no address; write {forms} or unix:PATH")
     return Address(host=host, port=int(port))
+
+
+def _host_alone(text: str) -> str:
+    """The host in ``HOST``, ``[V6]`` and a bare IPv6 address; empty for anything else.
+
+    Digits alone are a port that was typed without its colon: as a host they would mean an IPv4 address.
+    """
+    bracketed = text.startswith("[") and text.endswith("]")
+    bare = text[1:-1] if bracketed else text
+    if bracketed or ":" in bare:
+        try:
+            socket.inet_pton(socket.AF_INET6, bare.partition("%")[0])
+        except (OSError, ValueError):
+            return ""
+        return bare
+    return "" if bare.isdigit() or not bare.isprintable() or " " in bare else bare
 
 
 def format_address(sockaddr: object) -> str:

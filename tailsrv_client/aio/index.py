@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
-from tailsrv.client import Rotation, parse_addresses
-from tailsrv_client.aio.connecting import connect
-from tailsrv_client.queries import LINE_BYTES, Entry, decode, encode
+from tailsrv.client import Rotation, Servers, WrongPortError, parse_addresses
+from tailsrv.client.ports import INDEX
+from tailsrv_client.aio.connecting import AsyncLine
+from tailsrv_client.queries import LINE_BYTES, Entry, decode, encode, open_index
 from tailsrv_client.where import parse_time
 
 if TYPE_CHECKING:
@@ -22,13 +24,10 @@ class AsyncIndex:
     """`tailsrv_client.Index`, awaited: ``offset = await index.offset_of(1000)``."""
 
     def __init__(self, addresses: str | Iterable[str | Address], *, timeout: float = 10.0) -> None:
-        self._addresses = parse_addresses(addresses)
-        self._rotation = Rotation(self._addresses)
+        self._rotation = Rotation(Servers(parse_addresses(addresses, INDEX), INDEX))
         self._timeout = timeout
-        self._socket: socket.socket | None = None
-        self._waiting: deque[asyncio.Future[bytes]] = deque()
-        self._listener: asyncio.Task[None] | None = None
-        self._sending = asyncio.Lock()
+        self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
 
     async def offset_of(self, number: int) -> int:
         """The byte at which message `number` starts."""
@@ -51,25 +50,33 @@ class AsyncIndex:
         return (await self.ask({"count": True})).count
 
     async def ask(self, request: dict[str, Any]) -> Entry:
-        """The reply to one request. Raises `IndexFailed`, and `OSError` when none of the addresses answers."""
-        attempts = len(self._addresses) + (self._socket is not None)
+        """The reply to one request.
+
+        Raises `IndexFailed`, `WrongPortError`, `UnknownHostError`, and `OSError` when none of the addresses answers.
+        """
+        attempts = len(self._rotation.servers.addresses) + (self._connection is not None)
+        ends = time.monotonic() + self._timeout
         while True:
             try:
                 async with asyncio.timeout(self._timeout):
                     line = await self._exchange(encode(request))
-            except OSError:
-                self._drop(None)
-                attempts -= 1
-                if not attempts:
+            except (OSError, WrongPortError) as error:
+                address, pause = self._rotation.address, self._failed(error)
+                # An unproven server that ends connections is being restarted, or is no indexer: soon we know.
+                unsure = address in self._rotation.servers.ended_since and time.monotonic() + pause < ends
+                attempts -= not unsure
+                if attempts <= 0:
                     raise
-                self._rotation.failed()
+                await asyncio.sleep(pause if unsure else 0.0)
             else:
                 self._rotation.worked()
                 return decode(line)
 
     async def close(self) -> None:
-        """Give the connection back."""
-        self._drop(None)
+        """Give the connection back; look-ups that wait for a reply raise."""
+        if self._connection is not None:
+            self._connection.drop(ConnectionError("the connection to the indexer was given up"))
+            self._connection = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,40 +85,85 @@ class AsyncIndex:
         await self.close()
 
     async def _exchange(self, line: bytes) -> bytes:
+        async with self._opening:  # those who come meanwhile share the connection that is being made
+            connection = self._connection
+            if connection is None or connection.ended:
+                talk = AsyncLine()
+                await talk.hold(open_index(self._rotation, self._timeout))
+                connection = self._connection = _Connection(talk.take())
+        return await connection.ask(line)
+
+    def _failed(self, error: Exception) -> float:
+        """Once for a connection: those who share it fail together, and must not skip an address each."""
+        connection = self._connection
+        if connection is not None:
+            if not connection.ended and isinstance(error, TimeoutError):
+                if time.monotonic() - connection.heard_at < self._timeout:
+                    return 0.0  # this reply is late, but others come
+                connection.drop(ConnectionError("the indexer has fallen silent"))
+            self._connection = None
+            if connection.replaced:
+                return 0.0
+            connection.replaced = True
+        return self._rotation.failed(error)
+
+
+class _Connection:
+    """A connection to an indexer, and those who wait for its replies, in the order of their requests."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._waiting: deque[asyncio.Future[bytes]] = deque()
+        self._sending = asyncio.Lock()
+        self.ended = False
+        self.replaced = False
+        """Whether one of those who share it has gone on to the next address."""
+        self.heard_at = time.monotonic()
+        self._listener = asyncio.create_task(self._listen())
+
+    async def ask(self, request: bytes) -> bytes:
+        """The line that answers `request`. May be cancelled: the reply is then thrown away when it comes."""
         loop = asyncio.get_running_loop()
-        async with self._sending:  # replies come in the order of the requests
-            if self._socket is None:
-                self._socket = await connect(self._rotation.address, self._timeout)
-                self._listener = asyncio.create_task(self._listen(self._socket))
+        async with self._sending:
+            if self.ended:
+                raise ConnectionError("the indexer ended the connection")
             reply: asyncio.Future[bytes] = loop.create_future()
             self._waiting.append(reply)
-            await loop.sock_sendall(self._socket, line)
+            try:
+                await loop.sock_sendall(self._socket, request)
+            except asyncio.CancelledError:
+                # Half a line would spoil the requests of all others.
+                self.drop(ConnectionError("a request to the indexer was given up half-way"))
+                raise
         return await reply
 
-    async def _listen(self, sock: socket.socket) -> None:
+    async def _listen(self) -> None:
         """Hand out the replies until the connection ends."""
         loop = asyncio.get_running_loop()
         received = b""
         try:
-            while chunk := await loop.sock_recv(sock, LINE_BYTES):
+            while chunk := await loop.sock_recv(self._socket, LINE_BYTES):
+                self.heard_at = time.monotonic()
                 *lines, received = (received + chunk).split(b"\n")
                 for line in lines:
+                    if not self._waiting:
+                        raise ConnectionError("the indexer said more than it was asked")
                     reply = self._waiting.popleft()
                     if not reply.done():
                         reply.set_result(line)
-            self._drop(ConnectionError("the indexer ended the connection before it had answered"))
+                if len(received) > LINE_BYTES:
+                    raise ConnectionError("the indexer sends a line without an end")
+            self.drop(ConnectionError("the indexer ended the connection before it had answered"))
         except OSError as error:
-            self._drop(error)
+            self.drop(error)
 
-    def _drop(self, error: OSError | None) -> None:
-        """End the connection; who waits for a reply is told."""
-        if self._listener is not None and self._listener is not asyncio.current_task():
+    def drop(self, error: OSError) -> None:
+        """End the connection; who waits for a reply gets `error`."""
+        self.ended = True
+        if self._listener is not asyncio.current_task():
             self._listener.cancel()
-        self._listener = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._socket.close()
         while self._waiting:
             reply = self._waiting.popleft()
             if not reply.done():
-                reply.set_exception(error or ConnectionError("the connection to the indexer was given up"))
+                reply.set_exception(error)

@@ -7,13 +7,16 @@ import logging
 from typing import TYPE_CHECKING, Self
 
 from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
-from tailsrv.client import Rotation, parse_addresses
+from tailsrv.client import Rotation, Servers, parse_addresses
+from tailsrv.client.ports import ACKNOWLEDGED
+from tailsrv.client.servers import EndedError
+from tailsrv.client.talk import persistently
 from tailsrv.kit.errors import UsageError
-from tailsrv_client.aio.connecting import connect, readable
+from tailsrv_client.aio.connecting import AsyncLine, readable
 from tailsrv_client.aio.disk import Disk
 from tailsrv_client.errors import ClientError
-from tailsrv_client.lane import Lane, check_name
-from tailsrv_client.link import GREETING_SECONDS, RECEIVE_BYTES, SEND_BYTES
+from tailsrv_client.lane import RECEIVE_BYTES, Lane, check_name, greet
+from tailsrv_client.link import SEND_BYTES, STEADY_SECONDS
 from tailsrv_client.outbox import Memory, Outbox
 from tailsrv_client.producer import IN_FLIGHT_BYTES, SPOOL_BYTES
 from tailsrv_client.spool import Spool
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
 
+    from tailsrv.client.talk import Talk
     from tailsrv.kit.addresses import Address
 
 LOG = logging.getLogger("tailsrv_client")
@@ -47,7 +51,7 @@ class AsyncProducer:
         max_in_flight_bytes: int | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
-        self._rotation = Rotation(parse_addresses(addresses))
+        self._rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
         check_name(name)
         if spool is not None and not name:
             raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
@@ -136,30 +140,39 @@ class AsyncProducer:
         self._changed.set()
 
     async def _run(self) -> None:
-        rotation = self._rotation
-        while True:
-            try:
-                sock = await connect(rotation.address)
-                with sock:
-                    await self._serve(sock)
-            except OSError as error:
-                address = rotation.address
-                pause = rotation.failed()
-                LOG.warning("%s: %s; next: %s", address, error.strerror or error, rotation.address)
-                await asyncio.sleep(pause)
-            except Exception as error:
-                self._fail(error)
-                if not isinstance(error, ClientError):
-                    raise
-                return
+        pause = 0.0
+        try:
+            while True:
+                pause = await self._connect(pause)
+        except Exception as error:
+            self._fail(error)
+            if not isinstance(error, ClientError):
+                raise
+
+    async def _connect(self, pause: float) -> float:
+        """One connection, until it is lost. Returns the seconds to wait before the next one."""
+        rotation, line = self._rotation, AsyncLine()
+        await line.hold(persistently(rotation, self._greeting, self._tell, first=pause))
+        begin = asyncio.get_running_loop().time()
+        try:
+            with line.take() as sock:
+                await self._tidy()
+                await self._serve(sock)
+        except OSError as error:
+            if asyncio.get_running_loop().time() - begin >= STEADY_SECONDS:
+                rotation.worked()
+            pause = rotation.failed(error)
+            self._tell(f"{rotation.trouble}; next: {rotation.address}")
+        return pause
+
+    def _greeting(self) -> Talk[None]:
+        return greet(self._rotation, self._lane, self._heard)
+
+    def _tell(self, what: str) -> None:
+        LOG.warning("%s", what)
 
     async def _serve(self, sock: socket.socket) -> None:
         """One connection, until it is lost (`OSError`)."""
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(sock, self._lane.opening())
-        async with asyncio.timeout(GREETING_SECONDS):
-            while not self._lane.greeted:
-                await self._receive(sock)
         sending = asyncio.create_task(self._send(sock))
         try:
             while not sending.done():
@@ -192,10 +205,16 @@ class AsyncProducer:
         except BlockingIOError:
             return
         if not data:
-            raise ConnectionError("ended by the collator")
+            raise EndedError("ended by the collator")
+        self._heard(data)
+        await self._tidy()
+
+    def _heard(self, data: bytes) -> None:
         for acked in self._lane.received(data):
             self._outbox.settle(acked)
+            self._rotation.worked()
+        self._changed.set()
+
+    async def _tidy(self) -> None:
         if self._disk is not None:
             await self._disk.tidy()
-        self._changed.set()
-        self._rotation.worked()

@@ -5,28 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailsrv.client import CHUNK_BYTES, StreamDiverged, Waits
-from tailsrv_client.aio.connecting import connect, readable
-from tailsrv_client.aio.index import AsyncIndex
-from tailsrv_client.asking import request
-from tailsrv_client.ending import PROBE_BYTES, search_end
-from tailsrv_client.errors import IndexFailed
-from tailsrv_client.planning import END
+from tailsrv.client.byteclient import Loss, Outage
+from tailsrv.client.talk import reach_broadcaster
+from tailsrv_client.aio.connecting import AsyncLine, Errand, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-    from typing import Self, TypeVar
+    from typing import ParamSpec, Self, TypeVar
 
     from tailsrv.client import Reader, Rotation
     from tailsrv_client.consumer import Consumer
+    from tailsrv_client.consuming import Consuming
     from tailsrv_client.messages import Message
     from tailsrv_client.planning import Question
     from tailsrv_client.queries import Entry
 
     Answer = TypeVar("Answer")
+    Parameters = ParamSpec("Parameters")
+
+
+async def in_thread(
+    function: Callable[Parameters, object], *arguments: Parameters.args, **named: Parameters.kwargs
+) -> None:
+    """Call `function` in a thread: what it does may take the disk's time. It is over when this returns or raises."""
+    doing = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named))
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait({doing})  # a file must not be written by two threads at once
+        raise
 
 
 class AsyncByteClient:
@@ -39,13 +51,20 @@ class AsyncByteClient:
         self._rotation = rotation
         self._tell = tell
         self._waits = waits or Waits()
+        self._loss = Loss(rotation, reader, tell)
+        self._line = AsyncLine()
+        self._connecting: Errand[None] | None = None
         self._socket: socket.socket | None = None
         self._check_by = 0.0
         self._pause = 0.0
+        self._outage = Outage(self._waits.outage, time.monotonic())
         self._stopped = False
 
     async def read(self) -> bytes:
-        """The next bytes; none at the reader's stop. May be cancelled and called again. Raises `StreamDiverged`."""
+        """The next bytes; none at the reader's stop. May be cancelled and called again.
+
+        Raises `StreamDiverged`, `WrongPortError`, `UnknownHostError`, `GaveUpError`.
+        """
         while not (self.reader.done or self._stopped):
             if self._socket is None and not await self._connect():
                 continue
@@ -57,13 +76,16 @@ class AsyncByteClient:
                 raise
             if fresh:
                 self._rotation.worked()
+                self._outage.works()
                 return fresh
         self._drop()
         return b""
 
     def stop(self) -> None:
-        """Make a pending `read` return, and all further ones."""
+        """Make a pending `read` return, and all further ones. In the loop's thread."""
         self._stopped = True
+        if self._connecting is not None:
+            self._connecting.stop()
         if self._socket is not None:
             with contextlib.suppress(OSError):  # not connected any more: what was wanted
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -74,49 +96,73 @@ class AsyncByteClient:
         self._drop()
 
     async def _connect(self) -> bool:
-        if self._pause:
-            await asyncio.sleep(self._pause)
+        if self._connecting is None:
+            self._connecting = Errand(self._reach(self._pause))
             self._pause = 0.0
-        try:
-            sock = await connect(self._rotation.address, self._waits.connect)
-        except OSError as error:
-            self._lost(f"cannot connect ({error.strerror or error})")
+        deadline = self._outage.deadline
+        if not await self._connecting.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            self._drop()
+            raise self._waits.gave_up(self._rotation)
+        errand, self._connecting = self._connecting, None
+        errand.result()
+        if self._stopped:
             return False
-        self._socket = sock
+        self._socket = self._line.take()
         try:
             # At most 64 bytes into an empty buffer: whole, and at once.
-            sock.send(self.reader.header())
+            self._socket.send(self.reader.header())
         except OSError as error:
-            self._lost(f"lost at byte {self.reader.offset} ({error.strerror or error})")
+            self._lost(self._loss.failed(error))
             return False
         self._check_by = time.monotonic() + self._waits.check
+        if not self.reader.owed:
+            self._outage.works()
         return True
+
+    async def _reach(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        await self._line.hold(reach_broadcaster(self._rotation, self._waits.connect, self._tell))
 
     async def _receive(self) -> bytes:
         assert self._socket is not None  # noqa: S101 - `_connect` made it
+        check_by = self._check_by if self.reader.checking else None
+        outage = None
+        if self._waits.outage is not None and self.reader.owed:
+            self._outage.begins(time.monotonic())
+            outage = self._outage.deadline
+        limit = min((one for one in (check_by, outage) if one is not None), default=None)
         try:
-            async with asyncio.timeout(self._check_by - time.monotonic() if self.reader.checking else None):
+            async with asyncio.timeout(None if limit is None else limit - time.monotonic()):
                 await readable(self._socket)
             data = self._socket.recv(CHUNK_BYTES)
         except BlockingIOError:
             return b""
-        except TimeoutError:
-            self._lost(f"shorter than what was read: nothing at byte {self.reader.offset} yet")
+        except TimeoutError as error:
+            if limit is None:  # the kernel's: the connection has died
+                self._lost(self._loss.failed(error))
+            elif check_by is not None and time.monotonic() >= check_by:
+                self._lost(self._loss.shorter())
+            if outage is not None and time.monotonic() >= outage:
+                self._drop()
+                raise self._waits.gave_up(self._rotation) from None
             return b""
         except OSError as error:
-            self._lost(f"lost at byte {self.reader.offset} ({error.strerror or error})")
+            self._lost(self._loss.failed(error))
             return b""
         if not data and not self._stopped:
-            self._lost(f"ended by the server at byte {self.reader.offset}")
+            self._lost(self._loss.ended())
         return data
 
-    def _lost(self, what: str) -> None:
+    def _lost(self, pause: float) -> None:
         self._drop()
-        address = self._rotation.address
-        self._pause = self._rotation.failed()
-        self._tell(f"{address}: {what}; next: {self._rotation.address}")
+        self._pause = pause
+        self._outage.begins(time.monotonic())
 
     def _drop(self) -> None:
+        if self._connecting is not None:
+            self._connecting.stop()
+            self._connecting = None
+        self._line.drop()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -135,8 +181,9 @@ class Batches:
     async def __anext__(self) -> list[Message]:
         consumer = self._consumer
         if self._handed:
-            consumer.took()
             self._handed = False
+            if consumer.took():
+                await save(consumer)
         batch = list(consumer.core.left) if consumer.core is not None else []
         batch = batch or await feed_of(consumer).next_batch()
         if not batch:
@@ -159,8 +206,9 @@ class Messages:
     async def __anext__(self) -> Message:
         consumer = self._consumer
         if self._handed:
-            consumer.took()
             self._handed = False
+            if consumer.took():
+                await save(consumer)
         while True:
             core = consumer.core
             if core is not None:
@@ -171,6 +219,12 @@ class Messages:
                     return message
             if not await feed_of(consumer).next_batch():
                 raise StopAsyncIteration
+
+
+async def save(consumer: Consumer) -> None:
+    """Write the checkpoint, if that is possible, while the loop goes on."""
+    if consumer.core is not None:
+        await in_thread(consumer.save_if_possible, consumer.core.saved())
 
 
 def feed_of(consumer: Consumer) -> Feed:
@@ -186,25 +240,24 @@ class Feed:
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
         self._client: AsyncByteClient | None = None
+        self._line = AsyncLine()
+        self._answering: Errand[Any] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     async def next_batch(self) -> list[Message]:
         """Wait for the next messages; none at the end."""
         consumer = self._consumer
-        core = consumer.core or consumer.planned(await self._answer(consumer.planning()))
-        consumer.before_waiting(core)
-        if self._client is None:
-            self._client = AsyncByteClient(consumer.rotation, core.reader, tell=consumer.tell, waits=consumer.waits)
-        while not (core.done or consumer.stopped):
-            try:
-                async with asyncio.timeout(consumer.wait_seconds()):
-                    data = await self._client.read()
-            except TimeoutError:
-                questions = consumer.on_timeout()
-                if questions is not None:
-                    core.stop_at(await self._answer(questions))
-                continue
-            if not data:
-                break
+        core = consumer.core
+        if core is None:
+            plan = await self._answer(consumer.planning())
+            if plan is None:
+                return []
+            core = consumer.planned(plan)
+        if consumer.took_before_waiting(core):
+            await save(consumer)
+        core.check()
+        while data := await self._read(core):
             batch = core.feed(data)
             if batch:
                 return batch
@@ -212,63 +265,58 @@ class Feed:
         return []
 
     def stop(self) -> None:
-        """Let who waits go on, to find that nothing more comes."""
-        if self._client is not None:
-            self._client.stop()
+        """Let who waits go on, to find that nothing more comes. In any thread."""
+        if threading.get_ident() == self._thread:
+            self._stop()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._stop)
 
     def close(self) -> None:
         """Give the connection back. What was fed stays with the consumer."""
+        self._stop()
         if self._client is not None:
             self._client.close()
 
-    async def _answer(self, questions: Generator[Question, int | Entry, Answer]) -> Answer:
+    def _stop(self) -> None:
+        if self._answering is not None:
+            self._answering.stop()
+        if self._client is not None:
+            self._client.stop()
+
+    async def _read(self, core: Consuming) -> bytes:
         consumer = self._consumer
-        async with AsyncIndex(consumer.index_addresses or consumer.addresses) as index:
+        if self._client is None:
+            self._client = AsyncByteClient(consumer.rotation, core.reader, tell=consumer.tell, waits=consumer.waits)
+        while not (core.done or consumer.stopped):
             try:
-                question = next(questions)
-                while True:
-                    try:
-                        answer: int | Entry = (
-                            await self._find_end()
-                            if question == END
-                            else await index.ask(request(question, consumer.index_addresses))
-                        )
-                    except IndexFailed as error:
-                        question = questions.throw(error)
-                    else:
-                        question = questions.send(answer)
-            except StopIteration as stop:
-                found: Answer = stop.value
-                return found
+                async with asyncio.timeout(consumer.wait_seconds()):
+                    return await self._client.read()
+            except TimeoutError:
+                if consumer.is_due:
+                    await save(consumer)
+                questions = consumer.on_timeout()
+                if questions is not None:
+                    stop = await self._answer(questions)
+                    if stop is None:
+                        break
+                    core.stop_at(stop)
+        return b""
 
-    async def _find_end(self) -> int:
-        rotation = self._consumer.rotation
-        while True:
-            try:
-                return await probe_end(rotation)
-            except OSError as error:
-                address = rotation.address
-                pause = rotation.failed()
-                what = f"cannot find the end ({error.strerror or error})"
-                self._consumer.tell(f"{address}: {what}; next: {rotation.address}")
-                await asyncio.sleep(pause)
+    async def _answer(self, questions: Generator[Question, int | Entry, Answer]) -> Answer | None:
+        """What the servers say; None when it was stopped before they did.
 
-
-async def probe_end(rotation: Rotation) -> int:
-    """`tailsrv_client.ending.probe_end`, awaited."""
-    loop = asyncio.get_running_loop()
-    search = search_end()
-    probe, most = next(search)
-    while True:
-        sock = await connect(rotation.address)
-        with sock:
-            sock.send(b"%d now\n" % probe)
-            came = 0
-            async with asyncio.timeout(10):
-                while came < most and (chunk := await loop.sock_recv(sock, min(PROBE_BYTES, most - came))):
-                    came += len(chunk)
-        try:
-            probe, most = search.send(came)
-        except StopIteration as found:
-            end: int = found.value
-            return end
+        Cancelled, it goes on by itself, and the next call has its result.
+        """
+        consumer = self._consumer
+        if consumer.stopped:
+            return None
+        errand: Errand[Answer] = self._answering or Errand(self._line.hold(consumer.answer_talk(questions)))
+        self._answering = errand
+        over = await errand.wait(consumer.waits.outage)
+        self._answering = None
+        if not over:
+            errand.stop()
+            raise consumer.gave_up()
+        self._line.drop()
+        return errand.result()

@@ -9,8 +9,10 @@ import click
 
 from collator.framing import FRAMINGS
 from tailsrv.client import parse_addresses
+from tailsrv.client.ports import BROADCAST, INDEX
 from tailsrv_client.cat.copying import run
 from tailsrv_client.cat.options import Options
+from tailsrv_client.durations import Duration
 from tailsrv_client.terminal import log_to_standard_error, run_command
 from tailsrv_client.where import parse_start, parse_until
 
@@ -43,18 +45,27 @@ NAME = "tailsrv-cat"
 )
 @click.option("--grep", metavar="REGEX", help="Only messages that match.")
 @click.option("--lag", is_flag=True, help="Say once a second on standard error how far behind it is.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    metavar="SECONDS",
+    help="Exit 3 after so long without a working connection; an idle stream is none.  [default: never]",
+)
 @click.option("--progress", is_flag=True, help="Show bytes and rate, also where standard error is no terminal.")
 @click.option("--max-message-bytes", type=click.IntRange(min=1), default=64 << 20, show_default=True, metavar="N")
 @click.version_option(version("tailsrv"), message="%(prog)s %(version)s")
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
     """Copy a stream to standard output, and follow it as it grows.
 
-    A lost connection is made again at the byte where it was, at the next ADDR when one is down.
+    ADDR is a broadcaster; a host alone means port 4321 (--index: 4324). A lost connection is made again at the byte
+    where it was, at the next ADDR when one is down.
     """
     if values["template"] is not None:
         values["form"] = "format"
     options = Options(**{name: value for name, value in values.items() if value is not None})
-    parse_addresses(options.addresses)
+    parse_addresses(options.addresses, BROADCAST)
+    if options.index is not None:
+        parse_addresses(options.index, INDEX)
     parse_start(options.start)
     parse_until(options.until)
     log_to_standard_error(NAME)

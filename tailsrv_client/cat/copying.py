@@ -8,11 +8,13 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from collator.framing import make_framing
-from tailsrv.kit.errors import UsageError
+from tailsrv.client import ClientError, Waits
+from tailsrv.kit.errors import UsageError, reason
 from tailsrv_client.cat.formats import Template, raw_renderer, render_json
 from tailsrv_client.cat.lag import LagReporter
 from tailsrv_client.consumer import Consumer
-from tailsrv_client.index import Index
+from tailsrv_client.consuming import Stopped
+from tailsrv_client.index import PersistentIndex
 from tailsrv_client.terminal import Progress, SoftStop, watch_output, write_all
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ BATCH_MESSAGES: Final = 4096
 def run(options: Options) -> None:
     """Copy until there is nothing more to copy. Raises `BrokenPipeError` when nobody reads the output any more."""
     copier = Copier(options)  # whatever is wrong with the options is found before a checkpoint is locked
-    with Consumer(
+    consumer = Consumer(
         options.addresses,
         start=options.start,
         until=options.until if copier.counts or options.count is None else f"count:{options.count}",
@@ -43,30 +45,52 @@ def run(options: Options) -> None:
         checkpoint=options.checkpoint,
         max_message_bytes=options.max_message_bytes,
         numbered=copier.numbered,
-    ) as consumer:
-        unread = threading.Event()
+        waits=Waits(outage=options.timeout),
+    )
+    unread = threading.Event()
 
-        def nobody_reads() -> None:
-            unread.set()
-            consumer.stop()
+    def nobody_reads() -> None:
+        unread.set()
+        stop()
 
-        soft = SoftStop(consumer.stop)
-        watch_output(OUTPUT, nobody_reads)
-        core = consumer.begin()
-        if options.lag:
-            LagReporter(consumer, options.index).start()
-        stop = core.reader.stop
-        total = None if stop is None else max(0, stop - core.reader.offset)
-        progress = Progress(forced=options.progress, total=total, quiet_with=(OUTPUT,))
-        if copier.counts:
-            copier.copy_some(consumer)
-        elif options.by_message:
-            copier.copy_messages(consumer, progress)
-        else:
-            copy_bytes(consumer, progress)
-        if unread.is_set() and not core.done and not copier.satisfied:
-            raise BrokenPipeError
+    def stop() -> None:
+        consumer.stop()
+        copier.stop()
+
+    soft = SoftStop(stop)
+    try:
+        with consumer:
+            watch_output(OUTPUT, nobody_reads)
+            _copy(copier, consumer, options)
+            satisfied = copier.satisfied or (consumer.core is not None and consumer.core.done)
+    except (Stopped, ClientError):
+        # What was in hand when it was stopped is not printed; the checkpoint knows that.
+        if not consumer.stopped or not (unread.is_set() or soft.signalled):
+            raise
+        satisfied = False
+    if unread.is_set() and not satisfied:
+        raise BrokenPipeError
+    if consumer.unsaved is not None:
+        error = f"the checkpoint does not say all that was printed ({reason(consumer.unsaved)}): the rest comes again"
+        if not soft.signalled:
+            raise ClientError(f"{options.checkpoint}: {error} at the next run")
+        consumer.tell(f"{options.checkpoint}: {error} at the next run")
     soft.finish()
+
+
+def _copy(copier: Copier, consumer: Consumer, options: Options) -> None:
+    core = consumer.begin()
+    if options.lag:
+        LagReporter(consumer, options.index).start()
+    stop = core.reader.stop
+    total = None if stop is None else max(0, stop - core.reader.offset)
+    progress = Progress(forced=options.progress, total=total, quiet_with=(OUTPUT,))
+    if copier.counts:
+        copier.copy_some(consumer)
+    elif options.by_message:
+        copier.copy_messages(consumer, progress)
+    else:
+        copy_bytes(consumer, progress)
 
 
 def copy_bytes(consumer: Consumer, progress: Progress) -> None:
@@ -91,10 +115,17 @@ class Copier:
         self.counts = options.count is not None and (options.grep is not None or options.until is not None)
         """Whether it is not for the consumer to count: only matches count, or there is another end too."""
         self._wanted = options.count
-        self._index = Index(options.index) if options.index is not None and "t" in self._fields else None
+        self._index: PersistentIndex | None = None
+        if options.index is not None and "t" in self._fields:
+            self._index = PersistentIndex(options.index, options.timeout)
         if "t" in self._fields and options.index is None and options.form == "format":
             raise UsageError("%t is known to an indexer: name one with --index ADDR")
         self.numbered = "n" in self._fields and options.index is not None
+
+    def stop(self) -> None:
+        """End a wait for the indexer. In any thread."""
+        if self._index is not None:
+            self._index.stop()
 
     @property
     def satisfied(self) -> bool:

@@ -6,11 +6,14 @@ import datetime as dt
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv_client.ending import probe_end
-from tailsrv_client.errors import IndexFailed
+from tailsrv.client import Rotation, Servers
+from tailsrv.client.line import Conversation, Line, SuspendedError
+from tailsrv.client.threads import start
+from tailsrv.kit.errors import reason
+from tailsrv_client.ending import end_of
+from tailsrv_client.errors import ClientError
 from tailsrv_client.index import Index
 from tailsrv_client.terminal import say
-from tailsrv_client.threads import start
 
 if TYPE_CHECKING:
     from tailsrv_client.consumer import Consumer
@@ -25,6 +28,7 @@ class LagReporter:
     def __init__(self, consumer: Consumer, index: str | None) -> None:
         self._consumer = consumer
         self._index = None if index is None else Index(index)
+        self._line = Line()
 
     def start(self) -> None:
         """Begin; ends with the process."""
@@ -34,19 +38,35 @@ class LagReporter:
         while not self._consumer.stopped:
             began = time.monotonic()
             try:
-                say("lag", self._line())
-            except (OSError, IndexFailed) as error:
+                say("lag", self._report())
+            except OSError as error:
+                say("lag", f"not known ({reason(error)})")
+            except ClientError as error:
                 say("lag", f"not known ({error})")
             time.sleep(max(0.0, began + SECONDS - time.monotonic()))
 
-    def _line(self) -> str:
+    def _report(self) -> str:
         core = self._consumer.core
         at = 0 if core is None else core.taken
         if self._index is None:
-            return describe(at, probe_end(self._consumer.rotation.address, at), None, None, time.time())
+            return describe(at, self._end(at), None, None, time.time())
         newest = self._index.ask({"count": True})
         next_one = self._index.message_holding(at) if newest.end > at else None
         return describe(at, newest.end, newest.count, next_one, time.time())
+
+    def _end(self, at: int) -> int:
+        """Of the stream, at the address that the consumer uses. Raises `OSError`."""
+        address = self._consumer.rotation.address
+        if address not in self._consumer.rotation.servers.proven:
+            raise ConnectionError(f"{address} is not connected")  # whether it is a broadcaster is the consumer's affair
+        servers = Servers((address,))
+        servers.proven.add(address)
+        try:
+            return Conversation(self._line, end_of(Rotation(servers), at)).go_on()
+        except SuspendedError:
+            raise ConnectionError("stopped") from None
+        finally:
+            self._line.drop()
 
 
 def describe(at: int, end: int, count: int | None, next_one: Entry | None, now: float) -> str:

@@ -22,6 +22,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     grep: str | None = None
     lag: bool = False
     progress: bool = False
+    timeout: float | None = None
+    """Seconds without a working connection."""
     max_message_bytes: int = 64 << 20
 
     @property

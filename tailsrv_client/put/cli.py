@@ -10,7 +10,9 @@ import click
 
 from collator.framing import FRAMINGS
 from tailsrv.client import parse_addresses
+from tailsrv.client.ports import ACKNOWLEDGED, RAW
 from tailsrv.kit.errors import UsageError
+from tailsrv_client.durations import Duration
 from tailsrv_client.lane import check_name
 from tailsrv_client.put.options import Options
 from tailsrv_client.terminal import Progress, log_to_standard_error, run_command, say
@@ -25,7 +27,8 @@ NAME = "tailsrv-put"
 )
 @click.argument("addresses", metavar="ADDR[,ADDR...]")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-", metavar="[FILE]")
-@click.option("--name", metavar="NAME", help="Send on the acknowledged lane, as this producer.")
+@click.option("--name", metavar="NAME", help="Send as this producer: each message once.  [default: anonymous]")
+@click.option("--raw", is_flag=True, help="Send to the raw port, where nothing is acknowledged.")
 @click.option("--framing", type=click.Choice(FRAMINGS), default="newline", show_default=True)
 @click.option(
     "--spool",
@@ -37,18 +40,25 @@ NAME = "tailsrv-put"
     "--follow",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Send FILE as it grows, through rotations, on the acknowledged lane; what was sent once is not sent again.",
+    help="Send FILE as it grows, through rotations; what was sent once is not sent again.",
 )
 @click.option("--once", is_flag=True, help="With --follow: end when all that there is has been acknowledged.")
 @click.option("--ignore-rotated", is_flag=True, help="With --follow: leave FILE.1 ... alone, unless partly sent.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    metavar="SECONDS",
+    help="Exit 3 after so long without an acknowledgement while something is unacknowledged.  [default: never]",
+)
 @click.option("--progress", is_flag=True, help="Show bytes and rate, also where standard error is no terminal.")
 @click.option("--max-message-bytes", type=click.IntRange(min=1), default=1 << 20, show_default=True, metavar="N")
 @click.version_option(version("tailsrv"), message="%(prog)s %(version)s")
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
     """Send standard input, or FILE, or what is appended to a file, to a collator.
 
-    Without a name ADDR is a raw lane, where nothing is acknowledged; with --name or --follow it is an acknowledged
-    one, and every message stands in the stream exactly once.
+    ADDR is an acknowledged port: a host alone means port 4323. With --name or --follow each message is in the stream
+    exactly once; without a name, what was not acknowledged when a connection broke may be there twice. With --raw it
+    is a raw port, by default 4322.
     """
     options = Options(**values)
     check(options)
@@ -67,7 +77,9 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Opti
 
 def check(options: Options) -> None:
     """What is wrong with the command line. Raises `UsageError`."""
-    parse_addresses(options.addresses)
+    parse_addresses(options.addresses, RAW if options.raw else ACKNOWLEDGED)
+    if options.raw and (options.name is not None or options.follow is not None or options.spool is not None):
+        raise UsageError("--raw knows no names and no acknowledgements: leave out --name, --spool and --follow")
     if options.name is not None:
         check_name(options.name)
     if options.follow is None:

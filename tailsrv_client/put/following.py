@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 from inotify_simple import INotify, flags
 
 from collator.framing import make_framing
-from tailsrv.client import parse_addresses
-from tailsrv_client.errors import ClientError
+from tailsrv.client import Servers, parse_addresses
+from tailsrv.client.ports import ACKNOWLEDGED
+from tailsrv_client.errors import ClientError, GaveUpError, UnknownHostError, WrongPortError
 from tailsrv_client.lane import check_name
 from tailsrv_client.put.followed import FollowedFile, Identity, base_name, identify, producer_name, rotated_names
 from tailsrv_client.put.shipping import Shipment, ask_acked
@@ -48,7 +49,7 @@ class Follower:
         assert options.follow is not None  # noqa: S101 - the command line chose this mode
         self._path = os.path.abspath(options.follow)
         self._options = options
-        self._addresses = parse_addresses(options.addresses)
+        self._servers = Servers(parse_addresses(options.addresses, ACKNOWLEDGED), ACKNOWLEDGED)
         self._base = check_name(options.name) if options.name else base_name(self._path, os.uname().nodename)
         self._framing = make_framing(options.framing, options.max_message_bytes)
         self._progress, self._tell = progress, tell
@@ -90,7 +91,7 @@ class Follower:
             shipment = self._open(name)
             if shipment is None:
                 continue
-            acked = ask_acked(self._addresses, shipment.name, self._tell)
+            acked = self._ask_acked(shipment.name)
             unknown = not acked and not shipment.life
             if self._is_done(shipment, acked) or (unknown and (copied or self._options.ignore_rotated)):
                 shipment.close()
@@ -117,7 +118,10 @@ class Follower:
         finally:
             os.close(fd)
         life = self._life(identity)
-        return life > 0 or ask_acked(self._addresses, producer_name(self._base, identity, 0), self._tell) > size
+        return life > 0 or self._ask_acked(producer_name(self._base, identity, 0)) > size
+
+    def _ask_acked(self, name: str) -> int:
+        return ask_acked(self._servers, name, self._tell, self._options.timeout)
 
     def _find_live(self) -> None:
         shipment = self._open(self._path)
@@ -141,7 +145,7 @@ class Follower:
     def _life(self, identity: Identity) -> int:
         """Which of its lives the file is in: one that has something acknowledged has ended the one before."""
         life = 0
-        while ask_acked(self._addresses, producer_name(self._base, identity, life + 1), self._tell):
+        while self._ask_acked(producer_name(self._base, identity, life + 1)):
             life += 1
         return life
 
@@ -202,12 +206,14 @@ class Follower:
                 error, truncated = shipment.error, shipment.sent_beyond
             if truncated or shipment.over:
                 self._shipments[number] = shipment = self._next_life(shipment)  # noqa: PLW2901 - the same file
+            elif isinstance(error, (GaveUpError, UnknownHostError, WrongPortError)):
+                raise error
             elif error is not None:
                 raise ClientError(f"{shipment.path}, at byte {shipment.lane.acked}: {error}") from error
             if not shipment.started:
                 if waits:
                     break
-                shipment.start(self._addresses, self._guard, self._on_news, self._tell)
+                shipment.start(self._servers, self._guard, self._on_news, self._tell, self._options.timeout)
             waits = waits or not self._is_out_of_the_way(shipment)
         done = [shipment for shipment in self._shipments if self._is_over(shipment)]
         for shipment in done:

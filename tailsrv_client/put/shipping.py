@@ -6,16 +6,18 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from tailsrv.client import Rotation, connect
-from tailsrv_client.errors import ProducerDiverged
-from tailsrv_client.lane import LINE_BYTES, Lane, parse_line
-from tailsrv_client.link import GREETING_SECONDS, Link
+from tailsrv.client import Rotation
+from tailsrv.client.line import Conversation, Line, SuspendedError
+from tailsrv.client.talk import persistently
+from tailsrv_client import lane
+from tailsrv_client.errors import GaveUpError, ProducerDiverged
+from tailsrv_client.link import Link
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from tailsrv.kit.addresses import Address
+    from tailsrv.client import Servers
     from tailsrv_client.lane import Acked
     from tailsrv_client.put.followed import FollowedFile
 
@@ -25,7 +27,7 @@ class Shipment:
 
     def __init__(self, file: FollowedFile, name: str, path: str, life: int) -> None:
         self.file, self.name, self.path, self.life = file, name, path, life
-        self.lane = Lane(name, file)
+        self.lane = lane.Lane(name, file)
         self.error: Exception | None = None
         self.quiet_since = time.monotonic()
         """When it was last seen to grow."""
@@ -44,20 +46,22 @@ class Shipment:
 
     def start(
         self,
-        addresses: tuple[Address, ...],
+        servers: Servers,
         guard: threading.Condition,
         changed: Callable[[], None],
         tell: Callable[[str], None],
+        outage: float | None,
     ) -> None:
         """Begin to send it."""
         self._changed = changed
         self._link = Link(
-            Rotation(addresses),
+            Rotation(servers),
             self.lane,
             guard=guard,
             acknowledged=self._on_acked,
             failed=self._on_failed,
             tell=tell,
+            outage=outage,
         )
 
     def look(self) -> None:
@@ -96,24 +100,16 @@ class Shipment:
         return isinstance(self.error, ProducerDiverged)
 
 
-def ask_acked(addresses: tuple[Address, ...], name: str, tell: Callable[[str], None]) -> int:
-    """How many bytes the collator has under `name`. Asks until somebody answers."""
-    rotation = Rotation(addresses)
-    while True:
-        try:
-            with connect(rotation.address) as sock:
-                sock.settimeout(GREETING_SECONDS)
-                sock.sendall(name.encode("ascii") + b"\n")
-                line = b""
-                while not line.endswith(b"\n") and len(line) < LINE_BYTES:
-                    chunk = sock.recv(LINE_BYTES)
-                    if not chunk:
-                        raise ConnectionError("ended by the collator")
-                    line += chunk
-        except OSError as error:
-            address = rotation.address
-            pause = rotation.failed()
-            tell(f"{address}: {error.strerror or error}; next: {rotation.address}")
-            time.sleep(pause)
-        else:
-            return parse_line(line.partition(b"\n")[0])[0]
+def ask_acked(servers: Servers, name: str, tell: Callable[[str], None], outage: float | None) -> int:
+    """How many bytes the collator has under `name`. Asks until somebody answers, or for `outage` seconds.
+
+    Raises `WrongPortError`, `UnknownHostError`, `GaveUpError`.
+    """
+    rotation, line = Rotation(servers), Line()
+    conversation = Conversation(line, persistently(rotation, lambda: lane.ask_acked(rotation, name), tell))
+    try:
+        return conversation.go_on(None if outage is None else time.monotonic() + outage)
+    except SuspendedError:
+        raise GaveUpError(f"no greeting for {outage} s ({rotation.trouble or rotation.address})") from None
+    finally:
+        conversation.close()

@@ -121,13 +121,18 @@ def unused_address() -> str:
 
 
 class Peer:
-    """A server that a test scripts: `serve` is called with each connection, in a thread."""
+    """A server that a test scripts: `serve` is called with each connection, in a thread, one at a time.
 
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+    `proves`: it first answers as the right server does, so that `serve` gets only connections after that:
+    "broadcast" closes for the header "0 0"; "index" answers it and a request for the count.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket], None], *, proves: str = "") -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.accepted = 0
         self._serve = serve
+        self._proves = proves
         self._sockets: list[socket.socket] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -137,9 +142,23 @@ class Peer:
             while True:
                 sock, _ = self._listener.accept()
                 self._sockets.append(sock)
-                self.accepted += 1
                 with contextlib.suppress(OSError):  # the client's end, whenever it likes
-                    self._serve(sock)
+                    if not self._is_proof(sock):
+                        self.accepted += 1
+                        self._serve(sock)
+
+    def _is_proof(self, sock: socket.socket) -> bool:
+        """Prove what it is, once; whether that was all."""
+        if self._proves:
+            assert sock.recv(4) == b"0 0\n"
+            if self._proves == "index":
+                sock.sendall(b"error: write N, -N or JSON\n")
+                assert sock.recv(100) == b'{"count":true}\n'
+                sock.sendall(b'{"number":0,"offset":0,"count":0,"end":0}\n')
+            else:
+                sock.close()
+        proves, self._proves = self._proves, ""
+        return proves == "broadcast"
 
     def __enter__(self) -> Self:
         return self

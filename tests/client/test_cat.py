@@ -222,7 +222,7 @@ def test_what_a_peer_sends_reaches_no_terminal_unescaped() -> None:
         sock.recv(100)
         sock.sendall(b'{"error":"\\u001b[31m red"}\n')
 
-    with Peer(serve) as liar:
+    with Peer(serve, proves="index") as liar:
         ended = run([*CAT, unused_address(), "--index", liar.address, "--from", "last:1"])
     assert ended.returncode == 1
     assert b"\x1b" not in ended.stderr

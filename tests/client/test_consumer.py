@@ -345,7 +345,7 @@ def test_a_server_that_closes_at_once_is_tried_ever_more_slowly(stream: StreamUn
     def serve(sock: socket.socket) -> None:
         sock.close()
 
-    with Peer(serve) as refusing:
+    with Peer(serve, proves="broadcast") as refusing:
         consumer = Consumer([refusing.address, unused_address(), stream.broadcast], until="count:1000")
         assert payloads(collect(consumer)) == expected(0, 1000)
         assert refusing.accepted == 1

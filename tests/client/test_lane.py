@@ -59,7 +59,7 @@ def send_all(lane: Lane) -> bytes:
 
 def test_it_says_its_name_and_sends_nothing_before_it_is_told_where_to_go_on() -> None:
     lane, outbox, _ = lane_with(b"one\n")
-    assert lane.opening() == b"n\n"
+    assert lane.opening() == b"n\r\n"
     assert not lane.has_more
     hear(lane, outbox, b"500 90")
     assert not lane.has_more
@@ -93,7 +93,7 @@ def test_after_a_lost_line_only_the_last_message_knows_where_it_stands() -> None
 
 def test_an_anonymous_one_sends_again_what_was_not_acknowledged() -> None:
     lane, outbox, waiters = lane_with(b"one\n", b"two\n", name="")
-    assert lane.opening() == b"\n"
+    assert lane.opening() == b"\r\n"
     hear(lane, outbox, b"0 0\n")
     send_all(lane)
     hear(lane, outbox, b"4 4\n")

@@ -351,7 +351,7 @@ def test_it_never_blocks_longer_than_asked_and_tells_what_it_dropped() -> None:
     go_on = threading.Event()
 
     def serve(sock: socket.socket) -> None:
-        assert sock.recv(1) == b"\n"  # the anonymous name
+        assert sock.recv(2) == b"\r\n"  # the anonymous name
         sock.sendall(b"0 0\n")
         got.append(sock.recv(1 << 16))
         go_on.wait(30)

@@ -35,13 +35,13 @@ def wait_content(stream: StreamUnderTest, content: bytes) -> None:
     assert stream.content() == content
 
 
-@pytest.mark.parametrize("name", [None, "a", ""])
+@pytest.mark.parametrize("options", [["--raw"], [], ["--name", "a"], ["--name", ""]])
 def test_standard_input_becomes_messages_and_a_last_line_is_completed(
-    stream: StreamUnderTest, name: str | None
+    stream: StreamUnderTest, options: list[str]
 ) -> None:
-    """On the raw lane and on the acknowledged one."""
-    lane = [stream.raw] if name is None else [stream.acks, "--name", name]
-    ended = run([*PUT, *lane], lines(0, 1000) + b"last")
+    """On the raw port and on the acknowledged one."""
+    address = stream.raw if options == ["--raw"] else stream.acks
+    ended = run([*PUT, address, *options], lines(0, 1000) + b"last")
     assert (ended.returncode, ended.stderr) == (0, b"")
     wait_content(stream, lines(0, 1000) + b"last\n")
 
@@ -100,9 +100,9 @@ def test_a_raw_connection_that_breaks_is_told_with_what_to_do() -> None:
         sock.close()
 
     with Peer(serve) as breaking:
-        ended = run([*PUT, breaking.address], b"x\n" * 5_000_000)
+        ended = run([*PUT, breaking.address, "--raw"], b"x\n" * 5_000_000)
     assert ended.returncode == 1
-    assert b"--name" in ended.stderr
+    assert b"acknowledged port (4323)" in ended.stderr
 
 
 def test_a_spool_outlives_a_kill_while_no_collator_is_there(stream: StreamUnderTest, tmp_path: Path) -> None:
@@ -121,6 +121,10 @@ def test_a_spool_outlives_a_kill_while_no_collator_is_there(stream: StreamUnderT
     "options",
     [
         ["--name", "a b"],
+        ["--raw", "--name", "a"],
+        ["--raw", "--follow", "x"],
+        ["--timeout", "0"],
+        ["--timeout", "1y"],
         ["--spool", "x"],
         ["--once"],
         ["--follow", "x", "--spool", "y"],
