@@ -14,6 +14,8 @@ from typing import Final
 
 from inotify_simple import flags, parse_events
 
+from tailsrv.kit.errors import FatalError
+from tailsrv.kit.files import open_regular
 from tailsrv.kit.shortage import ShortageError
 
 __all__ = ["Watches", "flags", "parse_events"]
@@ -26,6 +28,20 @@ _OWN_LIMITS: Final = {
 }
 
 
+_FILE_EVENTS: Final = int(flags.MODIFY | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF)
+
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+
+
+def is_named(fd: int, path: str) -> bool:
+    """Whether `path` still means the open file `fd`, as far as can be told."""
+    try:
+        ours = os.fstat(fd)
+        return ours.st_nlink > 0 and os.path.samestat(ours, os.stat(path))
+    except OSError as error:
+        return error.errno not in _GONE
+
+
 class Watches:
     """One inotify instance. What is short raises `ShortageError`; other errors are `OSError`."""
 
@@ -36,6 +52,23 @@ class Watches:
     def add(self, path: str, events: int) -> int:
         """Watch for `events`, instead of others if it is watched already, which needs no memory; the watch's number."""
         return _call("inotify_add_watch", self.fd, os.fsencode(path), ctypes.c_uint32(events), path=path)
+
+    def open(self, path: str) -> tuple[int, int]:
+        """Open a regular file and watch it; a descriptor to read it by, and the watch's number."""
+        while True:
+            fd = open_regular(path)
+            try:
+                # By descriptor: the name may mean another file by now. If it does, no event will say so.
+                watch = self.add(f"/proc/self/fd/{fd}", _FILE_EVENTS)
+                if is_named(fd, path):
+                    return fd, watch
+            except FileNotFoundError:
+                os.close(fd)
+                raise FatalError(f"cannot watch {path}: there is no /proc/self/fd; mount /proc") from None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
 
     def remove(self, watch: int) -> None:
         """Watch no longer; also when the kernel has removed the watch together with its file."""

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tailsrv.kit import shortage, watches
-from tailsrv.kit import stream as stream_module
+from tailsrv.kit import shortage, uncommitted, watches
 from tailsrv.kit.errors import FatalError
 from tailsrv.kit.files import open_regular
 from tailsrv.kit.mark import MarkWriter
@@ -160,7 +159,7 @@ def test_the_mark_is_ignored_on_request(log: Path, tell: Callable[..., Story]) -
 def test_bytes_that_stay_uncommitted_are_reported_once(
     log: Path, tell: Callable[..., Story], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "UNCOMMITTED_SECONDS", 0.02)
+    monkeypatch.setattr(uncommitted, "UNCOMMITTED_SECONDS", 0.02)
     log.write_bytes(b"0123456789")
     mark = MarkWriter(f"{log}.commit", 4)
     story = tell()
@@ -429,7 +428,7 @@ class Short:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lasts = True
         self._open = open_regular
-        monkeypatch.setattr(stream_module, "open_regular", self)
+        monkeypatch.setattr(watches, "open_regular", self)
         monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.01)
 
     def __call__(self, path: str) -> int:
