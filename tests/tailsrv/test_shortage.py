@@ -6,12 +6,13 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from tailsrv.kit.mark import MarkWriter
 from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, children, content, http_get, scrape, serve
+from tests.tailsrv.support import MIB, append, ask, children, content, follow, http_get, scrape, serve
 
 if TYPE_CHECKING:
     import socket
@@ -217,3 +218,39 @@ def _rest(client: socket.socket) -> bytes | None:
         return read_exactly(client, 4)
     except ConnectionResetError:
         return None
+
+
+def test_a_start_without_descriptors_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    with serve(tmp_path / "stream", prefix=("prlimit", "--nofile=10:10"), ready=False) as daemon:
+        assert daemon.wait() == 1
+        (failed,) = daemon.events()
+        assert "Too many open files" in failed["error"]
+        assert failed["advice"] == "raise LimitNOFILE= (ulimit -n)"
+
+
+NO_THREADS = """
+import runpy, sys, threading
+sys.argv = sys.argv[3:]
+def start(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+runpy.run_module("tailsrv", run_name="__main__")
+"""
+
+
+def test_without_a_thread_to_be_had_replays_are_sent_by_the_main_loop(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(content(8 * MIB))
+    with (
+        serve(path, prefix=(sys.executable, "-c", NO_THREADS)) as daemon,
+        follow(daemon, path) as live,
+        ask(daemon, b"0 %d\n" % (8 * MIB)) as far,
+    ):
+        append(path, b"live")
+        assert read_exactly(live, 4) == b"live"
+        assert read_to_end(far) == path.read_bytes()[: 8 * MIB]
+        held = daemon.descriptors()
+        with ask(daemon, b"0 now\n") as other:
+            assert len(read_to_end(other)) == 8 * MIB + 4
+        wait_until(lambda: daemon.descriptors() <= held)  # what a thread would have needed is given back
+        assert daemon.stop() == 0
