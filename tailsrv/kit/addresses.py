@@ -12,17 +12,19 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 from typing import Any, Final
 
 import msgspec
 
 from tailsrv.kit.errors import FatalError, UsageError, reason
+from tailsrv.kit.unix_sockets import bind_unix
 
 BACKLOG: Final = 4096
 """Connections that the kernel queues while we are busy; it caps this at net.core.somaxconn."""
 
 FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+DESCRIPTOR_DIGITS: Final = 9
+FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -119,34 +121,53 @@ def _identity(path: str) -> tuple[int, int] | None:
 NOT_HERE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 """What the kernel says of an address that this machine does not have."""
 
+PORT_ATTEMPTS: Final = 16
+"""How many ports of the kernel's choice are tried on all addresses of a name."""
+
 
 def bind(address: Address, *, reuse_port: bool = False) -> list[Listener]:
     """Listeners for `address`: one, or one for each address that HOST resolves to and that this machine has.
 
-    With port 0 and several addresses all get the port that the first one got, if it is free for them.
+    With port 0 and several addresses all get the same port.
     `reuse_port` lets this process bind further sockets to the same port (SO_REUSEPORT). The first one is exclusive all
     the same: another daemon's port is never joined. Raises `FatalError` where the kernel refuses.
     """
     if address.path is not None:
-        return [Listener(_bind_unix(address.path), address.path)]
+        return [Listener(bind_unix(address.path, BACKLOG), address.path)]
+    targets = _targets(address)
+    attempts = PORT_ATTEMPTS if not address.port and len(targets) > 1 else 1
+    while True:
+        attempts -= 1
+        try:
+            sockets = _bind_each(targets, address.port, only_v6=bool(address.host), reuse_port=reuse_port)
+        except OSError as error:
+            if not attempts or error.errno != errno.EADDRINUSE:
+                raise FatalError(f"cannot listen on {address}: {reason(error)}; {_advice(error)}") from None
+        else:
+            return [Listener(sock) for sock in sockets]
+
+
+def _bind_each(
+    targets: list[tuple[int, tuple[Any, ...]]], port: int, *, only_v6: bool, reuse_port: bool
+) -> list[socket.socket]:
+    """A socket for each target that this machine has, all on one port. Raises `OSError`, and has bound none then."""
     sockets: list[socket.socket] = []
     missing: OSError | None = None
-    port = address.port
-    for family, (host, _, *rest) in _targets(address):
+    for family, (host, _, *rest) in targets:
         try:
-            sock = _bind_tcp(family, (host, port, *rest), only_v6=bool(address.host), reuse_port=reuse_port)
+            sock = _bind_tcp(family, (host, port, *rest), only_v6=only_v6, reuse_port=reuse_port)
         except OSError as error:
             if error.errno in NOT_HERE:
                 missing = error
                 continue
             for each in sockets:
                 each.close()
-            raise FatalError(f"cannot listen on {address}: {reason(error)}; {_advice(error)}") from None
+            raise
         sockets.append(sock)
         port = sock.getsockname()[1]
     if not sockets and missing is not None:
-        raise FatalError(f"cannot listen on {address}: {reason(missing)}; {_advice(missing)}")
-    return [Listener(sock) for sock in sockets]
+        raise missing
+    return sockets
 
 
 def _targets(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
@@ -212,35 +233,6 @@ def _advice(error: OSError) -> str:
     return "choose another address"
 
 
-def _bind_unix(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        _remove_stale(path)
-        sock.bind(path)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise FatalError(f"cannot listen on unix:{path}: {reason(error)}; choose another path") from None
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Remove the socket that a killed process left behind: one that nobody listens on. Never anything else."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return
-    except FileNotFoundError:
-        return
-    # Non-blocking: a listener with a full queue is alive too, and must not be waited for.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except BlockingIOError:
-            return
-
-
 def inherited_listeners() -> dict[str, list[Listener]]:
     """The listening sockets that systemd handed over, by their name (FileDescriptorName=), after sd_listen_fds(3).
 
@@ -248,7 +240,7 @@ def inherited_listeners() -> dict[str, list[Listener]]:
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    if not (pid.isdigit() and count.isdigit()) or int(pid) != os.getpid():
+    if pid != str(os.getpid()) or not (count.isascii() and count.isdigit() and len(count) <= DESCRIPTOR_DIGITS):
         return {}
     listeners: dict[str, list[Listener]] = {}
     for position, fd in enumerate(range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))):
@@ -256,14 +248,26 @@ def inherited_listeners() -> dict[str, list[Listener]]:
             listener = socket.socket(fileno=fd)
             listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError:
-            listens = 0
-        if not listens:
-            raise FatalError(f"descriptor {fd} of LISTEN_FDS does not listen; use ListenStream= in the socket unit")
+            raise FatalError(
+                f"descriptor {fd} of LISTEN_FDS is no socket; use ListenStream= in the socket unit"
+            ) from None
+        if not listens or listener.type != socket.SOCK_STREAM or listener.family not in FAMILIES:
+            kind = f"{_name(listener.family)} {_name(listener.type)}"
+            listener.close()
+            raise FatalError(
+                f"descriptor {fd} of LISTEN_FDS ({kind}) does not accept streams over TCP or a Unix socket;"
+                " use ListenStream= in the socket unit"
+            )
         listener.setblocking(False)
         os.set_inheritable(fd, False)
         name = names[position] if position < len(names) else ""
         listeners.setdefault(name, []).append(Listener(listener))
     return listeners
+
+
+def _name(kind: int) -> str:
+    """AF_VSOCK, or the number of what Python has no name for."""
+    return getattr(kind, "name", str(kind))
 
 
 def listeners_for(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> list[Listener]:
