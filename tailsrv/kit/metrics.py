@@ -2,8 +2,9 @@
 
 The endpoint lives in the daemon's loop: an answer is a snapshot between two events, and nothing runs between
 scrapes. Each connection carries one request, GET or HEAD, and lives for `EXCHANGE_SECONDS` at most. When there are too
-many, the oldest one that has not sent its request makes room, so that silent peers can't keep a health check out. While
-descriptors are short, the endpoint draws on the reserve (`shortage`): that is when health checks matter.
+many, one makes room: the oldest that has got its answer, or else the oldest that has not sent its request, so that
+silent peers can't keep a health check out. While descriptors are short, the endpoint draws on the reserve (`shortage`):
+that is when health checks matter.
 
 Imported only where --metrics is given, for what its imports cost.
 """
@@ -55,6 +56,9 @@ DISCARD_BYTES: Final = 1 << 16
 """What is read at a time of what a peer sends after its request. A socket that is closed with unread bytes sends a
 reset, and a reset makes the peer lose an answer that it has not read yet."""
 
+DISCARDED_BYTES: Final = 1 << 24
+"""What is read of it at most: more than that is no request's body by mistake."""
+
 TEXT: Final = "text/plain; charset=utf-8"
 ALLOWED: Final = ("GET", "HEAD")
 PATHS: Final = b"/metrics: what is counted, for Prometheus\n/healthz: 200 when able to serve, else 503 and why\n"
@@ -84,14 +88,14 @@ class MetricsEndpoint:
     def _connected(self, sock: socket.socket, _peer: str) -> None:
         limit = CONNECTIONS_WHEN_SHORT if is_drawn_on() else CONNECTIONS
         while len(self._exchanges) >= limit:
-            silent = (exchange for exchange in self._exchanges if exchange.is_asking)
-            self._end(next(silent, next(iter(self._exchanges))))
+            self._end(min(self._exchanges, key=_worth))  # the oldest of those that are worth least
             self._dropped += 1
         exchange = _Exchange(sock)
         end = functools.partial(self._end, exchange)
+        # First, because it may fail for want of memory.
+        self._reactor.register(sock.fileno(), READ, functools.partial(self._step, exchange), abort=end)
         self._exchanges[exchange] = None
         self._deadlines.start(exchange)
-        self._reactor.register(sock.fileno(), READ, functools.partial(self._step, exchange), abort=end)
 
     def _step(self, exchange: _Exchange, _mask: int) -> None:
         try:
@@ -162,6 +166,7 @@ class _Exchange:
         self.is_asking = True
         """Whether its request is not whole yet."""
         self.outgoing = b""
+        self._discarded = 0
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES)
 
     def receive(self, respond: Callable[[str, str], tuple[int, str, bytes]]) -> None:
@@ -210,11 +215,20 @@ class _Exchange:
         return True
 
     def discard(self) -> bool:
-        """Throw away what the peer goes on sending; True once it has ended."""
+        """Throw away what the peer goes on sending; True once it has ended, or has sent too much."""
         try:
-            return not self.sock.recv(DISCARD_BYTES)
+            count = len(self.sock.recv(DISCARD_BYTES))
         except BlockingIOError:
             return False
+        self._discarded += count
+        return not count or self._discarded > DISCARDED_BYTES
+
+
+def _worth(exchange: _Exchange) -> int:
+    """Which exchange is given up first for a new one: what is left of it."""
+    if exchange.is_asking:
+        return 1
+    return 2 if exchange.outgoing else 0
 
 
 def _path(target: str) -> str:
