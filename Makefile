@@ -9,32 +9,41 @@ INSTALLED := $(VENV)/.installed
 BENCHES := broadcast collate index clients loops startup inotify
 READY := $(VENV)/.installed-for-work
 
-.PHONY: help install demo test check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) clean
+.PHONY: help install demo test programs fresh check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
+# The stamps name the Python and the folder that the environment was made for; with others it is made again.
+ifneq ($(file < $(INSTALLED)),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) $(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
-	touch $@
+	@./make-venv.sh $(VENV) $(PYTHON) $@ .
 
 $(READY): $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
-	touch $@
+	@./make-venv.sh $(VENV) $(PYTHON) $@ '.[dev,bench]'
 
 install: $(INSTALLED) ## make the virtual environment
 
 demo: $(INSTALLED) ## a stream that you can watch and play with; DEMO_SECONDS=5 ends by itself
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m compose.demo
 
-test: $(READY) ## the test suite
-	$(BIN)/pytest -n $(WORKERS)
+test: $(READY) ## the test suite; it installs the programs that it needs first, where you may
+	@$(BIN)/python -m tests.install
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+programs: ## install the programs that the tests need (as root); services are unpacked, not started
+	@$(PYTHON) -B -m tests.install --must
+
+fresh: ## prove both on a bare Debian, as root and as an ordinary user (as root, ten minutes)
+	@$(PYTHON) -B -m tests.fresh
 
 lint: $(READY) ## ruff, mypy --strict
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 faults: $(READY) ## the proof of the collator's promises: kills, power cuts, full and failing disks (an hour)
 	$(BIN)/python -m tests.faults --long
@@ -68,7 +77,7 @@ $(BENCHES:%=bench-%): bench-%:
 bench-short: $(READY) ## a smoke form of all benches, within a minute; its figures mean nothing
 	status=0; for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --short || status=1; done; exit $$status
 
-check: lint test ## what CI runs
+check: lint test ## all of it, as CI runs it
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/out
