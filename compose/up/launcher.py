@@ -230,7 +230,7 @@ class Launcher:
             if not self._stopping:
                 # One that ends by itself, however it ends, is a failure of the whole.
                 self._fail(f"{part.name} {_how(code)}; stopping the others")
-            elif code != 0:
+            elif code not in {0, -signal.SIGTERM}:  # the latter: it was stopped before it had begun
                 self._fail(f"{part.name} {_how(code)}")
             self._after_end()
 

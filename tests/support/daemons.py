@@ -45,7 +45,7 @@ class Daemon:
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", MODULES[command], *map(str, arguments), "--ready-fd", str(write_end)],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=popen.pop("stderr", subprocess.PIPE),
             pass_fds=(write_end, *popen.pop("pass_fds", ())),
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             **popen,
@@ -93,7 +93,8 @@ class Daemon:
 
     def log(self) -> str:
         """What it has written to standard error so far."""
-        assert self.process.stderr is not None
+        if self.process.stderr is None:  # it went elsewhere
+            return ""
         fd = self.process.stderr.fileno()
         while select.select([fd], [], [], 0)[0]:
             chunk = os.read(fd, 1 << 16)
@@ -167,8 +168,8 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.log()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
         with contextlib.suppress(OSError):
             os.close(self._ready)
 

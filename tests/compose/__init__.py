@@ -1,0 +1,1 @@
+"""The kit alone: no daemon of ours runs here."""

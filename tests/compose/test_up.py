@@ -1,0 +1,374 @@
+"""`tailsrv-up` runs as long as its daemons do, whatever happens to its outputs, and ends when it should."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.daemons import PATIENCE, read_exactly, wait_until
+from tests.support.outputs import KINDS, output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND = (sys.executable, "-m", "compose.up")
+AT_ONCE = 8.0
+"""Less than the ten seconds of a start that waits, or the thirty of an end."""
+
+
+class Up:
+    """A running `tailsrv-up`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], addresses: list[str]) -> None:
+        self.process = process
+        self.addresses = addresses
+
+    def connect(self, number: int) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", int(self.addresses[number].rpartition(":")[2])), PATIENCE)
+
+    def daemons(self) -> list[int]:
+        """The collator, the indexer, the broadcaster."""
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as children:
+            return [int(pid) for pid in children.read().split()]
+
+    def passes_a_line_on(self) -> None:
+        with self.connect(0) as consumer, self.connect(1) as producer:
+            consumer.sendall(b"0\n")
+            producer.sendall(b"a line\n")
+            assert read_exactly(consumer, 7) == b"a line\n"
+
+    def ends(self, signum: int = signal.SIGTERM) -> int:
+        """Signal it; the exit code, which has to come at once."""
+        begin = time.monotonic()
+        self.process.send_signal(signum)
+        code = self.process.wait(PATIENCE)
+        assert time.monotonic() - begin < AT_ONCE
+        return code
+
+
+@contextlib.contextmanager
+def up(file: Path, *options: str, prefix: tuple[str, ...] = (), **popen: Any) -> Iterator[Up]:
+    """`tailsrv-up` on free ports, ready."""
+    read_end, write_end = os.pipe()
+    command = [*prefix, *COMMAND, str(file), "--base-port", "0", "--host", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command, "--ready-fd", str(write_end), *options],
+        pass_fds=(write_end,),
+        stdin=subprocess.DEVNULL,
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **popen},
+    ) as process:
+        os.close(write_end)
+        daemons: list[int] = []
+        try:
+            with os.fdopen(read_end, "rb") as ready:
+                running = Up(process, json.loads(ready.readline() or b'{"addresses": []}')["addresses"])
+                assert ready.read() == b""  # nobody else keeps it open
+            daemons = running.daemons() if process.poll() is None else []
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(PATIENCE)
+            for pid in daemons:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in daemons), "the daemons are gone")
+
+
+def log_lines(running: Up, rounds: int) -> None:
+    """Have the broadcaster log 100 lines a round."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            client = stack.enter_context(running.connect(0))
+            client.sendall(b"0\n")
+        for _ in range(rounds):
+            os.kill(running.daemons()[2], signal.SIGUSR1)
+            with running.connect(0) as client:  # the signal has been dealt with once this is
+                client.sendall(b"0 now\n")
+                while client.recv(1 << 16):
+                    pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["stderr", "stdout"])
+def test_an_output_that_takes_nothing_harms_nothing(tmp_path: Path, kind: str, which: str) -> None:
+    with output(kind) as out, up(tmp_path / "log", prefix=(), **{which: out.fd}) as running:
+        log_lines(running, 20)
+        running.passes_a_line_on()
+        assert running.ends(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "1>&-", "0<&- 1>&- 2>&-", "1>/dev/full"])
+def test_an_output_that_is_closed_or_full_harms_nothing(tmp_path: Path, redirection: str) -> None:
+    with up(tmp_path / "log", prefix=("sh", "-c", f'exec "$@" {redirection}', "sh")) as running:
+        running.passes_a_line_on()
+        assert running.ends() == 0
+
+
+def test_a_reader_that_dies_harms_nothing(tmp_path: Path) -> None:
+    """`tailsrv-up FILE 2>&1 | tee log`, and tee is killed."""
+    read_end, write_end = os.pipe()
+    with up(tmp_path / "log", stdout=write_end, stderr=write_end) as running:
+        os.close(write_end)
+        os.close(read_end)
+        log_lines(running, 3)
+        running.passes_a_line_on()
+        assert running.ends() == 0
+
+
+def test_who_reads_on_gets_the_table_the_lines_and_how_many_are_missing(tmp_path: Path) -> None:
+    with (
+        output("full pipe") as out,
+        output("full pipe") as error,
+        up(tmp_path / "log", stdout=out.fd, stderr=error.fd) as running,
+    ):
+        log_lines(running, 40)
+        assert b"Ctrl-C stops all of them." in out.read(until=b"Ctrl-C stops")
+        lines = error.read(until=b"log lines dropped").decode().splitlines()
+        assert lines[-1].startswith("tailsrv-up: ")
+        for line in lines[:-1]:
+            name, _, text = line.partition("|")
+            assert name.strip() in {"collate", "index", "tailsrv"}
+            assert json.loads(text)["event"]
+        assert running.ends() == 0
+
+
+def test_a_second_ctrl_c_kills_what_hangs(tmp_path: Path) -> None:
+    with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
+        collate, index, tailsrv = running.daemons()
+        _hang(collate)
+        running.process.send_signal(signal.SIGINT)
+        wait_until(lambda: _is_pending(collate, signal.SIGTERM), "it has been told")
+        assert Path(f"/proc/{index}").exists()  # the writer is first
+        assert Path(f"/proc/{tailsrv}").exists()
+        assert running.ends(signal.SIGINT) == 1
+        assert running.process.stderr is not None
+        assert b"collate was killed by SIGKILL" in running.process.stderr.read()
+
+
+def _hang(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: _status(pid, "State").startswith("T"), "it has stopped")
+
+
+def _is_pending(pid: int, signum: int) -> bool:
+    return bool(int(_status(pid, "ShdPnd"), 16) >> (signum - 1) & 1)
+
+
+def _status(pid: int, field: str) -> str:
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(line.partition(":")[2].strip() for line in status if line.startswith(f"{field}:"))
+
+
+def test_a_daemon_that_hangs_does_not_keep_the_others_from_ending(tmp_path: Path) -> None:
+    with up(tmp_path / "log") as running:
+        collate, index, tailsrv = running.daemons()
+        _hang(collate)
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not _runs(index) and not _runs(tailsrv), "the others have ended")
+        assert running.process.poll() is None
+        os.kill(collate, signal.SIGCONT)
+        assert running.process.wait(PATIENCE) == 0
+
+
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: Path) -> None:
+    with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
+        running.process.send_signal(signal.SIGHUP)
+        assert running.ends(signal.SIGHUP) == 0
+        assert running.process.stderr is not None
+        assert running.process.stderr.read().count(b'"stopped"') == 3
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    with up(tmp_path / "log", prefix=("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")) as running:
+        running.process.send_signal(signal.SIGHUP)
+        running.passes_a_line_on()
+        assert running.ends() == 0
+
+
+def test_a_full_log_file_is_survived(tmp_path: Path) -> None:
+    with up(tmp_path / "log", "--log-file", "/dev/full") as running:
+        log_lines(running, 3)
+        running.passes_a_line_on()
+        assert running.ends() == 0
+
+
+def test_a_log_file_that_is_not_read_is_survived(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with up(tmp_path / "log", "--log-file", str(tmp_path / "fifo")) as running:
+        log_lines(running, 40)
+        running.passes_a_line_on()
+        assert running.ends() == 0
+    os.close(reader)
+
+
+def _fails(*options: str | Path, prefix: tuple[str, ...] = (), **popen: Any) -> tuple[int, str]:
+    """Exit code and standard error, of the launcher alone."""
+    ended = subprocess.run(
+        [*prefix, *COMMAND, "--base-port", "0", "--host", "127.0.0.1", *map(str, options)],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        **popen,
+    )
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, "".join(line for line in ended.stderr.splitlines(keepends=True) if " | " not in line)
+
+
+def test_a_log_file_that_cannot_be_opened_ends_it_with_one_line(tmp_path: Path) -> None:
+    code, said = _fails(tmp_path / "log", "--log-file", tmp_path / "missing" / "log")
+    assert code == 1
+    path = tmp_path / "missing" / "log"
+    assert said == (
+        f"tailsrv-up: cannot open --log-file {path}: No such file or directory; name a file that can be written\n"
+    )
+
+
+@pytest.mark.parametrize("descriptor", ["8", "9"])
+def test_a_ready_descriptor_that_is_closed_or_for_reading_is_a_wrong_command_line(
+    tmp_path: Path, descriptor: str
+) -> None:
+    code, said = _fails(
+        tmp_path / "log", "--ready-fd", descriptor, prefix=("sh", "-c", 'exec "$@" 9</dev/null 8>&-', "sh")
+    )
+    assert code == 2
+    assert said.startswith(f"tailsrv-up: --ready-fd {descriptor}: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["no reader", "full pipe"])
+def test_a_ready_descriptor_that_nobody_reads_is_survived(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "log"
+    with (
+        output(kind) as ready,
+        subprocess.Popen(
+            [*COMMAND, str(file), "--base-port", "0", "--host", "127.0.0.1", "--ready-fd", str(ready.fd)],
+            pass_fds=(ready.fd,),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "Ctrl-C stops" not in (line := process.stdout.readline()):
+            assert line
+        while "nobody reads --ready-fd" not in (line := process.stderr.readline()):
+            assert line
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_a_fork_or_pipe_that_fails_at_the_start_is_one_line(tmp_path: Path, number: int) -> None:
+    """Whatever of the start the kernel refuses; the daemons that run already are stopped."""
+    if number == 4:
+        said = _with_descriptors(tmp_path, 8)
+    else:
+        program = (
+            "import os, sys\n"
+            "fork, left = os.fork, [int(sys.argv.pop(1))]\n"
+            "def refuse():\n"
+            "    left[0] -= 1\n"
+            "    if not left[0]: raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+            "    return fork()\n"
+            "os.fork = refuse\n"
+            "from compose.up.cli import main\n"
+            "main()\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", program, str(number), str(tmp_path / "log"), "--base-port", "0"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert ended.returncode == 1
+        said = ended.stderr
+    complaints = [line for line in said.splitlines() if " | " not in line]
+    assert len(complaints) == 1
+    assert complaints[0].startswith("tailsrv-up: cannot start ")
+    assert "raise " in complaints[0]
+
+
+def _with_descriptors(tmp_path: Path, count: int) -> str:
+    code, said = _fails(tmp_path / "log", prefix=("prlimit", f"--nofile={count}:{count}"))
+    assert code == 1
+    return said
+
+
+def test_systemd_is_told_that_it_is_ready_that_it_runs_and_that_it_stops(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(PATIENCE)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        with up(tmp_path / "log", env=environment) as running:
+            told = {systemd.recv(1000)}
+            while len(told) < 2:
+                told.add(systemd.recv(1000))
+            assert told == {b"READY=1", b"WATCHDOG=1"}
+            running.process.terminate()
+            while systemd.recv(1000) != b"STOPPING=1":
+                pass
+            assert running.process.wait(PATIENCE) == 0
+
+
+def test_a_name_with_two_addresses_is_announced_by_role(tmp_path: Path) -> None:
+    with up(tmp_path / "log", "--host", "localhost") as running, running.connect(2) as producer:
+        producer.sendall(b"me\n")
+        assert read_exactly(producer, 4) == b"0 0\n"
+
+
+def test_a_start_that_takes_long_is_waited_for(tmp_path: Path) -> None:
+    """A collator that waits for disk space, or recovers a large file, is not ended."""
+    program = (
+        "import sys, signal\n"
+        "import compose.up.launcher as launcher, compose.up.parts as parts, os\n"
+        "launcher.READY_SECONDS = 0.2\n"
+        "start = parts.collator.cli.main\n"
+        "def late():\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    start()\n"
+        "parts.collator.cli.main = late\n"
+        "from compose.up.cli import main\n"
+        "main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "log"), "--base-port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            while "still waiting for collate" not in (line := process.stderr.readline()):
+                assert line
+            running = Up(process, [])  # type: ignore[arg-type] # its output is text here
+            os.kill(running.daemons()[0], signal.SIGCONT)
+            while "Ctrl-C stops" not in (line := process.stdout.readline()):
+                assert line
+            process.terminate()
+            process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0
+        finally:
+            process.kill()
