@@ -34,7 +34,8 @@ class Interrupt:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_set = False
         # The descriptor lives as long as this object: whoever calls `set` late must not write to a successor of it.
-        weakref.finalize(self, os.close, self._fd)
+        # Not at the interpreter's exit, when daemon threads may still wait for it.
+        weakref.finalize(self, os.close, self._fd).atexit = False
 
     def fileno(self) -> int:
         """Readable once it is set, and at each `nudge`."""
