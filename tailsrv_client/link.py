@@ -64,7 +64,7 @@ class Link:
         self._asleep = False
         self._stopping = False
         self._line = Line()
-        self._thread = start(self._run, "tailsrv-producer")
+        self.thread = start(self._run, "tailsrv-producer")
 
     def wake(self) -> None:
         """There is more in the source."""
@@ -76,8 +76,14 @@ class Link:
         """End the connection and the thread, whatever it waits for. What is not acknowledged stays in the source."""
         self._stopping = True
         self._line.stop()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(JOIN_SECONDS)
+        if threading.current_thread() is not self.thread:
+            self.thread.join(JOIN_SECONDS)
+
+    def forget(self) -> None:
+        """In a forked child: the connection and the thread are the parent's; close our copy of the descriptor."""
+        sock, self._line.socket = self._line.socket, None
+        if sock is not None:
+            sock.close()
 
     def _run(self) -> None:
         pause = 0.0

@@ -136,6 +136,7 @@ class Producer:
         self._failure: Exception | None = None
         self._on_failure = on_failure
         self._closed = False
+        self._taking = False
         self._spool = None if spool is None else Spool(spool, name, codec)
         self._outbox = Outbox(self._spool or Memory())
         try:
@@ -167,9 +168,14 @@ class Producer:
         message = self._wrap(payload)
         receipt = Receipt(self._guard)
         with self._lock:
-            if self._failure is not None or self._closed or self._outbox.held + len(message) > self._bound:
+            if (
+                self._failure is not None
+                or self._closed
+                or self._taking
+                or self._outbox.held + len(message) > self._bound
+            ):
                 self._make_room(len(message), timeout)
-            self._outbox.put(message, receipt)
+            self._put(message, receipt)
         self._link.wake()
         return receipt
 
@@ -179,9 +185,14 @@ class Producer:
         They have to be whole: what follows would end up within the last of them. Waits and raises as `send`.
         """
         with self._lock:
-            if self._failure is not None or self._closed or self._outbox.held + len(messages) > self._bound:
+            if (
+                self._failure is not None
+                or self._closed
+                or self._taking
+                or self._outbox.held + len(messages) > self._bound
+            ):
                 self._make_room(len(messages), timeout)
-            self._outbox.put(messages, None)
+            self._put(messages, None)
         self._link.wake()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -213,6 +224,15 @@ class Producer:
                 self._spool = None
         return left
 
+    def forget(self) -> None:
+        """In a forked child: close our copies of what is the parent's. Nothing else may be called afterwards."""
+        self._link.forget()
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that serves the connection, and in which receipts call back."""
+        return self._link.thread
+
     def tell(self, what: str) -> None:
         """What became of a connection. Raises nothing: it goes on."""
         LOG.warning("%s", what)
@@ -228,6 +248,14 @@ class Producer:
         finally:
             self.close()
 
+    def _put(self, messages: bytes, receipt: Receipt | None) -> None:
+        self._check_nesting()
+        self._taking = True
+        try:
+            self._outbox.put(messages, receipt)
+        finally:
+            self._taking = False
+
     def _is_settled(self) -> bool:
         """Whether there is nothing to wait for, or no longer."""
         return self._failure is not None or self._closed or not self._outbox.held
@@ -236,11 +264,16 @@ class Producer:
         def has_room() -> bool:
             return self._outbox.held + size <= self._bound or not self._outbox.held
 
+        self._check_nesting()
         if not self._guard.wait_for(lambda: self._failure is not None or self._closed or has_room(), timeout):
             raise ProducerFull(f"{self._outbox.held} bytes are in flight, and the collator acknowledges none of them")
         self._raise_failure()
         if self._closed:
             raise ClientError("the producer is closed")
+
+    def _check_nesting(self) -> None:
+        if self._taking:  # in this thread, as we have the lock
+            raise ClientError("a signal handler or a finalizer called `send` while `send` was running in its thread")
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import stat
 import threading
 import weakref
@@ -224,7 +223,7 @@ class Spool:
 
     def _create(self, base: int | None, first: int, *, rename: bool = True) -> SpoolFile:
         """A file without messages, whose first one will be at position `first`; with its name, unless told not to."""
-        seed = secrets.randbits(32)
+        seed = int.from_bytes(os.urandom(4))
         header = encode_header(self._name, self._framing.name, seed, base)
         fd = files.begin(self.path, header)
         try:
