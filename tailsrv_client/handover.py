@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tailsrv_client.errors import ClientError, ProducerFull
-from tailsrv_client.threads import start
+from tailsrv.client.threads import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
