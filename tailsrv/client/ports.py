@@ -35,10 +35,10 @@ RAW: Final = Port("raw", 4322)
 ACKNOWLEDGED: Final = Port("acknowledged", 4323)
 INDEX: Final = Port("index", 4324)
 
-GREETING_SECONDS: Final = 4.5
-"""How long a server may take to show that it is the right one; a client ends within 5 s, its start included."""
+GREETING_SECONDS: Final = 4.0
+"""How long a server may take to show that it is the right one; a command ends within 5 s, its start included."""
 
-ENDED_SECONDS: Final = 4.0
+ENDED_SECONDS: Final = 3.0
 """How long connections that end before that are tried again: a server that is being restarted ends them, too."""
 
 PROBE: Final = b"0 0\n"
@@ -83,11 +83,12 @@ def wrong_port(address: Address, wanted: Port, what: str) -> WrongPortError:
 
 def answered(data: bytes) -> str:
     """How to call bytes that the wanted server would never have sent first."""
-    shown = ascii(data[:SHOWN_BYTES].decode("latin-1"))
+    line = data[:SHOWN_BYTES].split(b"\n")[0].rstrip(b"\r").decode("latin-1")
+    shown = "".join(each if each.isascii() and each.isprintable() else "." for each in line)
     for pattern, server in _WHAT_ANSWERS:
         if pattern.match(data):
-            return f"it answers {shown}, as {server} does"
-    return f"it answers {shown}, perhaps the bytes of a stream from the {BROADCAST}"
+            return f'it answers "{shown}", as {server} does'
+    return f'it answers "{shown}", perhaps the bytes of a stream from the {BROADCAST}'
 
 
 def silent(wanted: Port) -> str:

@@ -28,6 +28,8 @@ class AsyncIndex:
         self._timeout = timeout
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
+        self._unsure = 0.0
+        """Seconds to wait before an unproven server is tried again that ends connections: soon we know what it is."""
 
     async def offset_of(self, number: int) -> int:
         """The byte at which message `number` starts."""
@@ -57,17 +59,21 @@ class AsyncIndex:
         attempts = len(self._rotation.servers.addresses) + (self._connection is not None)
         ends = time.monotonic() + self._timeout
         while True:
+            connection: _Connection | None = None
+            pause, sent_at = 0.0, 0.0
             try:
                 async with asyncio.timeout(self._timeout):
-                    line = await self._exchange(encode(request))
+                    connection, sent_at = await self._connected(), time.monotonic()
+                    line = await connection.ask(encode(request))
             except (OSError, WrongPortError) as error:
-                address, pause = self._rotation.address, self._failed(error)
-                # An unproven server that ends connections is being restarted, or is no indexer: soon we know.
-                unsure = address in self._rotation.servers.ended_since and time.monotonic() + pause < ends
-                attempts -= not unsure
+                if connection is not None:
+                    self._lost(connection, error, sent_at)
+                elif time.monotonic() < ends:
+                    pause = self._unsure
+                attempts -= not pause
                 if attempts <= 0:
                     raise
-                await asyncio.sleep(pause if unsure else 0.0)
+                await asyncio.sleep(pause)
             else:
                 self._rotation.worked()
                 return decode(line)
@@ -84,28 +90,36 @@ class AsyncIndex:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _exchange(self, line: bytes) -> bytes:
-        async with self._opening:  # those who come meanwhile share the connection that is being made
+    async def _connected(self) -> _Connection:
+        """The connection. Those who come while it is being made share it."""
+        async with self._opening:
             connection = self._connection
             if connection is None or connection.ended:
-                talk = AsyncLine()
-                await talk.hold(open_index(self._rotation, self._timeout))
-                connection = self._connection = _Connection(talk.take())
-        return await connection.ask(line)
+                self._connection = None
+                rotation, line = self._rotation, AsyncLine()
+                address, self._unsure = rotation.address, 0.0
+                try:
+                    await line.hold(open_index(rotation, self._timeout))
+                except (OSError, WrongPortError) as error:
+                    pause = rotation.failed(error)
+                    if address in rotation.servers.ended_since:
+                        self._unsure = pause
+                    raise
+                except asyncio.CancelledError:
+                    rotation.failed()
+                    raise
+                connection = self._connection = _Connection(line.take())
+        return connection
 
-    def _failed(self, error: Exception) -> float:
-        """Once for a connection: those who share it fail together, and must not skip an address each."""
-        connection = self._connection
-        if connection is not None:
-            if not connection.ended and isinstance(error, TimeoutError):
-                if time.monotonic() - connection.heard_at < self._timeout:
-                    return 0.0  # this reply is late, but others come
-                connection.drop(ConnectionError("the indexer has fallen silent"))
+    def _lost(self, connection: _Connection, error: Exception, sent_at: float) -> None:
+        """A request failed on `connection`: the first one that says so goes to the next address for all."""
+        if not connection.ended and isinstance(error, TimeoutError):
+            if connection.heard_at > sent_at:
+                return  # this reply is late, but others come
+            connection.drop(ConnectionError("the indexer has fallen silent"))
+        if self._connection is connection:
             self._connection = None
-            if connection.replaced:
-                return 0.0
-            connection.replaced = True
-        return self._rotation.failed(error)
+            self._rotation.failed(error)
 
 
 class _Connection:
@@ -116,9 +130,7 @@ class _Connection:
         self._waiting: deque[asyncio.Future[bytes]] = deque()
         self._sending = asyncio.Lock()
         self.ended = False
-        self.replaced = False
-        """Whether one of those who share it has gone on to the next address."""
-        self.heard_at = time.monotonic()
+        self.heard_at = 0.0
         self._listener = asyncio.create_task(self._listen())
 
     async def ask(self, request: bytes) -> bytes:

@@ -50,6 +50,10 @@ class StreamUnderTest:
             self._addresses[command] = daemon.addresses
         return self._daemons[command]
 
+    def listen_at(self, command: str, addresses: list[str]) -> None:
+        """Where a daemon that has not been started yet is going to listen."""
+        self._addresses[command] = addresses
+
     def kill(self, command: str, signum: int = signal.SIGKILL) -> None:
         """End the daemon; it is started again at the same address when it is next asked for."""
         daemon = self._daemons.pop(command)
