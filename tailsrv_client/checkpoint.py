@@ -134,13 +134,16 @@ class Keeper:
     def save(self, saved: Saved) -> None:
         """Write it down. Raises `OSError`."""
         with self._guard:
-            self._unsaved, self._saved_at = 0, time.monotonic()
             try:
                 self._checkpoint.save(saved)
             except OSError as error:
                 self.error = error
                 raise
-            self.error = None
+            else:
+                self.error = None
+            finally:
+                # Counted from the end: a disk that takes a second must not be busy with this all the time.
+                self._unsaved, self._saved_at = 0, time.monotonic()
 
     def save_if_possible(self, saved: Saved) -> None:
         """Write it down; a failure is logged, when it begins and when it ends."""
