@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from indexer.segments import Found, walk_prefixed, walk_terminated
 from indexer.walker import RewrittenError
 from tailsrv.kit.reactor import READ
+from tailsrv.kit.shortage import spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ NICENESS: Final = 5
 """Building makes way for answering."""
 
 PIPE_BYTES: Final = 1 << 16
+
+REAP_SECONDS: Final = 0.05
 
 _FRAME: Final = struct.Struct("<qqqqqq")
 
@@ -82,12 +85,13 @@ class Builder:
             return walk_all(lambda offset, count: os.pread(fd, count, offset), framing, interval, seed, mine)
 
         try:
-            for worker in range(workers):
-                self._start(fd, walk(worker))
+            with spare_descriptors():
+                for worker in range(workers):
+                    self._start(fd, walk(worker))
+            self._listen()
         except OSError:
             self.stop()
             raise
-        self._listen()
 
     def _start(self, fd: int, walk: Iterator[Found]) -> None:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -112,9 +116,9 @@ class Builder:
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        _killed.extend(self._pids)
         self._pipes, self._pids = [], []
+        _reap(self._reactor)
 
     # --- what they find
 
@@ -124,7 +128,10 @@ class Builder:
     def _on_ready(self, _mask: int) -> None:
         if not self._pipes:
             return
-        data = os.read(self._pipes[self._turn], PIPE_BYTES)
+        try:
+            data = os.read(self._pipes[self._turn], PIPE_BYTES)
+        except OSError:
+            data = b""  # what has been told so far is right; the loop goes on from there
         buffer = self._buffers[self._turn]
         buffer += data
         if not data and not _is_whole(buffer):
@@ -143,12 +150,29 @@ class Builder:
         self._turn = (self._turn + 1) % len(self._pipes)
         if _is_whole(self._buffers[self._turn]):
             self._reactor.post(self._take)  # the loop has other work too
-        else:
+            return
+        try:
             self._listen()
+        except OSError:
+            self._end()  # the kernel is short of memory: the loop goes on alone
 
     def _end(self) -> None:
         self.stop()
         self._ended()
+
+
+_killed: list[int] = []  # workers that have not been seen to end
+
+
+def _reap(reactor: Reactor) -> None:
+    """Wait for no worker: one that is inside a read ends when the disk answers, which may take long."""
+    for pid in tuple(_killed):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                continue
+        _killed.remove(pid)
+    if _killed:
+        reactor.call_later(REAP_SECONDS, lambda: _reap(reactor))
 
 
 def _segments(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:

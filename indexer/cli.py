@@ -9,7 +9,6 @@ import click
 
 from collator.framing import FRAMINGS
 from indexer.options import DEFAULT_INTERVAL, DEFAULT_MAX_MESSAGE_BYTES, SUFFIX, Options
-from indexer.place import check_place
 from tailsrv.kit.options import common_options, common_settings, run_command
 
 
@@ -41,7 +40,6 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Opti
     """Answer where messages start in FILE, a stream that grows."""
     settings = common_settings(values)
     settings["index"] = settings["index"] or settings["file"] + SUFFIX
-    check_place(settings["file"], settings["index"])
     options = Options(commit_mark=not settings.pop("no_commit_mark"), **settings)
     from indexer.server import IndexServer  # noqa: PLC0415 - after the command line is known to be right
     from tailsrv.kit.daemon import run_daemon  # noqa: PLC0415 - the same

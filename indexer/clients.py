@@ -66,10 +66,10 @@ class Clients:
     def add(self, sock: socket.socket) -> None:
         """Serve this one."""
         client = Client(sock)
-        self._clients.add(client)
         self._reactor.register(
             sock.fileno(), READ, lambda _mask: self._on_ready(client), abort=lambda: self._end(client)
         )
+        self._clients.add(client)
 
     def close(self) -> None:
         """End all connections."""
@@ -77,9 +77,7 @@ class Clients:
             self._end(client)
 
     def _end(self, client: Client) -> None:
-        if client not in self._clients:
-            return
-        self._clients.remove(client)
+        self._clients.discard(client)
         self._reactor.unregister(client.sock.fileno())
         client.sock.close()
 

@@ -1,21 +1,24 @@
-"""The index on the disk: one writer, appended to, searched where it is.
+"""The index on the disk: one writer, appended to, searched in place.
 
-Entries are found by bisection in the file, with one small read for each step; nothing is kept in memory but the
-entries that the disk has no room for. Whether what was found is right is for the caller to check against the stream
-(`holds`): here no value is trusted, and nothing depends on one.
+A search reads a block of entries at each step, by pread. (Not by a mapping: reading a mapped place that the disk can't
+give, or that was cut off, is a SIGBUS and the end of the process; and a mapping takes a descriptor each time.) Only
+entries that the disk has no room for are kept in memory. Whether what was found is right is for the caller to check
+against the stream (`holds`): nothing is believed here either, and no number from an entry is used but for comparisons.
 
-After a power cut the commit mark can be older than the index. Entries that lie beyond it are *early*: they stay in the
-file, are not counted, and count again as soon as the stream has come that far and confirms them.
+Entries may be ahead of the stream: a commit mark can go back, when a power cut has taken its last moves. Such early
+entries stay in the file, out of use, and `adopt` takes them into use one by one when the stream gets there again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
+from indexer.errors import IndexFileError, MismatchError
 from indexer.format import (
     ENTRY_BYTES,
     HEADER_BYTES,
@@ -23,11 +26,9 @@ from indexer.format import (
     RAW_FIELDS,
     Entry,
     Header,
-    MismatchError,
     Words,
     decode_entry,
     decode_header,
-    encode_entries,
     holds,
     unpack,
 )
@@ -36,55 +37,65 @@ from tailsrv.kit.files import lock, open_beside, write_at
 from tailsrv.kit.shortage import spare_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-RESCUED: Final = ".old"
-"""What is added to the name of an index that is set aside; further ones are called .old.1 and so on."""
-
-COPIES: Final = 10
-"""At most so many are kept. An index is derived from its stream and can be large; with this many copies something is
-wrong that one more copy does not explain, and the next damaged index is emptied instead."""
+    from collections.abc import Sequence
 
 UNWRITTEN_BYTES: Final = 1 << 20
 """Entries that wait for room on the disk take this much memory, then indexing waits."""
 
-NUMBER: Final = slice(0, 6)
-OFFSET: Final = slice(8, 16)
+BLOCK: Final = 128
+"""Entries that one step of a search reads: 3 KiB, which take as long as one entry does."""
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_ADVICE: Final = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f, LimitFSIZE=)",
+    errno.EIO: "check the disk",
+    errno.EROFS: "mount the file system for writing",
+}
+_NUMBER, _OFFSET, _TIME = (0, 6), (8, 16), (16, 24)  # where they are in an entry
+_NO_TOP_BIT: Final = (1 << 63) - 1
+_KIND: Final = MAGIC[:-1]  # without the version
 
 
 class IndexFile:
     """The index at `path`, locked. `header` is None until `begin`, or `load` where the file holds an index."""
 
     def __init__(self, path: str) -> None:
-        """Open or create it, and become its one writer. Raises `FatalError`."""
-        self.path = path
-        self._open()
+        """Open or create it, and become its one writer. Raises `FatalError`.
 
-    def _open(self) -> None:
+        Where there is no room to create it, it is created later, with the first entries that can be written.
+        """
+        self.path = path
+        self._fd = -1
+        self._forget()
+        try:
+            self._fd = _open(path)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise FatalError(f"cannot open the index {path}: {reason(error)}; {_advice_to_open(error)}") from None
+            self._note_trouble(error)
+
+    def _forget(self) -> None:
         self.header: Header | None = None
+        self.count = 0
+        """How many entries are in use."""
         self.trouble: str | None = None
         """Why entries can't be written at the moment."""
-        self.probed: list[int] = []
-        """The positions of the entries that the last searches have looked at."""
-        self._written = 0  # entries in the file that count
-        self._early = 0  # entries in the file behind those
-        self._unwritten = bytearray()  # entries behind the written ones, if there are no early ones
-        with spare_descriptors():
-            self._fd = _open(self.path)
-        try:
-            lock(self._fd, self.path)
-        except FatalError:
-            os.close(self._fd)
-            raise
+        self.advice = ""
+        """What an operator can do about it."""
+        self._stored = 0  # entries in the file, early ones included
+        self._unwritten = bytearray()  # entries that follow those; while there are any, none is early
 
     def close(self) -> None:
-        """Release the file, and the lock with it."""
-        os.close(self._fd)
+        """Close the file, and release the lock with it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
-    @property
-    def count(self) -> int:
-        """How many entries count."""
-        return self._written + len(self._unwritten) // ENTRY_BYTES
+    def fileno(self) -> int:
+        """Its descriptor; -1 while it could not be created."""
+        return self._fd
 
     # --- beginning
 
@@ -92,113 +103,94 @@ class IndexFile:
         """Whether the file holds nothing at all."""
         return self.size() == 0
 
-    def is_foreign(self) -> bool:
-        """Whether the file holds something that does not begin as an index does."""
-        return not self.is_empty() and os.pread(self._fd, len(MAGIC), 0) != MAGIC
+    def is_ours(self) -> bool:
+        """Whether the file begins as an index does, damaged or not."""
+        return self._read(0, len(_KIND)) == _KIND
 
     def load(self) -> bool:
         """Take up what the file holds. False when that is no index. A torn last entry is cut off."""
-        self.header = decode_header(os.pread(self._fd, HEADER_BYTES, 0))
+        self.header = decode_header(self._read(0, HEADER_BYTES))
         if self.header is None:
             return False
-        self._truncate((self.size() - HEADER_BYTES) // ENTRY_BYTES)
+        self._stored = (self.size() - HEADER_BYTES) // ENTRY_BYTES
+        self.cut(self._stored)
         return True
-
-    def cut(self, count: int) -> None:
-        """Forget all entries but the first `count`: early ones and those that are not written yet, too."""
-        self._truncate(min(count, self._written))
-
-    def shorten(self) -> None:
-        """Forget the entries that the file has lost. Raises `MismatchError` where it has lost its header."""
-        if decode_header(os.pread(self._fd, HEADER_BYTES, 0)) != self.header and self.trouble is None:
-            raise MismatchError("the header of the index was damaged while it was in use")
-        if not self.is_intact():
-            self._truncate((self.size() - HEADER_BYTES) // ENTRY_BYTES)
-
-    def hide(self, count: int) -> None:
-        """Let the entries from position `count` on be early. There must be none that wait to be written."""
-        if self._unwritten:
-            self.cut(count)
-        elif count < self._written:
-            self._early += self._written - count
-            self._written = count
-
-    def _truncate(self, count: int) -> None:
-        os.ftruncate(self._fd, HEADER_BYTES + count * ENTRY_BYTES)
-        self._written, self._early = count, 0
-        self._unwritten.clear()
 
     def begin(self, header: Header) -> None:
         """Make it an index without entries."""
+        self._forget()
         self.header = header
-        self.trouble = None
         try:
-            write_at(self._fd, header.encode(), 0)
-            self._truncate(0)
-        except OSError as error:
-            # Looked into again with the next entries; until then the index is what memory holds.
-            self._written = self._early = 0
-            self._unwritten.clear()
-            self.trouble = reason(error)
-
-    def set_aside(self) -> str | None:
-        """Rename the file, and open a new, empty one in its place.
-
-        Returns the old one's new name; None when there are `COPIES` already, and it was emptied instead.
-        """
-        names = (self.path + RESCUED + (f".{number}" if number else "") for number in range(COPIES))
-        free = next((name for name in names if not os.path.lexists(name)), None)
-        if free is None:
+            self._create()
             os.ftruncate(self._fd, 0)
-            self.header = None
-            self._truncate_to_nothing()
+            write_at(self._fd, header.encode(), 0)
+            # After a power cut the file may be there without its content. Then nothing would show that it is ours.
+            os.fdatasync(self._fd)
+        except OSError as error:
+            # It is tried again with the next entries; until then the index is what memory holds.
+            self._note_trouble(error)
+
+    def _create(self) -> None:
+        """Make sure that there is a file."""
+        if self._fd >= 0:
+            return
+        with spare_descriptors():
+            fd = _open(self.path)
+        if os.fstat(fd).st_size:
+            os.close(fd)
+            raise OSError(errno.EEXIST, "a file has appeared in its place", self.path)
+        self._fd = fd
+
+    def set_aside(self, aside: str | None, *, at_start: bool) -> str | None:
+        """Rename the file to `aside`, which does not exist yet, and go on with an empty one. Returns `aside`.
+
+        Without a name, or where the file can't be renamed, its content is dropped, and None is returned: the index is
+        derived, and a daemon that runs must go on. But `at_start` a file that can't be renamed raises `FatalError`.
+        A file that has lost its name meanwhile is left as it is, and None is returned.
+        """
+        self._forget()
+        if self._fd < 0 or not self._is_named():
+            self.close()  # `begin` makes another one
+            return None
+        if aside is None:
             return None
         try:
-            os.rename(self.path, free)
-        except FileNotFoundError:
-            pass  # it was removed meanwhile; what is open here is as good as gone
+            os.rename(self.path, aside)
         except OSError as error:
-            raise FatalError(f"cannot rename {self.path}: {reason(error)}; make its directory writable") from None
+            if at_start:
+                text = f"cannot rename {self.path} to {aside}: {reason(error)}; make its directory writable"
+                raise FatalError(text) from None
+            return None
+        try:
+            with spare_descriptors():
+                fd = _open(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):  # else its content is dropped under the name that it has now
+                os.rename(aside, self.path)
+            return None
         self.close()
-        self._open()
-        return free
+        self._fd = fd
+        return aside
 
-    def _truncate_to_nothing(self) -> None:
-        self._written = self._early = 0
-        self._unwritten.clear()
-        self.trouble = None
+    def _is_named(self) -> bool:
+        """Whether the file still has its name."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.lstat(self.path))
+        except OSError:
+            return False
 
     # --- writing
 
-    def append(self, raw: Sequence[int], time: int, *, exact: bool) -> None:
-        """Add the entries of `raw` (number, offset and fingerprint of each), found at `time` in nanoseconds.
-
-        Those that are there already, as early ones, are confirmed and keep their times. What the disk has no room for
-        is kept; see `trouble` and `is_full`.
-        """
-        if self._early:
-            raw = self._confirm(raw)
-        self._unwritten += encode_entries(raw, time, exact=exact)
+    def append(self, packed: bytes) -> None:
+        """Add entries. What the disk has no room for is kept; see `trouble` and `is_full`."""
+        self.drop_early()
+        self._unwritten += packed
+        self.count += len(packed) // ENTRY_BYTES
         self.flush()
-
-    def _confirm(self, raw: Sequence[int]) -> Sequence[int]:
-        """Let early entries count that are the same as the first ones of `raw`; what of `raw` is left."""
-        done = 0
-        while self._early and done < len(raw):
-            number, offset, mark = raw[done : done + RAW_FIELDS]
-            words = self._read(self._written)
-            entry = decode_entry(words)
-            if (entry.number, entry.offset) != (number, offset) or not holds(words, mark):
-                self._truncate(self._written)  # the stream went on otherwise than it was read before
-                break
-            self._written += 1
-            self._early -= 1
-            done += RAW_FIELDS
-        return raw[done:]
 
     def size(self) -> int:
         """Bytes of the file."""
-        return os.fstat(self._fd).st_size
+        return os.fstat(self._fd).st_size if self._fd >= 0 else 0
 
     def is_full(self) -> bool:
         """Whether more entries would have to be kept in memory than is bearable."""
@@ -208,110 +200,204 @@ class IndexFile:
         """Write what is not written yet."""
         if self.header is None:
             raise ValueError("an index begins with a header")
-        if self._early or not (self._unwritten or self.trouble):
-            return
+        end = HEADER_BYTES + self._stored * ENTRY_BYTES
         try:
             if self.trouble is not None:
+                self._create()
                 write_at(self._fd, self.header.encode(), 0)
+                self._shorten(end)
             # What a full disk tore is written again from its beginning: only what was taken whole counts as written.
-            write_at(self._fd, bytes(self._unwritten), HEADER_BYTES + self._written * ENTRY_BYTES)
+            write_at(self._fd, bytes(self._unwritten), end)
         except OSError as error:
-            self.trouble = reason(error)
+            self._note_trouble(error)
             return
         self.trouble = None
-        self._written += len(self._unwritten) // ENTRY_BYTES
+        self._stored += len(self._unwritten) // ENTRY_BYTES
         self._unwritten.clear()
 
     def identify(self, header: Header) -> None:
         """Write a header that says more about the same index; one write, so that it is never half."""
         self.header = header
         try:
+            self._create()
             write_at(self._fd, header.encode(), 0)
         except OSError as error:
-            self.trouble = reason(error)
+            self._note_trouble(error)
+
+    def overwrite(self, position: int, packed: bytes) -> None:
+        """Replace the entry at `position`. Raises `IndexFileError`."""
+        if position < self._stored:
+            try:
+                write_at(self._fd, packed, HEADER_BYTES + position * ENTRY_BYTES)
+            except OSError as error:
+                raise IndexFileError(error.errno, reason(error), self.path) from None
+        else:
+            begin = (position - self._stored) * ENTRY_BYTES
+            self._unwritten[begin : begin + ENTRY_BYTES] = packed
+
+    def cut(self, count: int) -> None:
+        """Forget all entries but the first `count`, the early ones too."""
+        if count < self._stored:
+            self._stored = count
+            self._unwritten.clear()
+        else:
+            del self._unwritten[(count - self._stored) * ENTRY_BYTES :]
+        self.count = count
+        try:
+            self._shorten(HEADER_BYTES + self._stored * ENTRY_BYTES)
+        except OSError as error:
+            self._note_trouble(error)
+
+    def _shorten(self, size: int) -> None:
+        if self.size() > size:
+            os.ftruncate(self._fd, size)
+
+    def _note_trouble(self, error: OSError) -> None:
+        self.trouble = reason(error)
+        self.advice = _ADVICE.get(error.errno or 0, "make it and its directory writable")
+
+    # --- entries that are ahead of the stream
+
+    @property
+    def early(self) -> int:
+        """How many entries follow those that are in use."""
+        return max(0, self._stored - self.count)
+
+    def hide(self, count: int) -> None:
+        """Use no more than the first `count` entries. Those in the file stay there, as early ones."""
+        if count < self._stored:
+            self._unwritten.clear()
+        else:
+            del self._unwritten[(count - self._stored) * ENTRY_BYTES :]
+        self.count = count
+
+    def reveal(self) -> None:
+        """Use all entries that there are."""
+        self.count = max(self.count, self._stored)
+
+    def adopt(self, raw: Sequence[int]) -> int:
+        """Take early entries into use that say what these raw ones do; how many do.
+
+        At the first one that says something else, the stream is not what it was: all early ones are forgotten.
+        """
+        adopted = 0
+        for at in range(0, len(raw), RAW_FIELDS):
+            if not self.early:
+                break
+            number, offset, mark = raw[at : at + RAW_FIELDS]
+            try:
+                words = self._words(self.count)
+            except (MismatchError, IndexFileError):
+                words = (0, 0, 0)
+            if words[0] >> 16 != number or words[1] != offset or not holds(words, mark):
+                self.drop_early()
+                break
+            self.count += 1
+            adopted += 1
+        return adopted
+
+    def drop_early(self) -> None:
+        """Forget the entries that are not in use."""
+        if self.early:
+            self.cut(self.count)
 
     # --- searching
 
-    def is_intact(self) -> bool:
-        """Whether the file still holds all entries that were written."""
-        return self.size() >= HEADER_BYTES + (self._written + self._early) * ENTRY_BYTES
+    def words(self, position: int, count: int = 1) -> tuple[Words, ...]:
+        """Some entries as they are stored, 0 ≤ position, position + count ≤ `self.count`.
 
-    def _read(self, position: int) -> Words:
-        packed = os.pread(self._fd, ENTRY_BYTES, HEADER_BYTES + position * ENTRY_BYTES)
-        if len(packed) < ENTRY_BYTES:
-            raise MismatchError("the index was cut while it was in use")
-        return unpack(packed)
-
-    def words(self, position: int) -> Words:
-        """An entry as it is stored, 0 ≤ position < count. Raises `MismatchError` where the file was cut, `OSError`."""
-        self.probed.append(position)
-        if position < self._written:
-            return self._read(position)
-        begin = (position - self._written) * ENTRY_BYTES
-        return unpack(self._unwritten[begin : begin + ENTRY_BYTES])
+        Raises `MismatchError` where the file ends before, `IndexFileError`.
+        """
+        block = self._block(position, count)
+        return tuple(unpack(block[at : at + ENTRY_BYTES]) for at in range(0, len(block), ENTRY_BYTES))
 
     def entry(self, position: int) -> Entry:
-        """What an entry says; the one before the first is the beginning of the stream. Raises as `words`."""
+        """What an entry says; the one before the first is the beginning of the stream. Raises as `words` does."""
         if position < 0:
             return Entry(0, 0, 0 if self.header is None else self.header.created, exact=False)
-        return decode_entry(self.words(position))
+        return decode_entry(self._words(position))
 
-    def find_number(self, number: int) -> int:
-        """The position of the last entry at or before message `number`; -1 where there is none. Raises as `words`."""
-        return self._find(number, NUMBER)
+    def find_number(self, number: int, end: int) -> int:
+        """The position of the last entry at or before message `number` of `end` messages; -1 where there is none."""
+        return self._find(number, 0, end, _NUMBER)
 
-    def find_offset(self, offset: int) -> int:
-        """The position of the last entry at or before the byte `offset`; -1 where there is none. Raises as `words`."""
-        return self._find(offset, OFFSET)
+    def find_offset(self, offset: int, end: int) -> int:
+        """The position of the last entry at or before the byte `offset` of `end` bytes; -1 where there is none."""
+        return self._find(offset, 0, end, _OFFSET)
 
-    def find_time(self, time: int) -> int:
-        """The position of the last entry before `time`; -1 where there is none. Raises as `words`."""
-        self.probed.clear()
-        return bisect_left(range(self.count), time, key=lambda position: self.entry(position).time) - 1
+    def find_time(self, time: int, end: int) -> int:
+        """The position of the last entry before `time`, where the latest is of about `end`; -1 where there is none."""
+        return self._find(time - 1, 0 if self.header is None else self.header.created, end, _TIME)
 
-    def _find(self, value: int, field: slice) -> int:
-        """Bisect, in the neighbourhood of where the entry would be if all messages were equally long."""
-        self.probed.clear()
-        count = self.count
-        if not count:
-            return -1
-        key = self._key(field)
-        guess = min(count - 1, value * count // (key(count - 1) + 1))
-        low, high, step = guess, guess + 1, 2
-        while low > 0 and key(low) > value:
-            low, high, step = max(0, low - step), low, step * 4
-        while high < count and key(high) <= value:
-            low, high, step = high, min(count, high + step), step * 4
-        return bisect_right(range(count), value, low, high, key=key) - 1
+    def _find(self, value: int, first: int, last: int, field: tuple[int, int]) -> int:
+        """Search, beginning where the entry would be if all entries from `first` to `last` were equally far apart.
 
-    def _key(self, field: slice) -> Callable[[int], int]:
-        begin, size = HEADER_BYTES + field.start, field.stop - field.start
-        fd, written, unwritten, number = self._fd, self._written, self._unwritten, int.from_bytes
-        pread, note = os.pread, self.probed.append
+        Between two neighbours of the result, one key is at most `value` and the other one above it, whatever the keys
+        of other entries are: so a wrong result is next to a wrong entry.
+        """
+        begin, end = field
+        low, high, step = 0, self.count, BLOCK
+        guess = (value - first) * high // max(1, last - first + 1)
+        number = int.from_bytes
+        while low < high:
+            at = max(low, min(guess - BLOCK // 2, high - BLOCK))
+            size = min(BLOCK, high - at)
+            block = self._block(at, size)
 
-        def key(position: int) -> int:
-            note(position)
-            at = position * ENTRY_BYTES
-            if position < written:
-                # A file that was cut gives a number that is too small, which the check of the cell finds.
-                return number(pread(fd, size, begin + at), "big")
-            at -= written * ENTRY_BYTES
-            return number(unwritten[field.start + at : field.stop + at], "big")
+            def key(position: int, block: bytes = block) -> int:
+                place = position * ENTRY_BYTES
+                return number(block[place + begin : place + end], "big") & _NO_TOP_BIT
 
-        return key
+            if key(0) > value:
+                high = at
+                guess = max((low + high) // 2, high - step)
+            elif key(size - 1) <= value:
+                low = at + size
+                guess = min((low + high) // 2, low + step)
+            else:
+                return at + bisect_right(range(size), value, key=key) - 1
+            step *= 4
+        return low - 1
+
+    def _words(self, position: int) -> Words:
+        return unpack(self._block(position, 1))
+
+    def _block(self, position: int, count: int) -> bytes:
+        """The bytes of some entries."""
+        inside = min(count, self._stored - position)
+        data = b""
+        if inside > 0:
+            data = self._read(HEADER_BYTES + position * ENTRY_BYTES, inside * ENTRY_BYTES)
+            if len(data) < inside * ENTRY_BYTES:
+                raise MismatchError("the index was cut while it was in use", position)
+        if inside < count:
+            begin = (max(position, self._stored) - self._stored) * ENTRY_BYTES
+            data += self._unwritten[begin : (position + count - self._stored) * ENTRY_BYTES]
+        return data
+
+    def _read(self, offset: int, count: int) -> bytes:
+        try:
+            return os.pread(self._fd, count, offset)
+        except OSError as error:
+            raise IndexFileError(error.errno, reason(error), self.path) from None
 
 
 def _open(path: str) -> int:
-    try:
-        fd = open_beside(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
-    except OSError as error:
-        advice = {
-            errno.ELOOP: "it is a symbolic link, which is not followed: name the file itself with --index",
-            errno.ENOENT: "its directory does not exist: create it, or choose another place with --index",
-            errno.ENOSPC: "make room, or choose another place with --index",
-        }.get(error.errno or 0, "make it and its directory writable, or choose another place with --index")
-        raise FatalError(f"cannot open the index {path}: {reason(error)}; {advice}") from None
+    """The file, locked. Raises `OSError`; `FatalError` where it is none, or another process has it."""
+    fd = open_beside(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FatalError(f"the index {path} is not a regular file; choose another place with --index")
+    try:
+        lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
+
+
+def _advice_to_open(error: OSError) -> str:
+    return {
+        errno.ELOOP: "it is a symbolic link, which is not followed: name the file itself with --index",
+        errno.ENOENT: "its directory does not exist: create it, or choose another place with --index",
+    }.get(error.errno or 0, "make it and its directory writable, or choose another place with --index")

@@ -3,26 +3,36 @@
 A small piece is walked at once, in the loop; what would take long is left to workers (`building`), and what they find
 is joined here. In both cases queries are answered from what is known so far.
 
-What does not fit the stream is cut off the index, and read again. An index that does not belong to the stream at all,
-or a stream that contradicts what was read of it, is not argued with: the index is set aside, and another one is begun.
+An index that does not belong to the stream, or a stream that contradicts what was read of it, is not argued with: the
+index is set aside and begun anew. Wrong entries in the right index are repaired (`repair`); where that takes long, the
+index is cut before them, and followed from there. Entries that are ahead of the stream wait for it (`file`).
+
+The state of a follower, as far as the stream's file is concerned:
+
+    absent      `fd` is -1. `attach` leads to unverified
+    unverified  the index may be another stream's. `_take_up` leads to following, an unreadable stream to suspended
+    following   `live` when all that there was has been read. An unreadable place leads to suspended
+    suspended   a timer leads back to unverified or following, whichever it was
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, Final
 
 from indexer.building import Builder
-from indexer.file import COPIES, IndexFile
-from indexer.format import Entry, Header, MismatchError
-from indexer.identity import cut_before, disagreement, fits, identify
+from indexer.errors import MismatchError
+from indexer.file import IndexFile
+from indexer.format import RAW_FIELDS, Entry, Header, encode_entries
+from indexer.identity import disagreement, fits, identify, last_fitting, samples
 from indexer.lookup import Arrivals, Lookup
-from indexer.options import SUFFIX
+from indexer.place import free_name, is_default, refuse_companion
+from indexer.repair import last_right, mend
 from indexer.segments import Found, Joiner
 from indexer.walker import RewrittenError, Walker
 from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.shortage import spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,9 +48,6 @@ PIECE_BYTES: Final = 1 << 15
 TURN_SECONDS: Final = 0.0005
 """How long the loop may be kept from its clients."""
 
-CATCH_UP_SECONDS: Final = 0.005
-"""How long at most while a client waits for an answer that depends on the stream's end."""
-
 ATTACH_SECONDS: Final = 0.05
 """How long a start may read on before it listens: a small stream is known from the first query on."""
 
@@ -48,16 +55,23 @@ FAR_BYTES: Final = 16 << 20
 """With more than this to read, workers read it."""
 
 RETRY_SECONDS: Final = 1.0
-"""How soon writing the index is tried again when there was no room for it, and reading a stream that can't be read."""
+"""How soon writing the index, or reading the stream, is tried again when the kernel refused it."""
 
-OFFSET_LIMIT: Final = 1 << 62
-"""No stream has so many bytes."""
+_STALE: Final = frozenset({errno.ESTALE, errno.ENOTCONN, errno.EBADF})
+"""The descriptor is good for nothing any more: the file system behind it has been remounted, or its server has."""
+
+_ANYWHERE: Final = 1 << 48
+"""More messages than an entry can count."""
 
 
 class Follower:
     """The index of one stream. The stream is told by `attach` and `advance`."""
 
     def __init__(self, reactor: Reactor, options: Options, framing: Framing, log: Log) -> None:
+        """Take up the index that there is if it is one of these options, whatever the stream may be.
+
+        Raises `FatalError`, and `UsageError` where the index would take the place of a file that is not ours.
+        """
         self._reactor = reactor
         self._options = options
         self._framing = framing
@@ -66,10 +80,7 @@ class Follower:
         """The stream."""
         self.end = 0
         """How far it may be read."""
-        self.size = 0
-        """How many bytes its file has."""
-        self.unreadable: str | None = None
-        """Why the stream can't be read at the moment."""
+        refuse_companion(options.file, options.index)
         self.index = IndexFile(options.index)
         self.walker: Walker
         self.arrivals: Arrivals
@@ -80,233 +91,290 @@ class Follower:
         """When there was something to read that has not been read yet, in seconds of the monotonic clock."""
         self.rebuilt = 0
         """How often an index was set aside."""
+        self.repaired = 0
+        """How many entries were written again."""
+        self.unreadable: str | None = None
+        """Why the stream can't be read at the moment, and where."""
+        self.reopen: Callable[[], None] = lambda: None
+        """Called when the descriptor is good for nothing any more. `attach` is to follow, now or later."""
         self.progress: Callable[[int, int], None] = lambda _boundary, _end: None
         """Told how far what there was has been read, and how far it goes, in bytes."""
+        self._verified = False
+        self._is_stale = False
+        self._reading_again: Timer | None = None
         self._builder: Builder | None = None
         self._alone_until = 0  # workers got nowhere: the loop walks up to this byte by itself
         self._posted = False
         self._retry: Timer | None = None
-        self._read_retry: Timer | None = None
-        self._is_identified = False  # whether the index has been compared with this stream
-        self._told_nonsense = False
+        self._told_nonsense = self._told_no_workers = False
+        try:
+            self._open()
+        except BaseException:
+            self.index.close()
+            raise
 
     def close(self) -> None:
-        """Give back the index, and end the workers."""
+        """Close the index, and end the workers."""
         self._stop_building()
-        for timer in (self._retry, self._read_retry):
+        for timer in (self._retry, self._reading_again):
             if timer is not None:
                 timer.cancel()
         self.index.close()
 
     # --- beginning
 
-    def open(self) -> None:
-        """Take up the index that there is if it is one of these options, whatever the stream may be.
-
-        Raises `FatalError` for a file that is no index, unless it has the name that indexes have by default.
-        """
-        if self.index.is_foreign() and self._options.index != self._options.file + SUFFIX:
-            raise FatalError(
-                f"{self._options.index} is not an index of tailsrv-index, and is left alone; remove it, or name another"
-                " file with --index"
-            )
-        if self._options.rebuild and not self.index.is_empty():
-            self._set_aside("--rebuild")
-        elif self.index.is_empty():
+    def _open(self) -> None:
+        if self.index.is_empty():
             self._begin()
-        elif not self.index.load():
-            self._set_aside("it is damaged, or no index")
-        else:
-            header = self.index.header
-            assert header is not None  # noqa: S101 - for the type checker: it was loaded
-            if header.framing != self._framing.name or header.interval != self._options.interval_bytes:
-                self._set_aside(f"it was made with --framing {header.framing} --interval-bytes {header.interval}")
-            else:
-                self._resume()
-
-    def attach(self, fd: int, end: int, size: int) -> None:
-        """The stream is there; see `advance`. An index that is not this stream's is set aside."""
-        self._stop_building()
-        self.fd = fd
-        self.live = self._is_identified = False
-        self._alone_until = 0
-        self._advance(end, size, ATTACH_SECONDS)
-
-    def _identify(self) -> None:
-        """Compare the index with the stream."""
-        entries = self.index.count
-        why = disagreement(self.index, self.read, self.size)
-        if self.index.count < entries:
-            self._log.warning("index repaired", index=self.index.path, cut=entries - self.index.count)
-        if why is None:
-            self._hide_early()
-            why = self._last_cell()
+            return
+        why = self._why_not()
         if why is not None:
-            self._set_aside(why)
-        self._is_identified = True
+            self._set_aside(why, at_start=True)
+        else:
+            self._start_at(-1)
 
-    def _hide_early(self) -> None:
-        """Go on at the last entry up to the stream's end: the commit mark may be older than the index."""
-        self.index.hide(self.index.find_offset(self.end) + 1)
-        self._resume()
-
-    def _last_cell(self) -> str | None:
-        """Why the last entry's number, with which all further ones begin, can't be right."""
+    def _why_not(self) -> str | None:
+        """Why the index can't be used. Raises `FatalError` where the file is not ours to be set aside."""
+        index = self.index
         try:
-            self.lookup.check_file()
-            self.lookup.check(self.index.count - 2)
-        except MismatchError as error:
-            return str(error)
+            is_ours = index.is_ours()
+            loaded = is_ours and index.load()
+        except OSError as error:
+            if not is_default(self._options.file, index.path):
+                raise FatalError(f"cannot read {index.path}: {reason(error)}; check the disk, or remove it") from None
+            return f"cannot be read: {reason(error)}"
+        # FILE.index is ours by its name, whatever has become of its content. Any other file may be somebody's.
+        if not is_ours and not is_default(self._options.file, index.path):
+            raise FatalError(
+                f"{index.path} is no index, or its first bytes are damaged; it is left as it is: "
+                "remove it if it was an index, or choose another place with --index"
+            )
+        if self._options.rebuild:
+            return "--rebuild"
+        if not loaded or index.header is None:
+            return "its header is damaged" if is_ours else "it is no index"
+        header = index.header
+        if header.framing != self._framing.name or header.interval != self._options.interval_bytes:
+            return f"it was made with --framing {header.framing} --interval-bytes {header.interval}"
         return None
 
-    def move(self, fd: int) -> None:
-        """The same stream, by another descriptor; the one before may be closed."""
+    def attach(self, fd: int, end: int) -> None:
+        """The stream is there. An index that is not this stream's is set aside."""
+        if self.index.fileno() >= 0 and os.path.samestat(os.fstat(fd), os.fstat(self.index.fileno())):
+            raise FatalError(f"{self._options.file} is the index itself; choose another place with --index")
+        self.detach()
         self.fd = fd
+        self._advance(end, ATTACH_SECONDS)
+
+    def detach(self) -> None:
+        """The stream is not there any more; its descriptor may be closed."""
+        self._stop_building()
+        self.fd, self.end = -1, 0
+        self.live = self._verified = self._is_stale = False
+        self._alone_until = 0
+        if self._reading_again is not None:
+            self._reading_again.cancel()
+            self._reading_again = None
+
+    def _take_up(self) -> None:
+        """Find out what of the index is this stream's. Raises `OSError` where the stream can't be read."""
+        self.live = False
+        index, header, size = self.index, self._header(), os.fstat(self.fd).st_size
+        index.reveal()
+        why = None
+        if index.count:
+            why = disagreement(header, self.read)
+            last = -1 if why else last_fitting(index, self.read, size)
+            if last < 0:
+                self._set_aside(why or "the stream has other bytes before every entry")
+            elif last + 1 < index.count:
+                self._log.warning("index repaired", index=index.path, cut=index.count - last - 1)
+                index.cut(last + 1)
+        self._resume()
+        for position in samples(index.count):
+            if not fits(index, position, self.read, size):
+                error = MismatchError("a sample of its entries does not fit the stream", position)
+                count = self._mend(error)
+                if count is not None:
+                    self._cut(count, error)
+                    self._resume()
+                    break
+        if index.count and not header.head_bytes:
+            index.identify(identify(header, self.read))
+        self._verified = True
+
+    def is_verified(self) -> bool:
+        """Whether the index is known to be the stream's, so that it can be asked."""
+        return self._verified
 
     def start_over(self, why: str) -> None:
-        """Set the index aside and begin another one."""
+        """Set the index aside and begin anew."""
         self._stop_building()
         self.live = False
         self._alone_until = 0
         self._set_aside(why)
-        self.advance(self.end, self.size)
+        self.advance(self.end)
 
-    def repair(self, why: str) -> None:
-        """An answer met a contradiction, `why`: cut off what is damaged and read the stream again from there.
-
-        If none of the entries that the search has looked at is damaged by itself, the index is set aside.
-        """
-        if self.fd < 0:
-            return
-        index = self.index
-        seed = index.header.seed() if index.header is not None else 0
-        entries, probed = index.count, sorted(set(index.probed))
-        try:
-            index.shorten()
-            bad = next(
-                (
-                    position
-                    for position in probed
-                    if position >= index.count or not fits(index, position, seed, self.read, self.size)
-                ),
-                None,
-            )
-            repaired = bad is not None and cut_before(index, min(bad, index.count), self.read, self.size)
-        except (MismatchError, OSError):
-            repaired = False
-        if not repaired:
-            self.start_over(why)
-            return
-        self._stop_building()
-        self.live = False
-        self._alone_until = 0
-        self._log.warning("index repaired", index=index.path, cut=entries - index.count, because=why)
-        self._resume()
-        again = self._last_cell()
-        if again is not None:
-            self._set_aside(again)
-        self.advance(self.end, self.size)
-
-    def _set_aside(self, why: str) -> None:
-        renamed = self.index.set_aside()
+    def _set_aside(self, why: str, *, at_start: bool = False) -> None:
+        aside = self.index.set_aside(free_name(self._options.file, self.index.path), at_start=at_start)
         self.rebuilt += 1
-        facts = {"renamed": renamed} if renamed is not None else {"advice": f"remove older copies: {COPIES} are kept"}
-        self._log.warning("index set aside", index=self._options.index, because=why, **facts)
+        facts = {} if aside else {"advice": "no copy was kept; remove older copies if you want one the next time"}
+        self._log.warning("index set aside", index=self._options.index, renamed=aside, because=why, **facts)
         self._begin()
 
     def _begin(self) -> None:
         self.index.begin(Header(self._framing.name, self._options.interval_bytes, time.time_ns()))
-        self._resume()
+        if self.index.trouble is not None:
+            self._retry_later()
+        self._start_at(-1)
 
     def _resume(self) -> None:
-        """Go on behind the last entry."""
-        header = self.index.header
-        assert header is not None  # noqa: S101 - for the type checker: it has begun
-        last = self.index.entry(self.index.count - 1)
+        """Go on behind the last entry within the stream's end that the stream verifies."""
+        index = self.index
+        if index.count and index.entry(index.count - 1).offset > self.end:
+            index.hide(index.find_offset(self.end, index.entry(index.count - 1).offset) + 1)
+        bounds = Arrivals()
+        bounds.add(Entry(_ANYWHERE, self.end, _ANYWHERE << 15, exact=False))
+        position = last_right(self._lookup_in(bounds), index.count - 1)
+        index.hide(position + 1)
+        self._start_at(position)
+        if index.early:
+            self._log.info("index ahead of the stream", index=index.path, end=self.end, entries=index.early)
+
+    def _start_at(self, position: int) -> None:
+        """Go on behind this entry."""
+        last = self.index.entry(position)
         self._walk_from(last)
         self.arrivals = Arrivals()
         self.arrivals.add(last)
-        self.lookup = Lookup(self._framing, self.index, self.arrivals, header.seed(), self.read)
+        self.lookup = self._lookup_in(self.arrivals)
         self._told_nonsense = False
+
+    def _lookup_in(self, arrivals: Arrivals) -> Lookup:
+        return Lookup(self._framing, self.index, arrivals, self._header().seed(), self.read)
+
+    def _header(self) -> Header:
+        header = self.index.header
+        assert header is not None  # noqa: S101 - for the type checker: it was loaded, or has begun
+        return header
+
+    # --- repairing
+
+    def repair(self, error: MismatchError) -> None:
+        """Repair the index around the entry that the stream contradicts. Raises `OSError` where it can't be read."""
+        why = disagreement(self._header(), self.read)
+        if why is not None:
+            self.start_over(why)
+            return
+        count = self._mend(error)
+        if count is not None:
+            self._cut_back(count, error)
+
+    def give_up(self, error: MismatchError) -> None:
+        """The index was repaired, and is contradicted there still: make all that follows again."""
+        self._cut_back(last_right(self.lookup, self._place(error)) + 1, error)
+
+    def _mend(self, error: MismatchError) -> int | None:
+        """Write the wrong entries again. Where that is too much, returns how many are right before them."""
+        wrong = self._place(error)
+        right = last_right(self.lookup, wrong)
+        try:
+            mended = mend(self.index, self._framing, self.read, right=right, wrong=wrong, end=self.arrivals.last())
+        except MismatchError:
+            return right + 1
+        self.repaired += mended
+        self._log.warning("index repaired", index=self.index.path, entries=mended, because=str(error))
+        return None
+
+    def _place(self, error: MismatchError) -> int:
+        return min(error.position, self.index.count - 1)
+
+    def _cut_back(self, count: int, error: MismatchError) -> None:
+        self._stop_building()
+        self._cut(count, error)
+        self._verified = self.live = False
+        self._alone_until = 0
+        self.advance(self.end)
+
+    def _cut(self, count: int, error: MismatchError) -> None:
+        cut = self.index.count + self.index.early - count
+        self._log.warning("index repaired", index=self.index.path, cut=cut, because=str(error))
+        self.index.cut(count)
 
     # --- following
 
     def read(self, offset: int, count: int) -> bytes:
-        """As many of the stream's bytes as there are. Raises `OSError`."""
-        # An offset may come from a damaged entry.
-        return os.pread(self.fd, count, offset) if self.fd >= 0 and offset < OFFSET_LIMIT else b""
+        """As many of the stream's bytes as there are."""
+        return os.pread(self.fd, count, offset) if self.fd >= 0 else b""
 
-    def advance(self, end: int, size: int) -> None:
-        """The stream ends at `end` now, and its file at `size`: read on, for as long as a turn may take."""
-        self._advance(end, size, TURN_SECONDS)
+    def advance(self, end: int) -> None:
+        """The stream ends here now: read on, for as long as a turn may take."""
+        self._advance(end, TURN_SECONDS)
 
-    def catch_up(self) -> None:
-        """Read on for somewhat longer: a client asks, and what it asks for may be among what was just appended."""
-        if self.live and self.is_behind():
-            self._advance(self.end, self.size, CATCH_UP_SECONDS)
-
-    def _advance(self, end: int, size: int, seconds: float) -> None:
-        before, self.end, self.size = self.end, end, size
+    def _advance(self, end: int, seconds: float) -> None:
+        before, self.end = self.end, end
+        if self.fd < 0 or self._reading_again is not None:
+            return
         try:
-            if not self._is_identified:
-                self._identify()
             self._follow(before, seconds)
-        except OSError as error:
-            self._wait_until_readable(error)
-            return
-        if self.unreadable is not None:
-            self.unreadable = None
-            self._log.info("stream readable again", file=self._options.file)
-
-    def _follow(self, before: int, seconds: float) -> None:
-        known, end = self.arrivals.last(), self.end
-        if self.size < known.offset:
-            self.start_over(f"the stream shrank to {self.size} bytes, {known.offset} had been indexed")
-            return
-        if end < known.offset:
-            # A commit mark that goes back: what lies beyond is there, and counts again when it is committed.
-            self._stop_building()
-            self.live = False
-            self._hide_early()
-        elif end < before:
-            # Nothing that was answered is gone, but what had been read of the next message may be another's now.
-            self._stop_building()
-            self._walk_from(known)
-        if self._builder is not None:
-            return
-        if self._is_far() and self._build():
-            return
-        try:
-            self._read_on(seconds)
         except RewrittenError:
             self.start_over(f"the stream has other bytes before offset {self.walker.boundary} than were read there")
+        except OSError as error:
+            self._suspend(error)
+        else:
+            if self.unreadable is not None:
+                self.unreadable = None
+                self._log.info("stream readable again", file=self._options.file)
 
-    def _wait_until_readable(self, error: OSError) -> None:
-        if self.unreadable is None:
-            self._log.error(
-                "stream unreadable",
-                file=self._options.file,
-                offset=self.arrivals.last().offset,
-                error=reason(error),
-                advice="what was indexed before is answered; check the disk",
-            )
-        self.unreadable = reason(error)
+    def _follow(self, before: int, seconds: float) -> None:
+        if not self._verified:
+            self._take_up()
+        elif self.end < self.arrivals.last().offset:
+            self._stop_building()
+            self._verified = False
+            self._take_up()
+        elif self.end < before:
+            # Nothing that was answered is gone, but what had been read of the next message may be another's now.
+            self._stop_building()
+            self._walk_from(self.arrivals.last())
+        if self._builder is not None or (self._is_far() and self._build()):
+            return
+        self._read_on(seconds)
+
+    def _suspend(self, error: OSError) -> None:
+        """The stream can't be read where it has to be read next: try again later."""
+        self._stop_building()
+        where = self.walker.position
+        self._walk_from(self.arrivals.last())
         self.live = False
-        if self._read_retry is None:
-            self._read_retry = self._reactor.call_later(RETRY_SECONDS, self._read_again)
+        file = error.filename or self._options.file
+        self._is_stale = error.errno in _STALE
+        if self.unreadable is None:
+            facts = {"error": reason(error), "advice": "check the disk, or the server of the file system"}
+            self._log.warning("stream not readable", file=file, offset=where, **facts)
+        self.unreadable = f"{file} cannot be read around byte {where}: {reason(error)}"
+        self._lag()
+        self._reading_again = self._reactor.call_later(RETRY_SECONDS, self._read_again)
 
     def _read_again(self) -> None:
-        self._read_retry = None
-        self._walk_from(self.arrivals.last())
-        self._go_on()
+        self._reading_again = None
+        if self._is_stale:
+            self._is_stale = False
+            self.reopen()
+        else:
+            self.advance(self.end)
 
     def _is_far(self) -> bool:
         far = self.end - self.walker.position > FAR_BYTES and self.is_behind()
         return far and self.arrivals.last().offset >= self._alone_until and not self.index.is_full()
 
     def is_behind(self) -> bool:
-        """Whether there is something to read that could be read."""
+        """Whether there is something to read that has not been read yet."""
         return self.end >= self.walker.wanted and self.walker.nonsense is None
+
+    def is_current(self) -> bool:
+        """Whether all that the stream holds is known."""
+        return self.live and not self.is_behind()
 
     def _read_on(self, seconds: float) -> None:
         walker, deadline = self.walker, time.monotonic() + seconds
@@ -343,32 +411,33 @@ class Follower:
     def _go_on(self) -> None:
         self._posted = False
         if self.fd >= 0:
-            self.advance(self.end, self.size)
+            self.advance(self.end)
 
     # --- building
 
     def _build(self) -> bool:
         """Let workers walk what there is. Returns whether they do."""
-        header, known = self.index.header, self.arrivals.last()
-        assert header is not None  # noqa: S101 - for the type checker: it has begun
+        header, known = self._header(), self.arrivals.last()
         joiner = Joiner(self._framing, header.interval, known.offset, known.number)
         try:
-            with spare_descriptors():
-                self._builder = Builder(
-                    self._reactor,
-                    self.fd,
-                    self._framing,
-                    interval=header.interval,
-                    seed=header.seed(),
-                    begin=known.offset,
-                    end=self.end,
-                    found=lambda found: self._on_found(joiner, found),
-                    ended=lambda: self._on_built(known.offset),
-                )
+            self._builder = Builder(
+                self._reactor,
+                self.fd,
+                self._framing,
+                interval=header.interval,
+                seed=header.seed(),
+                begin=known.offset,
+                end=self.end,
+                found=lambda found: self._on_found(joiner, found),
+                ended=lambda: self._on_built(known.offset),
+            )
         except OSError as error:
             self._alone_until = known.offset + FAR_BYTES
-            self._log.warning("no workers", error=reason(error), advice="the index is built more slowly without")
+            if not self._told_no_workers:
+                self._told_no_workers = True
+                self._log.warning("no workers", error=reason(error), advice="the index is built more slowly without")
             return False
+        self._told_no_workers = False
         self.live = False
         self._log.info("indexing", file=self._options.file, begin=known.offset, end=self.end)
         self._lag()
@@ -376,7 +445,10 @@ class Follower:
 
     def _on_found(self, joiner: Joiner, found: Found) -> bool:
         raw = joiner.join(found)
-        self._note(raw or (), joiner.number, joiner.boundary, exact=False)
+        try:
+            self._note(raw or (), joiner.number, joiner.boundary, exact=False)
+        except OSError:
+            return False  # the loop goes on from here, and meets the same
         self._lag()
         return raw is not None and not found.impossible and not self.index.is_full()
 
@@ -389,7 +461,7 @@ class Follower:
             self._alone_until = known.offset + FAR_BYTES
         self._walk_from(known)
         self._log.info("indexed", file=self._options.file, end=known.offset, messages=known.number)
-        self.advance(self.end, self.size)
+        self.advance(self.end)
 
     def _stop_building(self) -> None:
         if self._builder is not None:
@@ -398,8 +470,7 @@ class Follower:
             self._walk_from(self.arrivals.last())
 
     def _walk_from(self, known: Entry) -> None:
-        header = self.index.header
-        assert header is not None  # noqa: S101 - for the type checker: it has begun
+        header = self._header()
         self.walker = Walker(self._framing, header.interval, header.seed(), known.offset, known.number)
 
     # --- what is known
@@ -411,14 +482,27 @@ class Follower:
             return
         now = max(time.time_ns(), last.time)  # a clock that is set back stands still here
         if raw:
-            if not self.index.count:
-                header = self.index.header
-                assert header is not None  # noqa: S101 - for the type checker: it has begun
-                self.index.identify(identify(header, self.read))
-            self.index.append(raw, now, exact=exact)
-            if self.index.trouble is not None:
-                self._retry_later()
+            now = self._put_down(raw, now, exact=exact)
         self.arrivals.add(Entry(number, boundary, now, exact))
+
+    def _put_down(self, raw: Sequence[int], now: int, *, exact: bool) -> int:
+        """Write entries, or find that they are there already. Returns by when these messages were there."""
+        index = self.index
+        if index.early:
+            adopted = index.adopt(raw)
+            if adopted:
+                # As after a start: of what is before this one, the index knows best when it arrived.
+                self.arrivals.restart(index.entry(index.count - 1))
+                now = max(now, self.arrivals.last().time)
+            raw = raw[RAW_FIELDS * adopted :]
+            if not raw:
+                return now
+        if not index.count:
+            index.identify(identify(self._header(), self.read))
+        index.append(encode_entries(raw, now, exact=exact))
+        if index.trouble is not None:
+            self._retry_later()
+        return now
 
     # --- trouble
 
@@ -436,7 +520,9 @@ class Follower:
 
     def _retry_later(self) -> None:
         if self._retry is None:
-            self._log.warning("index not written", index=self.index.path, error=self.index.trouble, advice="make room")
+            self._log.warning(
+                "index not written", index=self.index.path, error=self.index.trouble, advice=self.index.advice
+            )
             self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)
 
     def _try_again(self) -> None:
@@ -447,4 +533,4 @@ class Follower:
         self._retry = None
         self._log.info("index written again", index=self.index.path)
         if self.fd >= 0:
-            self.advance(self.end, self.size)
+            self.advance(self.end)

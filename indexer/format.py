@@ -59,10 +59,6 @@ _INEXACT: Final = 1 << 63
 _PRIME: Final = 65521
 
 
-class MismatchError(Exception):
-    """The index and the stream contradict each other."""
-
-
 class Header(msgspec.Struct, frozen=True):
     """What an index says about itself."""
 

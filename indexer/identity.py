@@ -1,6 +1,6 @@
-"""Whether an index belongs to a stream: looked at in a few places, in the same time for a stream of any size.
+"""Whether an index belongs to a stream: compared in a few places, in the same time for a stream of any size.
 
-Compared are the stream's first bytes, the bytes before the last entry, and those before some entries between. Bytes
+Compared are the stream's first bytes, the bytes before the last entry, and those before some entries in between. Bytes
 that were read once never change in a stream as this toolkit writes it; this is for files that somebody replaced,
 rewrote or cut. What a sample misses, a look-up finds when it gets there: it uses no entry that it has not compared.
 """
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from indexer.format import CONTEXT_BYTES, HEAD_BYTES, Header, MismatchError, fingerprint, holds
+from indexer.errors import IndexFileError, MismatchError
+from indexer.format import CONTEXT_BYTES, HEAD_BYTES, Header, fingerprint, holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 SAMPLES: Final = 8
 """Entries that are compared, spread over the index, besides the last one."""
 
-TORN_ENTRIES: Final = 4096
-"""So many entries in a row may be damaged (pages of zeros after a power cut); with more, it is not our index."""
-
 
 def identify(header: Header, read: Read) -> Header:
     """The header with what the stream begins with; it has to be as long as the interval at least."""
@@ -35,65 +33,49 @@ def identify(header: Header, read: Read) -> Header:
     return msgspec.structs.replace(header, head_bytes=len(head), head_crc=zlib.crc32(head))
 
 
-def disagreement(index: IndexFile, read: Read, size: int) -> str | None:
-    """Why the index can't be that of the stream, whose file has `size` bytes; None when it can.
+def disagreement(header: Header, read: Read) -> str | None:
+    """Why an index with entries can't be that of the stream, whose first bytes are read; None when it can.
 
-    From the first entry on that does not fit the stream, entries are cut off: the stream is read again from there.
-    Raises `OSError` where the stream or the index can't be read.
+    A header that does not say what the stream begins with, as a power cut may leave it, says nothing.
     """
-    header = index.header
-    if header is None or not index.count:
-        return None
     head = read(0, header.head_bytes)
-    if header.head_bytes == 0 or len(head) < header.head_bytes or zlib.crc32(head) != header.head_crc:
+    if len(head) < header.head_bytes or (head and zlib.crc32(head) != header.head_crc):
         return "the stream begins with other bytes"
-    try:
-        if index.entry(index.count - 1).offset > size:
-            index.cut(index.find_offset(size) + 1)
-        if index.count and not cut_before(index, index.count, read, size):
-            return "the stream has other bytes before the last entry, or ends before it"
-        _cut_at_samples(index, read, size)
-    except MismatchError as error:
-        return str(error)
     return None
 
 
-def cut_before(index: IndexFile, position: int, read: Read, size: int) -> bool:
-    """Cut off the entries from `position` on, and before it those that don't fit the stream.
+def last_fitting(index: IndexFile, read: Read, size: int) -> int:
+    """The last entry that fits the stream, which is `size` bytes long, where all that follow do not; -1 without one.
 
-    False where there are too many of those; nothing is cut then.
+    It is looked for backwards, in steps that double, and then between the last two of them: pages of zeros at the end,
+    or a stream that is shorter than it was, cost some dozen comparisons.
     """
-    seed = index.header.seed() if index.header is not None else 0
-    for count in range(position, max(0, position - TORN_ENTRIES), -1):
-        if fits(index, count - 1, seed, read, size):
-            if count < index.count:
-                index.cut(count)
-            return True
-    if position <= TORN_ENTRIES:
-        index.cut(0)
-        return True
-    return False
+    low, high, step = index.count - 1, index.count, 1
+    while low >= 0 and not fits(index, low, read, size):
+        low, high, step = max(-1, low - step), low, step * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(index, middle, read, size):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
-def _cut_at_samples(index: IndexFile, read: Read, size: int) -> None:
-    seed = index.header.seed() if index.header is not None else 0
-    count, last = index.count, (0, 0, 0)
-    for position in sorted({count * sample // SAMPLES for sample in range(SAMPLES)} | {count - 1} if count else ()):
-        entry = index.entry(position)
-        here = (entry.number, entry.offset, entry.time)
-        in_order = all(then <= now for now, then in zip(here, last, strict=True))
-        if not in_order or not fits(index, position, seed, read, size):
-            if not cut_before(index, position, read, size):
-                raise MismatchError(f"the stream has other bytes before entry {position}")
-            return
-        last = here
+def samples(count: int) -> list[int]:
+    """The positions of the entries to compare."""
+    return sorted({count * sample // SAMPLES for sample in range(SAMPLES)}) if count else []
 
 
-def fits(index: IndexFile, position: int, seed: int, read: Read, size: int) -> bool:
-    """Whether an entry was made for the bytes that the stream has before its offset."""
-    words = index.words(position)
+def fits(index: IndexFile, position: int, read: Read, size: int) -> bool:
+    """Whether the entry at `position` was made for an offset in the stream with the bytes that are before it now."""
+    assert index.header is not None  # noqa: S101 - for the type checker: it has entries
+    try:
+        (words,) = index.words(position)
+    except (MismatchError, IndexFileError):
+        return False
     offset = words[1]
     if offset > size:
         return False
     context = min(CONTEXT_BYTES, offset)
-    return holds(words, fingerprint(read(offset - context, context), seed))
+    return holds(words, fingerprint(read(offset - context, context), index.header.seed()))

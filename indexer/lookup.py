@@ -2,7 +2,8 @@
 
 An entry is used only when the stream bears it out: its fingerprint is that of the bytes before it, and from it to the
 next one there are as many messages as the two say. So a damaged index, or a stream that was rewritten, gives no answer
-(`MismatchError`) rather than a wrong one.
+(`MismatchError`) rather than a wrong one. Before that, its numbers are compared with how far the stream is known: none
+of them reaches a read, a slice or a sum before it is known to be in range and in order.
 
 All boundaries that an entry is responsible for lie within one interval behind it, because the first one behind that
 has an entry of its own: the read is bounded by two intervals, however long the messages are.
@@ -16,7 +17,8 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from collator.framing import FramingError
-from indexer.format import CONTEXT_BYTES, Entry, MismatchError, decode_entry, fingerprint, holds
+from indexer.errors import MismatchError, UnknownError
+from indexer.format import CONTEXT_BYTES, Entry, decode_entry, fingerprint, holds
 from indexer.query import Answer, Query, format_time
 from indexer.walker import PREFIX_MAX_BYTES
 
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
 
 POINTS: Final = 2048
 """For so many of the latest wake-ups it is known when which messages arrived, to the message."""
-
-
-class UnknownError(Exception):
-    """There is no answer: the message is not there, or not known yet."""
 
 
 class Arrivals:
@@ -52,6 +50,12 @@ class Arrivals:
         self.offsets.append(entry.offset)
         self.times.append(entry.time)
         self.exact.append(entry.exact)
+
+    def restart(self, entry: Entry) -> None:
+        """Forget them all, and begin with this boundary; of what is before it the index knows more."""
+        for column in (self.numbers, self.offsets, self.times, self.exact):
+            column.clear()
+        self.add(entry)
 
     def last(self) -> Entry:
         """The latest of them."""
@@ -128,19 +132,15 @@ class Lookup:
         arrived = self._arrived(number, cell)
         return Answer(number, offset, length, format_time(arrived.time), end.number, end.offset, arrived.exact)
 
-    def check_file(self) -> None:
-        """Raise `MismatchError` where the index's file was cut: what is gone is better found now than by a question."""
-        if not self._index.is_intact():
-            raise MismatchError("the index was cut while it was in use")
-
     # --- in a cell
 
     def _find(self, number: int) -> tuple[int, int, _Cell]:
         """Where a message that is there starts, how long it is, and in which cell it was found."""
-        cell = self._cell(self._index.find_number(number))
+        position = self._index.find_number(number, self._arrivals.last().number)
+        cell = self._cell(position)
         left, right, data, start = cell
         if not left.number <= number < right.number:
-            raise MismatchError(f"the entries around message {number} are out of order")
+            raise MismatchError(f"the entries around message {number} are out of order", position)
         walk, stop = self._framing.walk, len(data)
         begin, _ = walk(data, start, stop, most=number - left.number)
         offset = left.offset + begin - start
@@ -149,9 +149,10 @@ class Lookup:
         return offset, walk(data, begin, stop, most=1)[0] - begin, cell
 
     def _number_at_offset(self, offset: int) -> int:
-        left, right, data, start = self._cell(self._index.find_offset(offset))
+        position = self._index.find_offset(offset, self._arrivals.last().offset)
+        left, right, data, start = self._cell(position)
         if not left.offset <= offset < right.offset:
-            raise MismatchError(f"the entries around byte {offset} are out of order")
+            raise MismatchError(f"the entries around byte {offset} are out of order", position)
         within = offset - left.offset + start
         boundary, count = self._framing.walk(data, start, len(data), until=within + 1)
         # Where the walk ends at or before the byte, the message that holds it goes on behind what was read.
@@ -159,20 +160,28 @@ class Lookup:
 
     def _cell(self, position: int) -> _Cell:
         """The cell of the entry at `position`. Raises `MismatchError`."""
-        index = self._index
-        here = index.words(position) if position >= 0 else None
-        there = index.words(position + 1) if position + 1 < index.count else None
-        left = index.entry(-1) if here is None else decode_entry(here)
-        right = self._arrivals.last() if there is None else decode_entry(there)
+        index, end = self._index, self._arrivals.last()
+        left, right, here, there = index.entry(-1), end, None, None
+        if position + 1 < index.count:
+            if position < 0:
+                (there,) = index.words(0)
+            else:
+                here, there = index.words(position, 2)
+            right = decode_entry(there)
+        elif position >= 0:
+            (here,) = index.words(position)
+        if here is not None:
+            left = decode_entry(here)
         size = right.offset - left.offset
-        if size < 0 or right.number < left.number:
-            raise MismatchError(f"the entries from number {position} on are out of order")
+        in_order = size >= 0 and left.number <= right.number and left.time <= right.time
+        if not in_order or right.offset > end.offset or right.number > end.number:
+            raise MismatchError(f"the entries from number {position} on are out of order", position)
         dense = self._interval - left.offset % self._interval  # from here on there is no boundary but the right one
         context = min(CONTEXT_BYTES, left.offset)
         wanted = context + min(size, dense + max(self._interval, PREFIX_MAX_BYTES))
         data = self._read(left.offset - context, wanted)
         if len(data) < wanted or (here is not None and not holds(here, fingerprint(data[:context], self._seed))):
-            raise MismatchError(f"entry {position} does not fit the bytes before offset {left.offset}")
+            raise MismatchError(f"entry {position} does not fit the bytes before offset {left.offset}", position)
         boundary, count = self._framing.walk(data, context, wanted, context + min(size, dense))
         ending = data[-CONTEXT_BYTES:]
         if boundary < context + size:
@@ -185,7 +194,8 @@ class Lookup:
             ends = ending.endswith(self._framing.terminator) or not right.offset
         if not ends or count != right.number - left.number or boundary > context + size:
             raise MismatchError(
-                f"from offset {left.offset} to {right.offset} there are not {right.number - left.number} messages"
+                f"from offset {left.offset} to {right.offset} there are not {right.number - left.number} messages",
+                position,
             )
         return _Cell(left, right, data, context)
 
@@ -213,8 +223,8 @@ class Lookup:
         if position:
             # All of the ones before were there by the wake-up before.
             return arrivals.numbers[position - 1]
-        position = self._index.find_time(time)
+        position = self._index.find_time(time, arrivals.times[0])
         cell = self._cell(position)
         if cell.right.time < time or (position >= 0 and cell.left.time >= time):
-            raise MismatchError(f"the times around entry {position} are out of order")
+            raise MismatchError(f"the times around entry {position} are out of order", position)
         return cell.left.number

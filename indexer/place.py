@@ -1,4 +1,8 @@
-"""Where an index may be: never in the place of the stream, or of a file that another daemon keeps beside it."""
+"""Which files an index may take the place of, and which names its older copies get.
+
+An index is derived; the files beside it are not. So no name is used that means FILE or one of its companions, however
+it is written (a link, another path, a hard link), and nothing that exists is ever overwritten.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +10,84 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
+from indexer.options import SUFFIX
 from tailsrv.kit.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMPANIONS: Final = re.compile(r"|\.(?:commit|producers|base|positions|rescued-.*|\d{20})")
-"""What the names of a stream's files have after the stream's own: PROTOCOLS, section 11."""
+ASIDE: Final = ".old"
+"""What is put behind the name of an index that is set aside; further copies are numbered."""
+
+COPIES: Final = 4
+"""So many copies are kept, the first ones. They can be large, and a stream that is replaced daily makes one a day."""
+
+_COMPANION: Final = re.compile(
+    r"(\.\d{20}|(\.(producers|positions)(\.base|\.\d{20})?)|\.(commit|base)|\.rescued-.*)?", re.DOTALL
+)
+"""What follows FILE in the names of the files beside it; with nothing, FILE itself."""
 
 
-def check_place(file: str, index: str) -> None:
-    """Raise `UsageError` where `index` is the stream `file` or one of its companions, under whatever name."""
-    if _is_companion(os.path.realpath(file), os.path.realpath(index)) or any(
-        _is_same(index, companion) for companion in _companions(file)
-    ):
-        raise UsageError(f"--index {index} is the stream {file} or one of its files; name another file")
+def refuse_companion(file: str, index: str) -> None:
+    """Raise `UsageError` where `index` means FILE or one of the files beside it."""
+    what = _companion(file, index)
+    if what is not None:
+        raise UsageError(f"--index {index} is {what}, which no index may take the place of; choose another place")
 
 
-def _is_companion(file: str, index: str) -> bool:
-    return index.startswith(file) and COMPANIONS.fullmatch(index[len(file) :]) is not None
+def is_default(file: str, index: str) -> bool:
+    """Whether this is the index that belongs to FILE by its name."""
+    return _absolute(index) in {_absolute(name + SUFFIX) for name in _names(file)}
 
 
-def _companions(file: str) -> Iterator[str]:
-    """The stream and those of its companions that are there."""
-    directory, name = os.path.split(file)
+def free_name(file: str, index: str) -> str | None:
+    """A name for an index that is set aside; None where `COPIES` of them are there already."""
+    for number in range(COPIES):
+        aside = f"{index}{ASIDE}" + (f".{number}" if number else "")
+        if not os.path.lexists(aside) and _companion(file, aside) is None:
+            return aside
+    return None
+
+
+def _companion(file: str, path: str) -> str | None:
+    """Which of FILE's files `path` means; None where it means another one, or none."""
+    absolute = _absolute(path)
+    for name in _names(file):
+        stream = _absolute(name)
+        if absolute.startswith(stream) and _COMPANION.fullmatch(absolute[len(stream) :]):
+            return absolute
     try:
-        entries = os.listdir(directory or ".")
+        status = os.stat(path)
     except OSError:
-        return  # no directory, no companions; what is wrong with it is found when FILE is opened
-    for entry in entries:
-        if entry.startswith(name) and COMPANIONS.fullmatch(entry[len(name) :]):
-            yield os.path.join(directory, entry)
+        return None
+    for companion in _existing(file):
+        try:
+            if os.path.samestat(os.stat(companion), status):
+                return f"the same file as {companion}"
+        except OSError:
+            continue  # it has just gone
+    return None
 
 
-def _is_same(one: str, other: str) -> bool:
-    """Whether two names mean one file: by a hard link, or by a link to it."""
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
+def _names(file: str) -> tuple[str, ...]:
+    """FILE's names: where it is a link, its companions are beside the link, and others may be beside what it means."""
+    return file, os.path.realpath(file)
+
+
+def _existing(file: str) -> Iterator[str]:
+    """FILE and the files beside it."""
+    for name in dict.fromkeys(map(_absolute, _names(file))):
+        directory, base = os.path.split(name)
+        try:
+            entries = os.listdir(directory)
+        except OSError:
+            continue  # there is no such directory, or it can't be listed: the names above are all that is known
+        for entry in entries:
+            if entry.startswith(base) and _COMPANION.fullmatch(entry[len(base) :]):
+                yield os.path.join(directory, entry)
+
+
+def _absolute(path: str) -> str:
+    """The path with all links in its directory followed; the last component is taken as it is."""
+    directory, name = os.path.split(path)
+    return os.path.join(os.path.realpath(directory), name)

@@ -66,7 +66,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     exact: bool = True
     """Whether its arrival was seen; otherwise `time` is when it was indexed."""
     partial: bool = False
-    """Whether the stream is not indexed to its end yet: `count` and `end` are as far as it was read."""
+    """Whether `count` and `end` are how far the indexer has come; the stream has more, or may have."""
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -129,7 +129,7 @@ def format_time(time: int) -> str:
 
 def render(answer: Answer) -> bytes:
     """The line that says all of it."""
-    # exact and partial are left out when they have their defaults: they are news only otherwise.
+    # exact and partial are left out when they have their defaults: they are news only when they have not.
     return _encode(answer) + b"\n"
 
 

@@ -7,20 +7,19 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from msgspec import structs
+from msgspec.structs import replace
 
 from collator.framing import make_framing
 from indexer.clients import Clients
-from indexer.following import Follower
-from indexer.format import MismatchError
-from indexer.lookup import UnknownError
+from indexer.errors import MismatchError, UnknownError
+from indexer.following import RETRY_SECONDS, Follower
 from indexer.query import KINDS, Malformed, Query, parse, render, render_error
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Listener, listeners_for
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.measures import Histogram, Measure
-from tailsrv.kit.shortage import Retried, spare_descriptors
+from tailsrv.kit.shortage import Retried
 from tailsrv.kit.stream import Stream
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from indexer.format import Entry
     from indexer.options import Options
     from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv.kit.reactor import Reactor, Timer
 
 QUERY_SECONDS: Final = (
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
@@ -48,12 +47,14 @@ class IndexServer:
         self._acceptors: list[Acceptor] = []
         self._stream: Stream | None = None
         self._attached: Stream | None = None
+        self._opening = Retried(reactor, log, "watching the file", self._open_stream, file=options.file)
+        self._unusable: str | None = None  # why what bears the file's name can't be served
+        self._reopening: Timer | None = None
         self._gone_fd = -1
         self._follower: Follower | None = None
         self._clients = Clients(reactor, self._answer, self._look)
         self._asked = dict.fromkeys((*KINDS, "malformed"), 0)
         self._failed = 0
-        self._reopening = Retried(reactor, log, "waiting for another file", self._open_stream, file=options.file)
         self._duration = Histogram("tailsrv_index_query_seconds", "Time to answer a query.", QUERY_SECONDS)
 
     # --- life
@@ -64,12 +65,13 @@ class IndexServer:
         self._listeners = listeners_for(options.listen)
         framing = make_framing(options.framing, options.max_message_bytes)
         self._follower = Follower(self._reactor, options, framing, self._log)
-        self._follower.open()
+        self._follower.reopen = self._reopen
         if options.rebuild and sys.stderr is not None and sys.stderr.isatty():
             from indexer.progress import Progress  # noqa: PLC0415 - for eyes only
 
             self._follower.progress = Progress(sys.stderr)
         self._open_stream()
+        self._on_changed()
         allow = AllowList(options.allow)
         for listener in self._listeners:
             self._acceptors.append(
@@ -84,12 +86,14 @@ class IndexServer:
 
     def close(self) -> None:
         """Give everything back."""
-        self._reopening.cancel()
         for acceptor in self._acceptors:
             acceptor.close()
         for listener in self._listeners[len(self._acceptors) :]:
             listener.close()
         self._clients.close()
+        self._opening.cancel()
+        if self._reopening is not None:
+            self._reopening.cancel()
         if self._stream is not None:
             self._stream.close()
         if self._follower is not None:
@@ -100,6 +104,7 @@ class IndexServer:
     # --- the stream
 
     def _open_stream(self) -> None:
+        """Watch the file, and open it if there is one. Raises `FatalError`, and `OSError` for a shortage."""
         stream = Stream(
             self._reactor,
             self._options.file,
@@ -116,60 +121,85 @@ class IndexServer:
             stream.close()
             raise
         self._stream = stream
-        self._on_changed()
+        self._unusable = None
+
+    def _open_again(self) -> None:
+        """Open the stream that has the name now, or as soon as there is one that can be served."""
+        self._reopening = None
+        try:
+            self._opening()
+        except FatalError as error:
+            self._on_failed(error)
+            return
+        # Not from here: a handler of the stream before may be running.
+        self._reactor.post(self._on_changed)
 
     def _on_changed(self) -> None:
         stream, follower = self._stream, self._follower
-        assert stream is not None  # noqa: S101 - for the type checker: its callback
         assert follower is not None  # noqa: S101 - for the type checker: it is made first
-        if stream.fd < 0:
+        if stream is None or stream.fd < 0:
             return
         if self._attached is not stream:
             self._attached = stream
-            follower.attach(stream.fd, stream.end, stream.size)
-            if self._gone_fd >= 0:
-                os.close(self._gone_fd)
-                self._gone_fd = -1
+            follower.attach(stream.fd, stream.end)
+            self._forget_gone()
         else:
-            follower.advance(stream.end, stream.size)
+            follower.advance(stream.end)
 
     def _on_gone(self) -> None:
         """Go on answering from the open file, and wait for another one of its name."""
-        stream, follower = self._stream, self._follower
+        stream = self._stream
         assert stream is not None  # noqa: S101 - for the type checker: its callback
-        assert follower is not None  # noqa: S101 - for the type checker: it is made first
         self._log.warning(
             "the file is gone", file=self._options.file, advice="what it held is answered until a new one"
         )
-        follower.advance(stream.end, stream.size)
-        try:
-            with spare_descriptors():
-                self._gone_fd = os.dup(stream.fd)
-        except OSError as error:
-            self._log.warning("the old file is not answered from", file=self._options.file, error=reason(error))
-        follower.move(self._gone_fd)
-        stream.close()
-        self._reopening()
+        self._on_changed()
+        # Its descriptor is taken over: for a copy of it there might be none.
+        self._gone_fd, stream.fd = stream.fd, -1
+        self._close_stream()
+        self._open_again()
 
     def _on_failed(self, error: FatalError) -> None:
-        raise error
+        """What bears the file's name now can't be served. It is looked at again and again; somebody may mend it."""
+        if self._unusable != str(error):
+            self._log.error("the file cannot be served", error=str(error))
+        self._unusable = str(error)
+        self._close_stream()
+        self._reopening = self._reactor.call_later(RETRY_SECONDS, self._open_again)
+
+    def _reopen(self) -> None:
+        """The descriptor of the file is good for nothing any more."""
+        assert self._follower is not None  # noqa: S101 - for the type checker: its callback
+        self._follower.detach()
+        self._forget_gone()
+        self._close_stream()
+        self._open_again()
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _forget_gone(self) -> None:
+        if self._gone_fd >= 0:
+            os.close(self._gone_fd)
+            self._gone_fd = -1
 
     # --- queries
 
     def _look(self) -> None:
         """Who asks after an append gets an answer that knows of it, whether the kernel's event has come or not."""
-        stream, follower = self._stream, self._follower
-        assert stream is not None  # noqa: S101 - for the type checker: there are clients, so there is a stream
-        assert follower is not None  # noqa: S101 - the same
-        before = stream.end, stream.size
-        stream.look()
-        if (stream.end, stream.size) != before:
-            self._on_changed()
-        follower.catch_up()
+        stream = self._stream
+        if stream is None:
+            return
+        before = stream.end
         try:
-            follower.lookup.check_file()
-        except MismatchError as error:
-            follower.repair(str(error))
+            stream.look()
+        except FatalError as error:
+            self._on_failed(error)
+            return
+        if stream.end != before:
+            self._on_changed()
 
     def _answer(self, line: bytes) -> bytes:
         begin = time.perf_counter()
@@ -183,54 +213,82 @@ class IndexServer:
         except UnknownError as error:
             reply = render_error(str(error), query.is_json)
         except MismatchError as error:
-            self._failed += 1
-            assert self._follower is not None  # noqa: S101 - for the type checker: it was asked
-            self._follower.repair(str(error))
-            reply = render_error(f"{error}; the index is being repaired, ask again", query.is_json)
+            reply = self._answer_repaired(query, error)
         except OSError as error:
-            # A place of the disk that can't be read is no reason to take the other answers away.
-            reply = render_error(f"cannot read {self._options.file} or its index: {reason(error)}", query.is_json)
-        except FatalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a look-up changes nothing: this answer is all that it costs
+            reply = self._tell_unreadable(query, error)
+        except Exception as error:  # noqa: BLE001 - contained: what was asked costs one answer, whatever it meets
             self._reactor.contain(error, lambda: None)
-            reply = render_error("this question met a bug of the indexer, which is in its log", query.is_json)
+            reply = render_error("no answer because of a bug, which the log has; please report it", query.is_json)
         self._duration.observe(time.perf_counter() - begin)
         return reply
+
+    def _answer_repaired(self, query: Query, error: MismatchError) -> bytes:
+        """Repair the index where it contradicts the stream, and answer from it."""
+        follower = self._follower
+        assert follower is not None  # noqa: S101 - for the type checker: it was asked
+        self._failed += 1
+        try:
+            follower.repair(error)
+            return self._find(query)
+        except UnknownError as unknown:
+            return render_error(str(unknown), query.is_json)
+        except MismatchError as again:
+            follower.give_up(again)
+            return render_error(f"{again}; the index is being rebuilt, ask again", query.is_json)
+        except OSError as failed:
+            return self._tell_unreadable(query, failed)
+
+    def _tell_unreadable(self, query: Query, error: OSError) -> bytes:
+        # A place of the disk that can't be read is no reason to take the other answers away.
+        return render_error(f"cannot read {error.filename or self._options.file}: {reason(error)}", query.is_json)
 
     def _find(self, query: Query) -> bytes:
         follower = self._follower
         assert follower is not None  # noqa: S101 - for the type checker: there are clients
-        lookup, end = follower.lookup, follower.arrivals.last()
-        if follower.fd < 0 and end.number:  # an index without its stream: nothing that it says can be checked
-            raise UnknownError(f"{self._options.file} is not there yet; ask again later")
-        partial = follower.fd >= 0 and (not follower.live or follower.behind_since is not None)
-        if partial:
-            self._refuse_unknown(query, end)
-        if query.is_json:
-            answer = lookup.answer(query)
-            return render(structs.replace(answer, partial=True) if partial else answer)
-        number = query.value if query.kind == "number" else max(0, end.number - query.value)
-        return b"%d\n" % lookup.offset_of(number)
+        if not follower.live:
+            self._refuse_unknown(query, follower.arrivals.last())
+        lookup = follower.lookup
+        try:
+            if query.is_json:
+                answer = lookup.answer(query)
+                return render(answer if follower.is_current() else replace(answer, partial=True))
+            number = query.value if query.kind == "number" else max(0, follower.arrivals.last().number - query.value)
+            return b"%d\n" % lookup.offset_of(number)
+        except UnknownError:
+            if follower.is_current() or follower.fd < 0:
+                raise
+            raise self._not_yet(follower.arrivals.last()) from None
 
     def _refuse_unknown(self, query: Query, known: Entry) -> None:
-        """While there is something to read yet, it is not known what lies beyond what was read.
-
-        Nor, while there is much, where the stream ends; with little, that is answered as of a moment ago.
-        """
+        """While there is much to read yet, nobody knows where the stream ends, nor what lies beyond what was read."""
         follower, (kind, value) = self._follower, query[:2]
         assert follower is not None  # noqa: S101 - for the type checker: it was asked
+        if follower.fd < 0:
+            # An index without entries is that of a stream without messages, which is what there is so far.
+            if follower.index.count or follower.index.early or (kind == "number" and value > 0):
+                raise UnknownError(f"{self._options.file} is not there yet; ask again later")
+            return
+        if not follower.is_verified():
+            raise UnknownError(f"{follower.unreadable or 'the index is being compared'}; ask again later")
         is_known = (
             (kind == "number" and value < known.number)
             or (kind == "offset" and value < known.offset)
             or (kind == "time" and value <= known.time)
-            or (kind in {"count", "last"} and follower.live)
         )
         if not is_known:
-            state = "stopped: the index cannot be written" if follower.index.is_full() else "ask again later"
-            raise UnknownError(
-                f"not indexed yet: {known.number} messages in {known.offset} of {follower.end} bytes so far; {state}"
-            )
+            raise self._not_yet(known)
+
+    def _not_yet(self, known: Entry) -> UnknownError:
+        follower = self._follower
+        assert follower is not None  # noqa: S101 - for the type checker: it was asked
+        state = "ask again later"
+        if follower.index.is_full():
+            state = "stopped: the index cannot be written"
+        elif follower.unreadable is not None:
+            state = f"stopped: {follower.unreadable}"
+        return UnknownError(
+            f"not indexed yet: {known.number} messages in {known.offset} of {follower.end} bytes so far; {state}"
+        )
 
     # --- how it is
 
@@ -250,6 +308,7 @@ class IndexServer:
         yield Measure("gauge", f"{prefix}_entries", "Entries in the index.", index.count)
         yield Measure("gauge", f"{prefix}_file_bytes", "Size of the index.", index.size())
         yield Measure("counter", f"{prefix}_set_aside", "Indexes that were set aside.", follower.rebuilt)
+        yield Measure("counter", f"{prefix}_repaired", "Entries that were wrong and written again.", follower.repaired)
         yield Measure("gauge", f"{prefix}_connections", "Clients that are connected.", len(self._clients))
         accepted = sum(acceptor.accepted for acceptor in self._acceptors)
         yield Measure("counter", f"{prefix}_accepted_connections", "Clients that were let in.", accepted)
@@ -262,22 +321,21 @@ class IndexServer:
 
     def unhealthy(self) -> str | None:
         """Why it can't answer everything; None when it can."""
-        return next((why for why in self._troubles() if why is not None), None)
+        return next(self._complaints(), None)
 
-    def _troubles(self) -> Iterator[str | None]:
-        """All that may be wrong, what matters most first; None for what is not."""
+    def _complaints(self) -> Iterator[str]:
+        """All that is wrong, the most important first."""
         follower, file = self._follower, self._options.file
         assert follower is not None  # noqa: S101 - for the type checker: it serves
-        if follower.fd < 0:
-            yield self._reopening.paused or f"waiting for {file}"
         if self._gone_fd >= 0:
             yield f"{file} is gone"
-        if follower.unreadable is not None:
-            yield f"{file} cannot be read: {follower.unreadable}"
-        if self._stream is not None:
-            yield self._stream.unhealthy()
-        if follower.index.trouble is not None:
-            yield f"{self._options.index} cannot be written: {follower.index.trouble}"
+        stream = None if self._stream is None else self._stream.unhealthy()
+        yield from filter(None, (self._opening.paused, self._unusable, follower.unreadable, stream))
+        if follower.fd < 0:
+            yield f"waiting for {file}"
+        index = follower.index
+        if index.trouble is not None:
+            yield f"{self._options.index} cannot be written: {index.trouble}; {index.advice}"
         if follower.walker.nonsense is not None:
             yield f"{file} makes no sense at offset {follower.walker.boundary}"
         if not follower.live:

@@ -40,6 +40,8 @@ class Entry(msgspec.Struct, frozen=True):
     """Messages in the stream."""
     end: int = 0
     """Where the last of them ends, in bytes."""
+    partial: bool = False
+    """Whether `count` and `end` are only how far the indexer has come: it is still reading the stream."""
 
 
 class _Failure(msgspec.Struct):

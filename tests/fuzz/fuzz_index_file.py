@@ -1,7 +1,7 @@
-"""Fuzz target: an index that somebody else wrote.
+"""Fuzz target: an index that somebody else wrote, before an indexer opened it or while it runs.
 
-Invariant: whatever bytes the index file holds, it is set aside, or cut, or used; and then every look-up answers what a
-naive reading of the stream does, or says that index and stream disagree. Never a wrong answer, never anything else.
+Invariant: whatever bytes the index file holds, it is set aside, or repaired, or used; and then every look-up answers
+what a naive reading of the stream does. Never a wrong answer, never an exception, and an error only once.
 
 The input is a list of edits to a right index: two bytes say where, one what; so that most of it stays plausible.
 
@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import TYPE_CHECKING, Any, Self
 
 from collator.framing import make_framing
-from indexer.file import IndexFile
-from indexer.format import Header, MismatchError, encode_entries
-from indexer.identity import disagreement, identify
-from indexer.lookup import Arrivals, Lookup
+from indexer.errors import MismatchError
+from indexer.following import Follower
+from indexer.format import Header, encode_entries
+from indexer.identity import identify
+from indexer.options import Options
 from indexer.query import Query
-from indexer.walker import Walker
+from tailsrv.kit.reactor import Reactor
 from tests.fuzz.campaign import run
 from tests.indexer.support import Truth, lines
+
+if TYPE_CHECKING:
+    from indexer.query import Answer
 
 INTERVAL = 64
 TRUTH = Truth("newline", lines(120))
@@ -57,48 +62,101 @@ def edited(data: bytes) -> bytes:
     return bytes(content)
 
 
+class Lines:
+    """A log that keeps its events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def debug(self, event: str, **facts: object) -> None:
+        self.events.append((event, facts))
+
+    info = warning = error = debug
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """What was said with this event."""
+        return [facts for each, facts in self.events if each == event]
+
+
+class Indexer:
+    """An indexer without sockets, of a stream in `directory`."""
+
+    def __init__(self, directory: str, content: bytes = TRUTH.content, index: bytes | None = RIGHT) -> None:
+        """`index`: what its file holds; None leaves it as it is."""
+        self.path = os.path.join(directory, "stream")
+        with open(self.path, "wb") as file:
+            file.write(content)
+        self.index_path = f"{self.path}.index"
+        if index is not None:
+            with open(self.index_path, "wb") as file:
+                file.write(index)
+        self.log = Lines()
+        self._reactor = Reactor()
+        options = Options(file=self.path, index=self.index_path, interval_bytes=INTERVAL)
+        self.follower = Follower(self._reactor, options, make_framing("newline"), self.log)
+        self._fd = os.open(self.path, os.O_RDONLY)
+
+    def attach(self, end: int = TRUTH.end) -> Self:
+        """Let it see the stream, as far as it is committed."""
+        self.follower.attach(self._fd, end)
+        return self
+
+    def ask(self, query: Query) -> Answer | None:
+        """What the daemon answers; None where it asks for patience."""
+        follower = self.follower
+        try:
+            return follower.lookup.answer(query)
+        except MismatchError as error:
+            follower.repair(error)
+        try:
+            return follower.lookup.answer(query)
+        except MismatchError as error:
+            follower.give_up(error)
+        return None
+
+    def check(self, truth: Truth = TRUTH) -> int:
+        """Compare all answers with those of a naive reading; how many there were at the first try."""
+        answered = 0
+        for number in range(truth.count + 1):
+            for query in (Query("number", number, True), Query("offset", truth.offsets[number], True)):
+                answer = self.ask(query)
+                answered += answer is not None
+                answer = answer or self.ask(query)
+                assert answer is not None, query
+                assert (answer.number, answer.offset) == (number, truth.offsets[number])
+                assert answer.length == (len(truth.messages[number]) if number < truth.count else None)
+                assert (answer.count, answer.end) == (truth.count, truth.end)
+        return answered
+
+    def overwrite(self, content: bytes) -> None:
+        """Put this into the index under it."""
+        with open(self.index_path, "r+b") as file:
+            file.write(content)
+            file.truncate()
+
+    def close(self) -> None:
+        self.follower.close()
+        self._reactor.close()
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def one_input(data: bytes, directory: str) -> int:
     """Check the invariant for these bytes as an index. Returns how many answers there were."""
-    path = os.path.join(directory, "index")
-    with open(path, "wb") as file:
-        file.write(data)
-    index = IndexFile(path)
-    try:
-        return _ask_all(index)
-    finally:
-        index.close()
-
-
-def _ask_all(index: IndexFile) -> int:
-    if not index.load():
-        return 0
-    header = index.header
-    assert header is not None
-    if (header.framing, header.interval) != ("newline", INTERVAL) or disagreement(index, read, TRUTH.end) is not None:
-        return 0
-    framing, last = make_framing("newline"), index.entry(index.count - 1)
-    arrivals = Arrivals()
-    arrivals.add(last)
-    lookup = Lookup(framing, index, arrivals, header.seed(), read)
-    try:
-        lookup.check(index.count - 2)
-    except MismatchError:
-        return 0
-    walker = Walker(framing, INTERVAL, header.seed(), last.offset, last.number)
-    raw = walker.feed(read(walker.position, TRUTH.end))
-    index.append(raw, last.time, exact=False)
-    arrivals.add(last._replace(number=walker.number, offset=walker.boundary))
-    assert (walker.number, walker.boundary) == (TRUTH.count, TRUTH.end)
-    answered = 0
-    for number in range(TRUTH.count + 1):
-        for query in (Query("number", number, True), Query("offset", TRUTH.offsets[number], True)):
-            try:
-                answer = lookup.answer(query)
-            except MismatchError:
-                continue
-            answered += 1
-            assert (answer.number, answer.offset) == (number, TRUTH.offsets[number])
-            assert answer.length == (len(TRUTH.messages[number]) if number < TRUTH.count else None)
+    with Indexer(directory, index=data) as indexer:
+        answered = indexer.attach().check()
+    for name in os.listdir(directory):
+        os.unlink(os.path.join(directory, name))
+    with Indexer(directory) as indexer:
+        indexer.attach().overwrite(data)
+        indexer.check()
+    for name in os.listdir(directory):
+        os.unlink(os.path.join(directory, name))
     return answered
 
 

@@ -46,12 +46,10 @@ class Story:
         self.reactor = Reactor()
         options = Options(file=str(path), index=f"{path}.index", framing=framing)
         self.follower = Follower(self.reactor, options, make_framing(framing, 1 << 20), self.log)
-        self.follower.open()
         self.fd = os.open(path, os.O_RDONLY)
 
     def attach(self) -> None:
-        size = os.fstat(self.fd).st_size
-        self.follower.attach(self.fd, size, size)
+        self.follower.attach(self.fd, os.fstat(self.fd).st_size)
 
     def run(self) -> None:
         """Run the loop until all that there is has been read."""
@@ -65,8 +63,7 @@ class Story:
         self.reactor.run()
 
     def grow(self) -> None:
-        size = os.fstat(self.fd).st_size
-        self.follower.advance(size, size)
+        self.follower.advance(os.fstat(self.fd).st_size)
 
     def close(self) -> None:
         self.follower.close()

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collator.framing import FRAMINGS, make_framing
+from indexer.errors import MismatchError, UnknownError
 from indexer.file import IndexFile
-from indexer.format import Entry, Header, MismatchError
+from indexer.format import Entry, Header, encode_entries
 from indexer.identity import identify
-from indexer.lookup import Arrivals, Lookup, UnknownError
+from indexer.lookup import Arrivals, Lookup
 from indexer.query import Query, format_time
 from indexer.walker import Walker
 from tests.fuzz.fuzz_index_file import RIGHT, edited, one_input
@@ -53,7 +54,7 @@ class Known:
             if raw and not self.index.count:
                 assert self.index.header is not None
                 self.index.identify(identify(self.index.header, self.read))
-            self.index.append(raw, self.time, exact=True)
+            self.index.append(encode_entries(raw, self.time, exact=True))
         if self.walker.number > self.arrivals.last().number:
             self.arrivals.add(Entry(self.walker.number, self.walker.boundary, self.time, exact=True))
 

@@ -1,0 +1,130 @@
+"""Repair of an index that has wrong entries, from the stream.
+
+Which entries there are, and at which positions, depends on the stream alone. So the entries around a wrong one are made
+again from the last right one before it, and written in its place, up to a right one behind it: what follows is right as
+it is, with its times, which no stream could give again. A repaired entry gets the time of the right one behind it: by
+then its messages had arrived, too.
+
+Knows nothing of what the stream is, nor of who asks.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from indexer.errors import IndexFileError, MismatchError
+from indexer.format import RAW_FIELDS, Words, decode_entry, encode_entries, holds
+from indexer.walker import RewrittenError, Walker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collator.framing import Framing
+    from indexer.file import IndexFile
+    from indexer.format import Entry
+    from indexer.lookup import Lookup
+
+PIECE_BYTES: Final = 1 << 17
+
+REPAIR_BYTES: Final = 1 << 20
+"""So much of the stream is walked in any case,"""
+REPAIR_SECONDS: Final = 0.05
+"""and more within this time: the loop does nothing else meanwhile."""
+
+
+def last_right(lookup: Lookup, position: int) -> int:
+    """An entry at or before `position` that the stream verifies, with the messages before it; -1: its beginning.
+
+    Looked for in steps that double. Raises `OSError` where the stream can't be read.
+    """
+    step = 1
+    while position >= 0:
+        try:
+            lookup.check(position - 1)
+        except (MismatchError, IndexFileError):
+            position -= step
+            step *= 2
+        else:
+            return position
+    return -1
+
+
+class _Fixes:
+    """The entries that are wrong, collected until it is sure that they are, and by when their messages had arrived."""
+
+    def __init__(self, index: IndexFile) -> None:
+        self._index = index
+        self._raw: list[tuple[int, int, int, int]] = []  # position, number, offset, mark: what has no time yet
+        self._ready: list[tuple[int, bytes]] = []
+
+    def add(self, position: int, number: int, offset: int, mark: int) -> None:
+        self._raw.append((position, number, offset, mark))
+
+    def date(self, when: int) -> None:
+        """A right entry with this time follows those that were added."""
+        for position, *raw in self._raw:
+            self._ready.append((position, encode_entries(raw, when, exact=False)))
+        self._raw.clear()
+
+    def write(self) -> int:
+        for position, packed in self._ready:
+            self._index.overwrite(position, packed)
+        return len(self._ready)
+
+
+def mend(
+    index: IndexFile, framing: Framing, read: Callable[[int, int], bytes], *, right: int, wrong: int, end: Entry
+) -> int:
+    """Write the entries again that are wrong between the right one at `right` and one behind `wrong`; how many.
+
+    `end` is how far the stream is known. Raises `MismatchError` where that would not do: too much is wrong, or the
+    numbers do not fit. Nothing has been written then. Raises `OSError` where something can't be read or written.
+    """
+    assert index.header is not None  # noqa: S101 - for the type checker: it has entries
+    start = index.entry(right)
+    walker = Walker(framing, index.header.interval, index.header.seed(), start.offset, start.number)
+    fixes, position, latest = _Fixes(index), right + 1, start.time
+    deadline = time.monotonic() + REPAIR_SECONDS
+    while walker.wanted <= end.offset and walker.nonsense is None:
+        if walker.boundary - start.offset > REPAIR_BYTES and time.monotonic() > deadline:
+            raise MismatchError("too much of the index is wrong", right)
+        wanted = min(PIECE_BYTES, end.offset - walker.position)
+        data = read(walker.position, wanted)
+        if len(data) < wanted:
+            raise MismatchError("the stream is being cut", right)
+        try:
+            raw = walker.feed(data)
+        except RewrittenError:
+            raise MismatchError("the stream is being rewritten", right) from None
+        for at in range(0, len(raw), RAW_FIELDS):
+            if position >= index.count:
+                raise MismatchError("entries are missing", right)
+            number, offset, mark = raw[at : at + RAW_FIELDS]
+            words = _stored(index, position)
+            entry = None if words is None else decode_entry(words)
+            if (
+                words is not None
+                and entry is not None
+                and (entry.number, entry.offset) == (number, offset)
+                and holds(words, mark)
+                and latest <= entry.time <= end.time
+            ):
+                latest = entry.time
+                fixes.date(latest)
+                if position > wrong:
+                    return fixes.write()
+            else:
+                fixes.add(position, number, offset, mark)
+            position += 1
+    if position != index.count or (walker.number, walker.boundary) != (end.number, end.offset):
+        raise MismatchError("the stream has other messages than were counted", right)
+    fixes.date(end.time)
+    return fixes.write()
+
+
+def _stored(index: IndexFile, position: int) -> Words | None:
+    try:
+        return index.words(position)[0]
+    except (MismatchError, IndexFileError):
+        return None
