@@ -15,8 +15,8 @@ import contextlib
 import errno
 import os
 import stat
-from bisect import bisect_right
-from typing import TYPE_CHECKING, Final
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from indexer.errors import IndexFileError, MismatchError
 from indexer.format import (
@@ -31,6 +31,7 @@ from indexer.format import (
     decode_header,
     holds,
     unpack,
+    unpack_from,
 )
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.files import lock, open_beside, write_at
@@ -42,8 +43,12 @@ if TYPE_CHECKING:
 UNWRITTEN_BYTES: Final = 1 << 20
 """Entries that wait for room on the disk take this much memory, then indexing waits."""
 
+FIRST_BLOCK: Final = 16
+"""Entries that the first step of a search reads: where messages are equally long, the right ones are among them."""
 BLOCK: Final = 128
-"""Entries that one step of a search reads: 3 KiB, which take as long as one entry does."""
+"""Entries that a further step reads: 3 KiB, which take hardly longer than one entry does."""
+EVEN_TRIES: Final = 4
+"""Steps that go where an entry should be, as far as one knows. Where that leads nowhere, it is looked for by halves."""
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ADVICE: Final = {
@@ -53,9 +58,21 @@ _ADVICE: Final = {
     errno.EIO: "check the disk",
     errno.EROFS: "mount the file system for writing",
 }
-_NUMBER, _OFFSET, _TIME = (0, 6), (8, 16), (16, 24)  # where they are in an entry
+_NUMBER, _OFFSET, _TIME = 0, 8, 16  # where their words are in an entry
+_word: Final = struct.Struct(">Q").unpack_from
 _NO_TOP_BIT: Final = (1 << 63) - 1
+_ALL_BITS: Final = (1 << 64) - 1
 _KIND: Final = MAGIC[:-1]  # without the version
+
+
+class Place(NamedTuple):
+    """An entry, and the next one, as they are stored."""
+
+    position: int
+    """Of the first of the two; -1 where that would be before the first entry."""
+    here: Words | None
+    there: Words | None
+    """None behind the last entry."""
 
 
 class IndexFile:
@@ -317,47 +334,54 @@ class IndexFile:
             return Entry(0, 0, 0 if self.header is None else self.header.created, exact=False)
         return decode_entry(self._words(position))
 
-    def find_number(self, number: int, end: int) -> int:
-        """The position of the last entry at or before message `number` of `end` messages; -1 where there is none."""
-        return self._find(number, 0, end, _NUMBER)
+    def find_number(self, number: int, end: int) -> Place:
+        """The last entry at or before message `number` of `end` messages, and the next one."""
+        return self._find(number << 16 | 0xFFFF, 0, end << 16, _NUMBER)
 
-    def find_offset(self, offset: int, end: int) -> int:
-        """The position of the last entry at or before the byte `offset` of `end` bytes; -1 where there is none."""
+    def find_offset(self, offset: int, end: int) -> Place:
+        """The last entry at or before the byte `offset` of `end` bytes, and the next one."""
         return self._find(offset, 0, end, _OFFSET)
 
-    def find_time(self, time: int, end: int) -> int:
-        """The position of the last entry before `time`, where the latest is of about `end`; -1 where there is none."""
+    def find_time(self, time: int, end: int) -> Place:
+        """The last entry before `time`, and the next one. The latest is of about `end`."""
         return self._find(time - 1, 0 if self.header is None else self.header.created, end, _TIME)
 
-    def _find(self, value: int, first: int, last: int, field: tuple[int, int]) -> int:
-        """Search, beginning where the entry would be if all entries from `first` to `last` were equally far apart.
+    def at(self, position: int) -> Place:
+        """The entry at `position`, which is -1 or more, and the next one. Raises as `words` does."""
+        begin, end = max(0, position), min(position + 2, self.count)
+        words = self.words(begin, end - begin) if begin < end else ()
+        return Place(position, words[0] if position >= 0 else None, words[-1] if position + 1 < self.count else None)
 
-        Between two neighbours of the result, one key is at most `value` and the other one above it, whatever the keys
-        of other entries are: so a wrong result is next to a wrong entry.
+    def _find(self, value: int, first: int, last: int, word: int) -> Place:
+        """Search for the last entry whose `word` is at most `value`, if these words lie evenly from `first` to `last`.
+
+        Of the two entries of the result, one word is at most `value` and the other one is above it, whatever the words
+        of other entries are: so one of the two is wrong if the result is.
         """
-        begin, end = field
-        low, high, step = 0, self.count, BLOCK
-        guess = (value - first) * high // max(1, last - first + 1)
-        number = int.from_bytes
+        low, high, tries, wanted = 0, self.count, 0, FIRST_BLOCK
+        span, base, at = max(1, last - first), first, 0
+        mask, entries = _NO_TOP_BIT if word == _TIME else _ALL_BITS, high
         while low < high:
-            at = max(low, min(guess - BLOCK // 2, high - BLOCK))
-            size = min(BLOCK, high - at)
+            guess = at + (value - base) * entries // span if tries < EVEN_TRIES else (low + high) // 2
+            size = min(wanted, high - low)
+            at = max(low, min(guess - size // 2, high - size))
             block = self._block(at, size)
-
-            def key(position: int, block: bytes = block) -> int:
-                place = position * ENTRY_BYTES
-                return number(block[place + begin : place + end], "big") & _NO_TOP_BIT
-
-            if key(0) > value:
+            base = _word(block, word)[0] & mask
+            if base > value:
                 high = at
-                guess = max((low + high) // 2, high - step)
-            elif key(size - 1) <= value:
+            elif _word(block, (size - 1) * ENTRY_BYTES + word)[0] & mask <= value:
                 low = at + size
-                guess = min((low + high) // 2, low + step)
             else:
-                return at + bisect_right(range(size), value, key=key) - 1
-            step *= 4
-        return low - 1
+                left, right = 0, size - 1
+                while right - left > 1:
+                    middle = (left + right) // 2
+                    if _word(block, middle * ENTRY_BYTES + word)[0] & mask > value:
+                        right = middle
+                    else:
+                        left = middle
+                return Place(at + left, unpack_from(block, left * ENTRY_BYTES), unpack_from(block, right * ENTRY_BYTES))
+            tries, wanted = tries + 1, BLOCK
+        return self.at(low - 1)
 
     def _words(self, position: int) -> Words:
         return unpack(self._block(position, 1))

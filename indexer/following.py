@@ -232,7 +232,7 @@ class Follower:
         """Go on behind the last entry within the stream's end that the stream verifies."""
         index = self.index
         if index.count and index.entry(index.count - 1).offset > self.end:
-            index.hide(index.find_offset(self.end, index.entry(index.count - 1).offset) + 1)
+            index.hide(index.find_offset(self.end, index.entry(index.count - 1).offset).position + 1)
         bounds = Arrivals()
         bounds.add(Entry(_ANYWHERE, self.end, _ANYWHERE << 15, exact=False))
         position = last_right(self._lookup_in(bounds), index.count - 1)

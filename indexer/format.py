@@ -125,6 +125,10 @@ def unpack(packed: bytes | bytearray) -> Words:
     return _ENTRY.unpack(packed)
 
 
+unpack_from: Final = _ENTRY.unpack_from
+"""The words of the entry at an offset in bytes."""
+
+
 def decode_entry(words: Words) -> Entry:
     """What an entry says, right or wrong: see `holds`."""
     number, offset, stamp = words

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from collator.framing import Framing
-    from indexer.file import IndexFile
+    from indexer.file import IndexFile, Place
 
 POINTS: Final = 2048
 """For so many of the latest wake-ups it is known when which messages arrived, to the message."""
@@ -120,7 +120,7 @@ class Lookup:
 
     def check(self, position: int) -> None:
         """Compare with the stream what the entries at `position` and behind it say; -1 is the stream's beginning."""
-        self._cell(max(-1, position))
+        self._cell(self._index.at(max(-1, position)))
 
     def _describe(self, number: int) -> Answer:
         end = self._arrivals.last()
@@ -136,11 +136,11 @@ class Lookup:
 
     def _find(self, number: int) -> tuple[int, int, _Cell]:
         """Where a message that is there starts, how long it is, and in which cell it was found."""
-        position = self._index.find_number(number, self._arrivals.last().number)
-        cell = self._cell(position)
+        place = self._index.find_number(number, self._arrivals.numbers[-1])
+        cell = self._cell(place)
         left, right, data, start = cell
         if not left.number <= number < right.number:
-            raise MismatchError(f"the entries around message {number} are out of order", position)
+            raise MismatchError(f"the entries around message {number} are out of order", place.position)
         walk, stop = self._framing.walk, len(data)
         begin, _ = walk(data, start, stop, most=number - left.number)
         offset = left.offset + begin - start
@@ -149,29 +149,21 @@ class Lookup:
         return offset, walk(data, begin, stop, most=1)[0] - begin, cell
 
     def _number_at_offset(self, offset: int) -> int:
-        position = self._index.find_offset(offset, self._arrivals.last().offset)
-        left, right, data, start = self._cell(position)
+        place = self._index.find_offset(offset, self._arrivals.offsets[-1])
+        left, right, data, start = self._cell(place)
         if not left.offset <= offset < right.offset:
-            raise MismatchError(f"the entries around byte {offset} are out of order", position)
+            raise MismatchError(f"the entries around byte {offset} are out of order", place.position)
         within = offset - left.offset + start
         boundary, count = self._framing.walk(data, start, len(data), until=within + 1)
         # Where the walk ends at or before the byte, the message that holds it goes on behind what was read.
         return left.number + count - 1 if boundary > within else right.number - 1
 
-    def _cell(self, position: int) -> _Cell:
-        """The cell of the entry at `position`. Raises `MismatchError`."""
-        index, end = self._index, self._arrivals.last()
-        left, right, here, there = index.entry(-1), end, None, None
-        if position + 1 < index.count:
-            if position < 0:
-                (there,) = index.words(0)
-            else:
-                here, there = index.words(position, 2)
-            right = decode_entry(there)
-        elif position >= 0:
-            (here,) = index.words(position)
-        if here is not None:
-            left = decode_entry(here)
+    def _cell(self, place: Place) -> _Cell:
+        """The cell of an entry. Raises `MismatchError`."""
+        position, here, there = place
+        end = self._arrivals.last()
+        left = decode_entry(here) if here is not None else self._index.entry(-1)
+        right = decode_entry(there) if there is not None else end
         size = right.offset - left.offset
         in_order = size >= 0 and left.number <= right.number and left.time <= right.time
         if not in_order or right.offset > end.offset or right.number > end.number:
@@ -223,8 +215,8 @@ class Lookup:
         if position:
             # All of the ones before were there by the wake-up before.
             return arrivals.numbers[position - 1]
-        position = self._index.find_time(time, arrivals.times[0])
-        cell = self._cell(position)
-        if cell.right.time < time or (position >= 0 and cell.left.time >= time):
-            raise MismatchError(f"the times around entry {position} are out of order", position)
+        place = self._index.find_time(time, arrivals.times[0])
+        cell = self._cell(place)
+        if cell.right.time < time or (place.position >= 0 and cell.left.time >= time):
+            raise MismatchError(f"the times around entry {place.position} are out of order", place.position)
         return cell.left.number
