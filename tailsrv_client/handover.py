@@ -6,8 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv_client.errors import ClientError, ProducerFull
 from tailsrv.client.threads import start
+from tailsrv_client.errors import ClientError, ProducerFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -37,8 +37,21 @@ COMMANDS: Final = ("make demo DEMO_SECONDS=5", "make test")
 LAST_LINES: Final = 15
 USER: Final = "newcomer"
 
-_APT: Final = ("apt.conf", "apt.conf.d", "auth.conf.d", "sources.list", "sources.list.d", "trusted.gpg", "trusted.gpg.d")
-_COPIED: Final = (*(f"/etc/apt/{name}" for name in (*_APT, "keyrings")), "/etc/pip.conf", "/etc/resolv.conf", "/etc/hosts")
+_APT: Final = (
+    "apt.conf",
+    "apt.conf.d",
+    "auth.conf.d",
+    "sources.list",
+    "sources.list.d",
+    "trusted.gpg",
+    "trusted.gpg.d",
+)
+_COPIED: Final = (
+    *(f"/etc/apt/{name}" for name in (*_APT, "keyrings")),
+    "/etc/pip.conf",
+    "/etc/resolv.conf",
+    "/etc/hosts",
+)
 _CERTIFICATES: Final = ("/usr/local/share/ca-certificates", "/etc/ssl/certs/ca-certificates.crt")
 _PASSED: Final = re.compile(r"(pip_\w+|\w+_proxy|ssl_cert_file|requests_ca_bundle|curl_ca_bundle)", re.IGNORECASE)
 """Variables that pip and apt need to reach their registries; nothing else of our environment goes in."""
@@ -88,10 +101,21 @@ def suite() -> str:
 def build_command(place: Path) -> list[str]:
     """The command that builds the bare system in `place`, from the machine's own apt sources."""
     sources = [path for path in sorted(Path("/etc/apt").glob("sources.list*")) if path.is_file()]
-    sources += sorted(path for path in Path("/etc/apt/sources.list.d").glob("*") if path.suffix in {".list", ".sources"})
+    sources += sorted(
+        path for path in Path("/etc/apt/sources.list.d").glob("*") if path.suffix in {".list", ".sources"}
+    )
     options = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("*")) if _is_mirror_option(path)]
     names = ",".join(PACKAGES)
-    return ["mmdebstrap", "--quiet", "--variant=apt", f"--include={names}", *options, suite(), str(place), *map(str, sources)]
+    return [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=apt",
+        f"--include={names}",
+        *options,
+        suite(),
+        str(place),
+        *map(str, sources),
+    ]
 
 
 def _is_mirror_option(path: Path) -> bool:
@@ -109,7 +133,18 @@ def enter_command(root: Path, user: str, command: str, environment: Mapping[str,
     assigned = [f"{name}={value}" for name, value in sorted(variables.items())]
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
     inside = ["/usr/bin/env", "-i", *assigned, "/usr/sbin/runuser", "-u", user, "--"]
-    return [*namespaces, "bash", "-ec", _ENTER, "enter", str(root), *inside, "bash", "-c", f"cd {home}/tailsrv && {command}"]
+    return [
+        *namespaces,
+        "bash",
+        "-ec",
+        _ENTER,
+        "enter",
+        str(root),
+        *inside,
+        "bash",
+        "-c",
+        f"cd {home}/tailsrv && {command}",
+    ]
 
 
 def home_of(user: str) -> str:

@@ -235,7 +235,7 @@ def test_a_producer_closes_at_once_whatever_it_waits_for(state: str, blackhole: 
         begin = time.monotonic()
         assert producer.close(0.1) == 6
         assert time.monotonic() - begin < 1
-        assert not producer._link._thread.is_alive()
+        assert not producer._link.thread.is_alive()
 
         async def scenario() -> None:
             asynchronous = AsyncProducer(address, "n")
@@ -254,7 +254,7 @@ def test_a_producer_closes_at_once_while_a_name_is_resolved(hanging_resolver: th
     begin = time.monotonic()
     producer.close()
     assert time.monotonic() - begin < 1
-    assert not producer._link._thread.is_alive()
+    assert not producer._link.thread.is_alive()
 
     async def scenario() -> None:
         async with asyncio.timeout(PATIENCE):

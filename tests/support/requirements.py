@@ -257,7 +257,29 @@ REGISTRY: Final[dict[str, Requirement]] = {
 }
 
 BASE_PROGRAMS: Final = frozenset(
-    "bash sh cat cp env false head kill mkdir mv rm seq setpriv prlimit sleep tail timeout true truncate unshare wc".split()
+    [
+        "bash",
+        "sh",
+        "cat",
+        "cp",
+        "env",
+        "false",
+        "head",
+        "kill",
+        "mkdir",
+        "mv",
+        "rm",
+        "seq",
+        "setpriv",
+        "prlimit",
+        "sleep",
+        "tail",
+        "timeout",
+        "true",
+        "truncate",
+        "unshare",
+        "wc",
+    ]
 )
 """What every Debian has (bash, coreutils, util-linux): tests run these without a mark."""
 
