@@ -5,8 +5,8 @@ it is parked: taken off the loop, so that it costs nothing, and served before ev
 in the order of parking. Nothing is read that can't be held.
 
 When all room is taken by incomplete messages, the connection has to go whose message has made no progress for longest
-(`Partials`). A message makes progress by growing by `PROGRESS_BYTES`, or by being completed: a byte now and then is
-none, so that somebody who holds many connections open that way goes before a producer who really sends.
+(partials.py). Nobody has to go who has made some within `GRACE_SECONDS`: a burst of new connections waits instead, and
+does not push out those that are in the middle of a message.
 
 What all producers share (the batch that is gathered, the commit) must never go on half changed: whatever goes wrong
 there unexpectedly ends the daemon, and the next start recovers. What goes wrong elsewhere closes one producer.
@@ -14,10 +14,15 @@ there unexpectedly ends the daemon, and the next start recovers. What goes wrong
 
 from __future__ import annotations
 
+import fcntl
+import sys
+import termios
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from collator.framing import FramingError
+from collator.partials import Partials
 from tailsrv.kit.errors import FatalError, UsageError
 
 if TYPE_CHECKING:
@@ -25,14 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from collator.gather import Gatherer, Inbox
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv.kit.reactor import Reactor, Timer
 
 DRAIN_TURNS: Final = 64
 """How many turns a producer gets at the end: who never stops sending is cut off somewhere."""
 
 
-PROGRESS_BYTES: Final = 1 << 12
-"""By how much an incomplete message has to grow to count as one that is being sent."""
+GRACE_SECONDS: Final = 0.1
 
 
 class Counts:
@@ -91,38 +95,6 @@ class Source(Protocol):
         """Something unexpected went wrong in the work for it: close it."""
 
 
-class Partials:
-    """The sources with an incomplete message, those that have made no progress for longest first.
-
-    A dict in order of progress: to note some is to move an entry to its end, and only sources with an incomplete
-    message are in it.
-    """
-
-    def __init__(self) -> None:
-        self._order: dict[Source, None] = {}
-
-    def note(self, source: Source, *, completed: bool) -> None:
-        """`source` has delivered bytes, and with them a message or not."""
-        inbox = source.inbox
-        size = len(inbox.carry)
-        if not size:
-            if inbox.noted:
-                self.forget(source)
-        elif completed or not inbox.noted or size - inbox.noted >= PROGRESS_BYTES:
-            self._order.pop(source, None)
-            self._order[source] = None
-            inbox.noted = size
-
-    def forget(self, source: Source) -> None:
-        """It has no incomplete message any more."""
-        self._order.pop(source, None)
-        source.inbox.noted = 0
-
-    def oldest(self) -> Source | None:
-        """Who has made no progress for longest."""
-        return next(iter(self._order), None)
-
-
 class Intake:
     """Takes turns among the sources."""
 
@@ -138,7 +110,9 @@ class Intake:
         self.closed = False
         """Whether nothing is read at present, room or not."""
         self.sources: set[Source] = set()
-        self._partials = Partials()
+        self._partials: Partials[Source] = Partials()
+        self._grace = GRACE_SECONDS
+        self._grace_timer: Timer | None = None
         self._draining: dict[Source, int] = {}
 
     def add(self, source: Source) -> None:
@@ -182,6 +156,7 @@ class Intake:
     def begin_drain(self) -> None:
         """The end comes: everybody who is here now is drained, and nobody else is read from."""
         self._draining = dict.fromkeys(self.sources, DRAIN_TURNS)
+        self._grace = 0.0
 
     def drain(self) -> bool:
         """Take in what the kernel still holds for everybody: what was sent and forgotten is there.
@@ -282,8 +257,14 @@ class Intake:
             return True
         if self._busy():
             return False
-        oldest = self._partials.oldest()
-        if oldest is None:
+        found = self._partials.oldest()
+        if found is None:
+            return False
+        oldest, since = found
+        wait = since + self._grace - time.monotonic()
+        if wait > 0:
+            if self._grace_timer is None:  # the round that it begins lets the parked ones ask again
+                self._grace_timer = self._reactor.call_later(wait, self._grace_over)
             return False
         try:
             oldest.evicted()
@@ -291,8 +272,14 @@ class Intake:
             self._reactor.contain(error, oldest.abort)
         return True
 
+    def _grace_over(self) -> None:
+        self._grace_timer = None
+
     def _park(self, source: Source) -> None:
         self._reactor.unregister(source.fd)
+        if source.inbox.noted:
+            waiting = fcntl.ioctl(source.fd, termios.FIONREAD, bytes(4))
+            self._partials.excuse(source, int.from_bytes(waiting, sys.byteorder))
         self._parked.append(source)
 
 

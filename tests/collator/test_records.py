@@ -125,6 +125,23 @@ def test_a_record_of_another_journal_is_not_taken_for_one_of_ours() -> None:
     assert journal.torn
 
 
+@pytest.mark.parametrize("position", [9, 5_000, 30_000])
+def test_damage_in_a_record_of_many_producers_is_told_from_a_torn_end_by_what_follows(position: int) -> None:
+    header = Header(bytes(16), BOOT, "newline", "always").encode()
+    named = [encode_named(b"p%d" % number, 300 * number, 700 * number) for number in range(2000)]
+    numbered = [BY_NUMBER.pack(number, 301 * number, 1 << 40 | number) for number in range(2000)]
+    content = header + encode_record(seed(header), Record(0, 9, 9, 1), (), named)
+    damaged = bytearray(encode_record(seed(header), Record(9, 50, 9, 2), numbered, ()))
+    damaged[position] ^= 1
+    later = encode_record(seed(header), Record(50, 60, 50, 3), numbered[:1], ())
+    begin = len(content) + len(damaged)
+    with pytest.raises(JournalError, match=f"byte {len(content)} is damaged, while one at byte {begin} is whole"):
+        decode(content + damaged + later + bytes(500), BOOT)
+    journal = decode(content + damaged + bytes(500), BOOT)
+    assert len(journal.records) == 1
+    assert journal.torn
+
+
 def test_a_claimed_length_is_checked_before_it_is_believed() -> None:
     claimed = GOLDEN + b"\xff\xff\xff\xff" + bytes(100)
     assert len(decode(claimed).records) == 2

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import socket
+import time
 import zlib
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ from collator.decision import Decision, RefusedError, decide
 from collator.framing import FRAMINGS, make_framing
 from collator.records import Header, Journal, Record
 from tests.collator.support import Producer, collate, mark, raw, wait_committed
+from tests.support.daemons import read_to_end, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +88,17 @@ def test_no_bytes_bear_out_nothing() -> None:
     assert decide(Journal(header, [first, second], []), 4, 0, hollow, same_boot=False).end == 0
     with pytest.raises(RefusedError, match="holds nothing"):
         decide(Journal(header, [first, second, third], []), 4, 9, hollow, same_boot=True)
+
+
+@pytest.mark.parametrize("same_boot", [True, False])
+@pytest.mark.parametrize("sync", ["always", "never"])
+def test_without_a_mark_only_a_stream_that_is_in_order_is_taken(sync: str, same_boot: bool) -> None:
+    assert say(True, True, True, seen=None, sync=sync, same_boot=same_boot).end == 30
+    for held, size, torn in (((True, True, True), 30, 7), ((True, True, True), 35, 0), ((True, True, False), 30, 0)):
+        with pytest.raises(RefusedError, match="mark"):
+            say(*held, size=size, seen=None, torn=torn, sync=sync, same_boot=same_boot)
+        # With one, each of these is what a crash leaves.
+        assert say(*held, size=size, seen=20, torn=torn, sync=sync, same_boot=same_boot).end in {20, 30}
 
 
 def test_without_syncs_a_power_cut_may_cost_commits_and_a_kill_does_not() -> None:
@@ -200,6 +215,28 @@ def test_a_mark_that_is_behind_is_moved(tmp_path: Path) -> None:
         assert mark(path) == 30
 
 
+@pytest.mark.parametrize("state", [None, b"", b"garbage", bytes(60)])
+def test_a_lost_mark_and_a_damaged_last_record_are_refused_and_not_taken_for_a_crash(
+    tmp_path: Path, state: bytes | None
+) -> None:
+    path = stream(tmp_path)
+    journal, commit = tmp_path / "stream.producers", tmp_path / "stream.commit"
+    whole, said = journal.read_bytes(), commit.read_bytes()
+    content = bytearray(whole)
+    content[len(whole.rstrip(b"\0")) - 20] ^= 1
+    journal.write_bytes(content)
+    commit.unlink()
+    if state is not None:
+        commit.write_bytes(state)
+    assert "FILE.commit" in refused(path)
+    assert path.read_bytes() == b"message 1\nmessage 2\nmessage 3\n"
+    commit.write_bytes(said)
+    assert "may have seen" in refused(path)  # the single fault, as ever
+    journal.write_bytes(whole)
+    with collate(path) as collator:
+        assert acked(collator) == (30, 30)
+
+
 def test_a_torn_journal_record_goes_back_by_that_commit(tmp_path: Path) -> None:
     path = stream(tmp_path)
     journal = tmp_path / "stream.producers"
@@ -298,6 +335,77 @@ def test_a_new_beginning_that_a_crash_left_half_done_is_swept_away(tmp_path: Pat
     with collate(path) as collator:
         assert acked(collator) == (30, 30)
         assert not (tmp_path / ".stream.producers.abcdefgh").exists()
+
+
+def endless(tmp_path: Path) -> Path:
+    """A file of empty messages whose adoption takes minutes."""
+    path = tmp_path / "stream"
+    with path.open("wb") as file:
+        file.truncate(1 << 33)
+    return path
+
+
+def test_a_recovery_that_takes_long_says_how_far_it_is_and_ends_at_once_on_sigterm(tmp_path: Path) -> None:
+    path = endless(tmp_path)
+    with collate(path, "--framing", "u32be", "--metrics", "127.0.0.1:0", ready=False) as collator:
+        port = int(collator.wait_log("serving metrics")["addresses"][0].rpartition(":")[2])
+
+        def progress() -> int:
+            status, _, body = health(port).partition("\r\n\r\n")
+            assert " 503 " in status.split("\r\n")[0]
+            found = re.search(r"recovering .*: (\d+) of 8589934592 bytes", body)
+            return int(found[1]) if found else -1
+
+        wait_until(lambda: progress() > 1 << 20, "it has begun")
+        seen = progress()
+        wait_until(lambda: progress() > seen, "it goes on")
+        began = time.monotonic()
+        assert collator.stop() == 0
+        assert time.monotonic() - began < 1
+    assert path.stat().st_size == 1 << 33
+    assert not (tmp_path / "stream.producers").exists()
+
+
+def health(port: int) -> str:
+    with socket.create_connection(("127.0.0.1", port), 30) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return read_to_end(sock).decode()
+
+
+def test_a_watchdog_is_fed_while_a_recovery_takes_long(tmp_path: Path) -> None:
+    path = endless(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        with collate(path, "--framing", "u32be", ready=False, environment=environment) as collator:
+            for _ in range(5):
+                assert systemd.recv(100) == b"WATCHDOG=1"
+            assert collator.stop() == 0
+
+
+def test_two_that_start_at_once_agree_on_one_and_the_other_says_who_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with collate(path, ready=False) as one, collate(path, ready=False) as two:
+        wait_until(lambda: (one.process.poll() is None) != (two.process.poll() is None), "one of them ends")
+        winner, loser = (one, two) if one.process.poll() is None else (two, one)
+        assert loser.wait() == 1
+        assert f"process {winner.pid}" in loser.log()
+        winner.wait_ready()
+        raw(winner, b"fine\n")
+        assert wait_committed(path, 5) == b"fine\n"
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo"])
+@pytest.mark.parametrize("name", ["stream.producers", "stream.commit"])
+def test_what_is_no_file_beside_the_stream_is_named_and_never_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    path = stream(tmp_path)
+    (tmp_path / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).mkdir()
+    assert name in refused(path)
 
 
 @pytest.mark.parametrize("sync", ["always", "never"])

@@ -12,7 +12,7 @@ from collator import streamfile
 from collator.rescue import Rescue
 from collator.streamfile import ForeignBytesError, StreamFile
 from tailsrv.kit.errors import FatalError
-from tailsrv.kit.files import append
+from tailsrv.kit.files import append, lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,6 +102,117 @@ def test_rescues_of_one_second_have_names_of_their_own(file: StreamFile, tmp_pat
         paths.append(rescue.path)
     assert len(set(paths)) == 3
     assert [Path(path).read_bytes() for path in paths] == [b"a", b"b", b"c"]
+
+
+def test_a_rescue_takes_along_what_is_appended_meanwhile(file: StreamFile, tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    late = [b"late\n", b"later\n"]
+    with path.open("ab", buffering=0) as other:
+        other.write(b"stranger\n")
+
+        def append_more(_: int) -> None:
+            if late:
+                other.write(late.pop(0))
+
+        rescue = Rescue(file, 4)
+        rescue.run(append_more)
+    assert path.read_bytes() == b"one\n"
+    assert Path(rescue.path).read_bytes() == b"stranger\nlate\nlater\n"
+    assert rescue.copied == 20
+
+
+def test_a_rescue_takes_along_what_is_appended_while_it_is_made_durable(
+    file: StreamFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stream"
+    with path.open("ab", buffering=0) as other:
+        other.write(b"stranger\n")
+        sync = os.fsync
+
+        def slow_sync(fd: int) -> None:
+            sync(fd)
+            monkeypatch.undo()
+            other.write(b"late\n")
+
+        monkeypatch.setattr(os, "fsync", slow_sync)
+        rescue = Rescue(file, 4)
+        rescue.run()
+    assert path.read_bytes() == b"one\n"
+    assert Path(rescue.path).read_bytes() == b"stranger\nlate\n"
+
+
+@pytest.mark.parametrize("left", [4, 9])
+def test_a_rescue_ends_when_somebody_shortens_the_file_meanwhile(file: StreamFile, tmp_path: Path, left: int) -> None:
+    path = tmp_path / "stream"
+    with path.open("ab", buffering=0) as other:
+        other.write(b"x" * (3 << 20))
+
+    rescue = Rescue(file, 4)
+    rescue.run(lambda _: os.truncate(path, left))
+    assert path.read_bytes() == b"one\n"
+    assert rescue.copied == 1 << 20
+
+
+def test_a_rescue_does_not_lengthen_a_file_that_became_too_short(file: StreamFile, tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with path.open("ab", buffering=0) as other:
+        other.write(b"stranger\n")
+    rescue = Rescue(file, 4)
+    with pytest.raises(FatalError, match="truncated below byte 4"):
+        rescue.run(lambda _: os.truncate(path, 2))
+    assert path.read_bytes() == b"on"
+    assert not list(tmp_path.glob("*.rescued-*"))
+
+
+def test_a_file_that_is_replaced_between_open_and_lock_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(b"old\n")
+
+    def late(fd: int, name: str) -> None:
+        if path.read_bytes() == b"old\n":
+            (tmp_path / "new").write_bytes(b"newer\n")
+            (tmp_path / "new").replace(path)
+        lock(fd, name)
+
+    monkeypatch.setattr(streamfile, "lock", late)
+    file = StreamFile(str(path))
+    assert file.end == 6
+    assert not file.is_gone()
+    file.close()
+
+
+def test_a_file_that_is_deleted_between_open_and_lock_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stream"
+    path.write_bytes(b"old\n")
+
+    def late(fd: int, name: str) -> None:
+        monkeypatch.undo()
+        path.unlink()
+        lock(fd, name)
+
+    monkeypatch.setattr(streamfile, "lock", late)
+    file = StreamFile(str(path))
+    assert (file.end, file.is_gone()) == (0, False)
+    file.close()
+
+
+def test_a_lock_that_is_held_for_a_moment_does_not_end_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stream"
+    tries: list[int] = []
+
+    def held(fd: int, name: str) -> None:
+        tries.append(fd)
+        if len(tries) < 3:
+            raise FatalError("has a writer already: tailsrv-check")
+        lock(fd, name)
+
+    monkeypatch.setattr(streamfile, "lock", held)
+    StreamFile(str(path)).close()
+    assert len(tries) == 3
 
 
 def test_more_pieces_than_a_writev_takes(file: StreamFile, tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""An error in the work for one producer closes that producer; one in what all share ends the daemon."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from collator.framing import make_framing
+from collator.gather import Gatherer
+from collator.intake import Intake
+from collator.rawlane import RawLane
+from tailsrv.kit.errors import FatalError
+from tailsrv.kit.logs import configure
+from tailsrv.kit.reactor import Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Lane:
+    """A raw lane in a loop of its own, without a daemon around it."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.errors: list[Exception] = []
+        self.reactor.on_contained = self.errors.append
+        framing = make_framing("newline")
+        self.gatherer = Gatherer(framing, 1 << 20)
+        self.intake = Intake(self.reactor, self.gatherer, lambda: False, lambda: False)
+        self.raw = RawLane(self.reactor, self.intake, self.gatherer, framing, configure("test", "error"), check=True)
+        self.reactor.after_round(self.reactor.stop)
+        self._theirs: list[socket.socket] = []
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.raw.connected(ours, "a peer")
+        self._theirs.append(theirs)
+        return theirs
+
+    def close(self) -> None:
+        for sock in self._theirs:
+            sock.close()
+        self.raw.close()
+        self.reactor.close()
+
+
+@pytest.fixture
+def lane() -> Iterator[Lane]:
+    made = Lane()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("place", ["on_first", "ended", "delivered"])
+def test_an_unexpected_error_is_kept_to_the_producer_or_ends_the_daemon(
+    lane: Lane, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collator.rawlane import RawProducer  # noqa: PLC0415 - patched here
+
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    good, bad = lane.connect(), lane.connect()
+    good.sendall(b"fine\n")
+    lane.reactor.run()
+    monkeypatch.setattr(RawProducer, place, fail)
+    if place == "on_first":
+        third = lane.connect()
+        third.sendall(b"x")
+        lane.reactor.run()
+    elif place == "ended":
+        bad.sendall(b"more\n")
+        lane.reactor.run()
+        bad.close()
+        lane.reactor.run()
+    else:
+        bad.sendall(b"more\n")
+        with pytest.raises(FatalError, match=r"unexpected error while gathering.*next start recovers"):
+            lane.reactor.run()
+        return
+    assert [str(error) for error in lane.errors] == ["a bug"]
+    monkeypatch.undo()
+    good.sendall(b"still fine\n")
+    lane.reactor.run()
+    assert lane.gatherer.batch.size == (16 if place == "on_first" else 21)
+
+
+def test_an_error_in_a_turn_of_a_parked_producer_is_its_own(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collator.rawlane import RawProducer  # noqa: PLC0415 - patched here
+
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    one = lane.connect()
+    lane.intake.closed = True
+    one.sendall(b"a line\n")
+    lane.reactor.run()
+    one.close()
+    assert lane.intake.crowded
+    lane.intake.closed = False
+    monkeypatch.setattr(RawProducer, "interest", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        lane.intake.resume()

@@ -1,0 +1,202 @@
+"""The raw port tells clients of other ports from producers by their first bytes, and loses no producer's message."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from collator.framing import FRAMINGS, make_framing
+from collator.wrongclient import HEADER, HTTP, NAME, may_become, recognise
+from tailsrv.header import HeaderError
+from tailsrv.header import parse as parse_header
+from tests.collator.support import ACK, Producer, collate, raw, reset, wait_committed
+from tests.support.daemons import read_to_end
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from collator.wrongclient import WrongClient
+
+HEADERS = [b"0\n", b"-5\n", b"+7\r\n", b" end \n", b"first\n", b"where\r\n", b"0 now\n", b"12 34\n", b"end now\n"]
+NAMES = [b"web-1\r\n", b"\r\n", b"x" * 128 + b"\r\n", b"10.0.0.1:514\r\n"]
+HTTPS = [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"POST /a?b=c HTTP/1.0\r\n", b"OPTIONS * HTTP/1.1\r\n\r\n"]
+MESSAGES = [
+    b"hello\n", b"GET / HTTP/1.1\n", b"web 1\r\n", b"5 6 7\n", b"0\n1\n", b"web-1\r\nmore\n", b"{}\n", b"\n",
+    b"x" * 129 + b"\r\n", b"<34>1 - - - - -\n", b"now\n", b"GET /\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [*((one, HEADER) for one in HEADERS), *((one, NAME) for one in NAMES), *((one, HTTP) for one in HTTPS)],
+)
+def test_a_line_is_recognised_whole_and_may_still_become_one_in_every_part(first: bytes, expected: WrongClient) -> None:
+    assert recognise(first) is expected
+    line = first[: first.index(b"\n")]
+    for cut in range(len(line) + 1):
+        assert may_become(line[:cut])
+        assert recognise(line[:cut]) is None
+    if expected is not HTTP:
+        assert recognise(first + b"more\n") is None
+
+
+@pytest.mark.parametrize("first", MESSAGES)
+def test_messages_are_not(first: bytes) -> None:
+    assert recognise(first) is None
+    assert not may_become(first)
+
+
+@pytest.mark.parametrize("header", [b"0\n", b"-5\n", b"+7\r\n", b" end \n", b"0 now\n", b"12 34\n", b"\t9 \r\n"])
+def test_what_the_broadcaster_takes_for_a_header_is_recognised_as_one(header: bytes) -> None:
+    try:
+        parse_header(header)
+    except HeaderError:
+        pytest.fail("the broadcaster does not take it")
+    assert recognise(header) is HEADER
+
+
+def refused(sock: socket.socket) -> bool:
+    """Whether the peer resets the connection."""
+    try:
+        sock.recv(1)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("first", [b"0\n", b"web-1\r\n", b"GET / HTTP/1.1\r\nHost: example.org\r\nAccept: */*\r\n\r\n"])
+def test_a_client_of_another_port_sees_a_reset_and_the_stream_nothing(
+    tmp_path: Path, framing: str, first: bytes
+) -> None:
+    path = tmp_path / "stream"
+    message = make_framing(framing).wrap(b"fine")
+    with collate(path, "--framing", framing) as collator, collator.connect() as sock:
+        sock.sendall(first)
+        assert refused(sock)
+        closed = collator.wait_log("client of another port closed")
+        assert "--accept-any-message" in closed["advice"]
+        assert closed["looks_like"]
+        assert closed["wanted"]
+        raw(collator, message)
+        assert wait_committed(path, len(message)) == message
+        assert collator.stop() == 0
+    assert path.read_bytes() == message
+
+
+@pytest.mark.parametrize(
+    "parts", [[b"0", b"\n"], [b"web-1", b"\r", b"\n"], [b"GET / HT", b"TP/1.1\r\n"], [b" ", b"end\n"]]
+)
+def test_it_may_come_in_pieces(tmp_path: Path, parts: list[bytes]) -> None:
+    path = tmp_path / "stream"
+    with collate(path) as collator, collator.connect() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in parts:
+            sock.sendall(part)
+            time.sleep(0.05)  # a part each; were they taken together, the test would show less, and not fail
+        assert refused(sock)
+        assert collator.stop() == 0
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("line", [b"0\n", b"web-1\r\n", b"end\n", b"0"])
+def test_a_producer_that_says_a_line_and_ends_has_said_a_message(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "stream"
+    with collate(path) as collator:
+        began = time.monotonic()
+        raw(collator, line)
+        whole = line if line.endswith(b"\n") else line + b"\n"
+        assert wait_committed(path, len(whole)) == whole
+        assert time.monotonic() - began < 0.9  # it is not held until the time is over
+        assert collator.stop() == 0
+
+
+def test_a_producer_whose_first_message_looks_like_a_header_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with collate(path) as collator, collator.connect() as sock:
+        sock.sendall(b"1\n")
+        time.sleep(0.2)
+        assert path.read_bytes() == b""  # it is held
+        sock.sendall(b"2\n")
+        assert wait_committed(path, 4) == b"1\n2\n"
+        sock.sendall(b"3\n")  # and never again
+        assert wait_committed(path, 6) == b"1\n2\n3\n"
+        assert collator.stop() == 0
+
+
+def test_what_is_held_at_the_end_is_a_message(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with collate(path) as collator, collator.connect() as sock:
+        sock.sendall(b"42\n")
+        time.sleep(0.2)
+        assert collator.stop() == 0
+    assert path.read_bytes() == b"42\n"
+
+
+def test_an_incomplete_line_is_held_as_long_as_it_likes_and_dropped_by_a_reset(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with collate(path) as collator:
+        patient, gone = collator.connect(), collator.connect()
+        patient.sendall(b"12")
+        gone.sendall(b"34")
+        time.sleep(1.5)
+        reset(gone)
+        assert collator.wait_log("incomplete message dropped")["bytes"] == 2
+        patient.sendall(b"34 is no header of anybody\n")
+        assert wait_committed(path, 29) == b"1234 is no header of anybody\n"
+        patient.close()
+        assert collator.stop() == 0
+
+
+def test_an_option_takes_everything_for_a_message(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with collate(path, "--accept-any-message") as collator, collator.connect() as sock:
+        sock.sendall(b"0\n")
+        assert wait_committed(path, 2) == b"0\n"
+    environment = {"TAILSRV_COLLATE_ACCEPT_ANY_MESSAGE": "1"}
+    with collate(path, environment=environment) as collator, collator.connect() as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\n")
+        assert wait_committed(path, 18) == b"0\nGET / HTTP/1.1\r\n"
+
+
+def test_they_are_counted(tmp_path: Path) -> None:
+    with collate(tmp_path / "stream", "--metrics", "127.0.0.1:0") as collator:
+        port = int(collator.wait_log("serving metrics")["addresses"][0].rpartition(":")[2])
+        with collator.connect() as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert refused(sock)
+        with socket.create_connection(("127.0.0.1", port), 30) as sock:
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            text = read_to_end(sock).decode()
+        assert 'tailsrv_collate_rejected_total{lane="raw",reason="wrong port"} 1' in text
+
+
+@pytest.mark.parametrize("name", ["web-1\r", "\r"])
+def test_the_acknowledged_port_takes_a_name_line_with_a_carriage_return(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "stream"
+    with collate(path) as collator:
+        producer = Producer(collator, name, ACK)
+        assert producer.told() == (0, 0)
+        producer.send(b"hello\n")
+        assert producer.told() == (6, 6)
+
+
+def test_many_silent_held_clients_cost_no_turn_of_the_loop(tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    with collate(path) as collator:
+        socks = [collator.connect() for _ in range(50)]
+        for sock in socks:
+            sock.sendall(b"12")
+        raw(collator, b"hello\n")
+        wait_committed(path, 6)
+        time.sleep(0.3)
+        before = int(collator.status("voluntary_ctxt_switches"))
+        time.sleep(0.5)
+        assert int(collator.status("voluntary_ctxt_switches")) <= before + 2
+        for sock in socks:
+            sock.close()
+        wait_committed(path, 6 + 50 * 3)
+        assert collator.stop() == 0
