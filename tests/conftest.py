@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 from tests.support import needs
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """Give the tests, and what they start, the same surroundings everywhere.
 
-    A shell starts what runs in its background with SIGINT ignored, and that is inherited; a handler is not, so that
-    children begin with the default again. Tests with thousands of clients need as many descriptors as they may have.
+    - A shell starts what runs in its background with SIGINT ignored, and that is inherited; a handler is not, so that
+      children begin with the default again.
+    - Tests with thousands of clients need more descriptors than the usual soft limit.
+    - Variables such as PYTHONUNBUFFERED hide faults that a user of a plain Python has.
+    - Python before 3.11.5 (Debian 12 has 3.11.2) fails at random in `ast.parse` (python/cpython issue 106905), which
+      pytest's own form of tracebacks uses: one failed test would end the whole run.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
+    for name in [name for name in os.environ if name.startswith("PYTHON") and name != "PYTHONPATH"]:
+        del os.environ[name]
+    if sys.version_info < (3, 11, 5):
+        config.option.tbstyle = "native"
     needs.pytest_configure(config)

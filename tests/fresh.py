@@ -1,8 +1,8 @@
 """`python -m tests.fresh`: `make demo` and `make test` on a bare Debian, as root and as an ordinary user without sudo.
 
 Builds a bare system (apt, python3, python3-venv, git, make, certificates) with mmdebstrap and keeps it for some days.
-Each user gets a copy of its own with a clone of HEAD inside, and runs in mount and PID namespaces of its own: mounts and
-processes end with the namespaces, however this ends, and the copies are removed. Nothing but the bare system is kept.
+Each user gets a copy of its own with a clone of HEAD inside, and runs in mount and PID namespaces of its own: mounts
+and processes end with the namespaces, however this ends, and the copies are removed. Only the bare system is kept.
 
 A copy uses this machine's configuration of apt and pip, and its certificates: what it can reach, the copy can reach.
 This module imports the standard library only, since it runs before anything is installed.
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -37,21 +37,9 @@ COMMANDS: Final = ("make demo DEMO_SECONDS=5", "make test")
 LAST_LINES: Final = 15
 USER: Final = "newcomer"
 
-_APT: Final = (
-    "apt.conf",
-    "apt.conf.d",
-    "auth.conf.d",
-    "sources.list",
-    "sources.list.d",
-    "trusted.gpg",
-    "trusted.gpg.d",
-)
-_COPIED: Final = (
-    *(f"/etc/apt/{name}" for name in (*_APT, "keyrings")),
-    "/etc/pip.conf",
-    "/etc/resolv.conf",
-    "/etc/hosts",
-)
+_SOURCES: Final = (".list", ".sources")
+_APT: Final = ("sources.list", "sources.list.d", "trusted.gpg", "trusted.gpg.d", "keyrings")
+_COPIED: Final = (*(f"/etc/apt/{name}" for name in _APT), "/etc/pip.conf", "/etc/resolv.conf", "/etc/hosts")
 _CERTIFICATES: Final = ("/usr/local/share/ca-certificates", "/etc/ssl/certs/ca-certificates.crt")
 _PASSED: Final = re.compile(r"(pip_\w+|\w+_proxy|ssl_cert_file|requests_ca_bundle|curl_ca_bundle)", re.IGNORECASE)
 """Variables that pip and apt need to reach their registries; nothing else of our environment goes in."""
@@ -100,27 +88,17 @@ def suite() -> str:
 
 def build_command(place: Path) -> list[str]:
     """The command that builds the bare system in `place`, from the machine's own apt sources."""
-    sources = [path for path in sorted(Path("/etc/apt").glob("sources.list*")) if path.is_file()]
-    sources += sorted(
-        path for path in Path("/etc/apt/sources.list.d").glob("*") if path.suffix in {".list", ".sources"}
-    )
-    options = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("*")) if _is_mirror_option(path)]
-    names = ",".join(PACKAGES)
-    return [
-        "mmdebstrap",
-        "--quiet",
-        "--variant=apt",
-        f"--include={names}",
-        *options,
-        suite(),
-        str(place),
-        *map(str, sources),
-    ]
+    sources = [path for path in (Path("/etc/apt/sources.list"),) if path.is_file()]
+    sources += sorted(path for path in Path("/etc/apt/sources.list.d").glob("*") if path.suffix in _SOURCES)
+    options = [f"--aptopt={path}" for path in apt_options()]
+    command = ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}", *options]
+    return [*command, suite(), str(place), *map(str, sources)]
 
 
-def _is_mirror_option(path: Path) -> bool:
-    """Whether a file of apt's configuration is about how to reach a mirror; the others are about the machine."""
-    return "Acquire::" in path.read_text(errors="replace")
+def apt_options() -> list[Path]:
+    """The files of apt's configuration that say how to reach a mirror; the others are about this machine's packages."""
+    files = [path for path in (Path("/etc/apt/apt.conf"), *Path("/etc/apt/apt.conf.d").glob("*")) if path.is_file()]
+    return sorted(path for path in files if re.search(r"^\s*Acquire", path.read_text(errors="replace"), re.MULTILINE))
 
 
 def enter_command(root: Path, user: str, command: str, environment: Mapping[str, str]) -> list[str]:
@@ -131,20 +109,11 @@ def enter_command(root: Path, user: str, command: str, environment: Mapping[str,
     if user == "root":
         variables["PATH"] = f"/usr/local/sbin:/usr/sbin:/sbin:{variables['PATH']}"
     assigned = [f"{name}={value}" for name, value in sorted(variables.items())]
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+    # The namespaces end with this process, also when it is killed.
+    outside = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    outside += ["--propagation", "private", "bash", "-ec", _ENTER, "enter", str(root)]
     inside = ["/usr/bin/env", "-i", *assigned, "/usr/sbin/runuser", "-u", user, "--"]
-    return [
-        *namespaces,
-        "bash",
-        "-ec",
-        _ENTER,
-        "enter",
-        str(root),
-        *inside,
-        "bash",
-        "-c",
-        f"cd {home}/tailsrv && {command}",
-    ]
+    return [*outside, *inside, "bash", "-c", f"cd {home}/tailsrv && {command}"]
 
 
 def home_of(user: str) -> str:
@@ -212,8 +181,8 @@ def system_for(user: str, base: Path) -> Iterator[Path]:
         subprocess.run(["cp", "-a", "--reflink=auto", base, place], check=True)
         shutil.rmtree(place / "etc/apt/sources.list.d", ignore_errors=True)
         (place / "etc/apt/sources.list").unlink(missing_ok=True)
-        for name in (*_COPIED, *_CERTIFICATES):
-            copy_in(Path(name), place)
+        for path in (*apt_options(), *map(Path, (*_COPIED, *_CERTIFICATES))):
+            copy_in(path, place)
         if user != "root":
             subprocess.run(["chroot", place, "useradd", "--create-home", "--shell", "/bin/bash", user], check=True)
         project = place / home_of(user).lstrip("/") / "tailsrv"
@@ -259,7 +228,6 @@ def prove(user: str, base: Path, commands: tuple[str, ...] = COMMANDS) -> Result
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                preexec_fn=_die_with_parent,
             )
             assert process.stdout is not None
             try:
@@ -273,11 +241,6 @@ def prove(user: str, base: Path, commands: tuple[str, ...] = COMMANDS) -> Result
             if codes[-1]:
                 break
     return Result(user, tuple(codes), time.monotonic() - begin, tuple(lines[-LAST_LINES:]))
-
-
-def _die_with_parent() -> None:
-    """Let the namespaces end with this process, also when it is killed (PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def verdict(results: list[Result]) -> list[str]:
@@ -327,7 +290,7 @@ def short_form(users: list[str]) -> list[str]:
         place = Path(folder)
         commands = [build_command(place)]
         commands += [enter_command(place, user, command, {}) for user in users for command in COMMANDS]
-    return [subprocess.list2cmdline(command) for command in commands]
+    return [shlex.join(command) for command in commands]
 
 
 def _say(line: str) -> None:

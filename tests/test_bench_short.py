@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -26,14 +25,10 @@ BENCHES = {
     "loops": loops.ROWS,
 }
 SPEED = Figure("speed", "speed")
-extras = pytest.mark.skipif(
-    importlib.util.find_spec("uvloop") is None or importlib.util.find_spec("matplotlib") is None,
-    reason="the 'bench' extra is not installed (uvloop, matplotlib)",
-)
+NEEDS = {"broadcast": ("cc",), "collate": ("cc",), "index": ("cc",), "clients": ("nc",), "loops": ("cc",)}
 
 
-@extras
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(*NEEDS[name])) for name in BENCHES])
 def test_every_row_of_a_short_bench_measures_something(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"bench.{name}", "--short", "--out", str(tmp_path), "--dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
@@ -78,6 +73,7 @@ def test_our_own_failure_ends_the_row() -> None:
         harness.in_turn({"ours": fails}, 1)
 
 
+@pytest.mark.needs("cc")
 def test_a_server_that_ends_by_itself_is_not_measured(tmp_path: Path) -> None:
     missing = tmp_path / "nothing-here.log"
     with (
@@ -87,6 +83,7 @@ def test_a_server_that_ends_by_itself_is_not_measured(tmp_path: Path) -> None:
         pytest.fail("the floor serves a file that does not exist")
 
 
+@pytest.mark.needs("cc")
 def test_a_delivery_that_is_missing_is_counted(tmp_path: Path) -> None:
     """A consumer of another file than the one appended to gets nothing, and the tool does not hide it."""
     served, appended = tmp_path / "served.log", tmp_path / "appended.log"

@@ -80,7 +80,10 @@ def goes_on(command: str) -> bool:
     return ("tailsrv-cat" in command or "--follow" in command) and not any(word in command for word in ends)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(each, marks=pytest.mark.needs("nc") if re.search(r"\bnc\b", each) else ()) for each in COMMANDS],
+)
 def test_a_command_of_the_pages_runs(stream: StreamUnderTest, command: str) -> None:
     local = localised(stream, command)
     before = len(stream.content())

@@ -6,40 +6,55 @@ import argparse
 import importlib
 import signal
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.daemon import NotReadyError, Subject, control, product
 from tests.faults.rigs import isolate
-from tests.faults.scenario import MissingRigError, Plan, Row, Scenario
+from tests.faults.scenario import MissingRigError, Plan, Row, Scenario, declare
+from tests.support.requirements import extend_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a scenario is, and the requirements of its rigs (tests/support/requirements.py)."""
+
+    place: str
+    needs: tuple[str, ...] = ()
+    long_needs: tuple[str, ...] = ()
+
+
 SCENARIOS: Final = {
-    "storm": "kills:storm",
-    "planted": "bugs:planted",
-    "order": "traced:order",
-    "sweep": "traced:sweep",
-    "refusals": "traced:refusals",
-    "full": "rooms:full_disks",
-    "inodes": "rooms:no_inodes",
-    "stopped": "peers:stopped",
-    "crowd": "peers:crowd",
-    "slow": "peers:slow",
-    "visitors": "peers:visitors",
-    "memory": "peers:memory",
-    "shippers": "shippers:shippers",
-    "power": "power:power_cuts",
-    "cache": "power:volatile_caches",
-    "writeback": "power:failed_writeback",
+    "storm": Entry("kills:storm"),
+    "planted": Entry("bugs:planted", ("strace", "mount", "ext4"), long_needs=("nbd",)),
+    "order": Entry("traced:order", ("strace",)),
+    "sweep": Entry("traced:sweep", ("strace",)),
+    "refusals": Entry("traced:refusals", ("strace",)),
+    "full": Entry("rooms:full_disks", ("mount", "ext4")),
+    "inodes": Entry("rooms:no_inodes", ("mount",)),
+    "stopped": Entry("peers:stopped"),
+    "crowd": Entry("peers:crowd", ("descriptors",)),
+    "slow": Entry("peers:slow"),
+    "visitors": Entry("peers:visitors"),
+    "memory": Entry("peers:memory", ("mount",)),
+    "rsyslog": Entry("shippers:ship_by_rsyslog", ("rsyslogd",)),
+    "syslog-ng": Entry("shippers:ship_by_syslog_ng", ("syslog-ng",)),
+    "netcat": Entry("shippers:ship_by_netcat", ("nc",)),
+    "power": Entry("power:power_cuts", ("mount", "ext4", "xfs", "strace")),
+    "cache": Entry("power:volatile_caches", ("ext4", "xfs", "nbd")),
+    "writeback": Entry("power:failed_writeback", ("ext4", "xfs", "nbd")),
 }
+_MOUNTS: Final = {"mount", "ext4", "xfs", "nbd"}
 _HEAD: Final = ("scenario", "variant", "runs", "acknowledged", "lost", "twice", "torn", "changed", "other", "s", "")
 
 
 def scenario(name: str) -> Scenario:
     """Find a scenario by its name on the command line."""
-    module, _, function = SCENARIOS[name].partition(":")
+    module, _, function = SCENARIOS[name].place.partition(":")
     found: Scenario = getattr(importlib.import_module(f"tests.faults.{module}"), function)
     return found
 
@@ -87,13 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _leave)
+    extend_path()
     plan = Plan(_subject(options.subject), long=options.long, seed=options.seed, through_tailsrv=not options.no_tailsrv)
     _say("| " + " | ".join(_HEAD) + " |\n" + "| --- " * 2 + "| ---: " * 8 + "| --- |")
     broken = False
     isolated = False
     for name in options.scenario or SCENARIOS:
         try:
-            if not isolated:
+            needs = {*SCENARIOS[name].needs, *(SCENARIOS[name].long_needs if options.long else ())}
+            declare(needs)
+            if not isolated and needs & _MOUNTS:
                 isolate()
                 isolated = True
             for row in scenario(name)(plan):

@@ -27,7 +27,15 @@ class Machine(Bench):
     """A bench on a disk that loses power: every life of the collator can end with the machine's."""
 
     def __init__(
-        self, home: Path, subject: Subject, place: Disk, *, framing: str, sync: str, seed: int, slow: bool = False
+        self,
+        home: Path,
+        subject: Subject,
+        place: Disk,
+        *,
+        framing: str,
+        sync: str,
+        seed: int,
+        wrapper: tuple[str, ...] = (),
     ) -> None:
         file = place.path / f"stream-{seed}.log"
         self.consumer = MarkFollower(file, home / "seen")
@@ -35,7 +43,7 @@ class Machine(Bench):
             home, subject, framing=framing, sync=sync, seed=seed, file=file, follower=self.consumer, zombies=0.0
         )
         self.place = place
-        self._wrapper = strace("-e", "trace=fdatasync,fsync", "-e", _SLOW) if slow else ()
+        self._wrapper = wrapper
 
     def live_until_cut(self, cut: Callable[[], None], moment: float) -> None:
         """Let it acknowledge something, take the power away after `moment` seconds more, and let it die."""
@@ -79,9 +87,10 @@ def cut_run(
 ) -> Findings:
     """Cut a fresh stream's power, and then a grown one's; let it finish; judge."""
     chance = random.Random(seed)
+    wrapper = strace("-e", "trace=fdatasync,fsync", "-e", _SLOW) if slow else ()
     with (
         folder() as home,
-        Machine(home, subject, place, framing=framing, sync=sync, seed=seed, slow=slow) as machine,
+        Machine(home, subject, place, framing=framing, sync=sync, seed=seed, wrapper=wrapper) as machine,
     ):
         for _ in range(cuts):
             try:

@@ -93,7 +93,7 @@ class Disk:
         self.mounted = False
         with self.image.open("wb") as image:
             image.truncate(_SIZE[kind])
-        need(_MAKE[kind][0], "losetup")
+        need(kind.partition("-")[0])
         run(*_MAKE[kind], self.image)
 
     def mount(self, device: Path | None = None) -> None:
@@ -136,6 +136,7 @@ def disk(kind: str) -> Iterator[Disk]:
 @contextlib.contextmanager
 def small_tmpfs(options: str) -> Iterator[Path]:
     """Mount a tmpfs with `options`, such as size=1m."""
+    need("mount")
     with rig_folder() as home:
         path = home / "tmpfs"
         path.mkdir()
@@ -150,7 +151,7 @@ class NetworkDisk:
     """A disk behind nbdkit and nbdfuse, so that a filter of nbdkit can lose or refuse what is written."""
 
     def __init__(self, disk: Disk, home: Path, *server: str) -> None:
-        need("nbdkit", "nbdfuse", "setpriv")
+        need("nbd")
         self.disk = disk
         self._socket = home / "nbd"
         self._device = home / "device"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,10 @@ from tests.faults.daemon import Daemon, Subject, Target
 from tests.faults.follower import Follower, MarkFollower
 from tests.faults.load import Load, check_pieces
 from tests.faults.messages import Stream
+from tests.support.requirements import known, missing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 PRODUCERS = 8
 FINISH_SECONDS = 60.0
@@ -29,11 +29,22 @@ class MissingRigError(Exception):
     """A tool, or a right, that the scenario needs is not here; the message names it."""
 
 
-def need(*programs: str) -> None:
-    """Raise MissingRigError, with the script that installs them, unless all programs are here."""
-    missing = [name for name in programs if shutil.which(name) is None]
-    if missing:
-        raise MissingRigError(f"needs {', '.join(missing)} (tests/faults/install.sh)")
+_declared: set[str] = set()
+
+
+def declare(names: Iterable[str]) -> None:
+    """Set the requirements that the scenario which runs next is declared with."""
+    _declared.clear()
+    _declared.update(known(names))
+
+
+def need(*names: str) -> None:
+    """Make sure of these requirements. Raises MissingRigError for one that is missing, or that is not declared."""
+    for name in names:
+        if name not in _declared:
+            raise MissingRigError(f"{name} is not among the needs of the scenario's entry in tests/faults/__main__.py")
+        if (found := missing(name)) is not None:
+            raise MissingRigError(str(found))
 
 
 @dataclass

@@ -33,7 +33,9 @@ def run_scenario(*words: str) -> str:
     return done.stdout + done.stderr + f"exit code {done.returncode}\n"
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=pytest.mark.needs(*entry.needs)) for name, entry in SCENARIOS.items()]
+)
 def test_scenario_keeps_the_promises(scenario: str) -> None:
     """Nothing acknowledged is lost, doubled or torn, nothing seen changes; and each control fails as it must."""
     table = run_scenario(scenario)

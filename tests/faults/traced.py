@@ -11,7 +11,7 @@ from tests.faults.checker import Findings
 from tests.faults.daemon import NotReadyError, Subject, Target, product
 from tests.faults.load import Load
 from tests.faults.rigs import strace
-from tests.faults.scenario import Bench, Plan, Row, folder, make_streams, timed
+from tests.faults.scenario import Bench, Plan, Row, folder, make_streams, need, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,6 +205,7 @@ def order_run(subject: Subject, framing: str = "newline") -> Findings:
     """Trace a load from start to end and judge the order of its calls."""
     with folder() as home:
         trace = home / "trace"
+        need("strace")
         words = ("strace", "-D", "-f", "-qq", "-y", "-s", "4096", "-o", str(trace), "-e", "signal=none", "-e")
         watched = f"trace={_WRITES},{_SYNCS},sendto,sendmsg,sendmmsg"
         with small_bench(home, subject, framing=framing, messages=40) as bench:

@@ -9,15 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from tests.integration.test_real_input import needs
-from tests.support.daemons import PATIENCE, read_exactly, wait_until
+from tests.support.daemons import PATIENCE, is_running, read_exactly, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +83,7 @@ def _follow(command: str, last: str) -> str:
     return shown
 
 
-@needs("nc")
+@pytest.mark.needs("nc")
 def test_the_readmes_sixty_seconds_with_netcat(tmp_path: Path) -> None:
     """Each command of the README's demo does what its comment says."""
     block = re.search(r"^```sh\n(seq.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -126,7 +124,7 @@ def test_ctrl_c_stops_all_of_them_and_exits_0(tmp_path: Path) -> None:
         assert stream.process.returncode == 0
     assert "Traceback" not in said
     for pid in daemons:
-        assert not Path(f"/proc/{pid}").exists()
+        assert not is_running(pid)
 
 
 def test_when_one_dies_the_others_are_stopped_and_the_exit_code_is_not_0(tmp_path: Path) -> None:
@@ -143,7 +141,7 @@ def test_when_the_launcher_is_killed_its_daemons_end(tmp_path: Path) -> None:
         stream.process.kill()
         stream.process.communicate(timeout=PATIENCE)
         assert len(daemons) == 3
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in daemons), "they are gone")
+        wait_until(lambda: not any(map(is_running, daemons)), "they are gone")
 
 
 def test_the_table_names_every_address_and_commands_to_paste(tmp_path: Path) -> None:
@@ -194,7 +192,6 @@ def test_a_wrong_command_line_exits_2_with_one_line(tmp_path: Path, options: tup
 
 def test_make_demo_ends_by_itself_and_shows_a_stream(tmp_path: Path) -> None:
     """What `make demo` runs once all is installed."""
-    started = time.monotonic()
     shown = subprocess.run(
         [sys.executable, "-m", "compose.demo"],
         check=True,
@@ -209,7 +206,6 @@ def test_make_demo_ends_by_itself_and_shows_a_stream(tmp_path: Path) -> None:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         },
     ).stdout
-    assert time.monotonic() - started >= 5
     assert re.search(r"producer load │ .* load: ", shown)
     assert re.search(r"consumer │ .* memory: ", shown)
     assert re.search(r"index │ message 3 starts at byte \d+", shown)

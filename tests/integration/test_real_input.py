@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -24,19 +22,10 @@ REQUESTS = 4000
 LINES_EACH = 3000
 
 
-def needs(program: str) -> pytest.MarkDecorator:
-    """Skip where a real program is not installed; in CI, where `.ci/run` installs it, its absence is a failure."""
-    found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    return pytest.mark.skipif(
-        not found and "CI" not in os.environ, reason=f"{program} is not installed; .ci/run shows what to install"
-    )
-
-
 @contextlib.contextmanager
 def running(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     """A program that is ended with the block."""
-    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-    with subprocess.Popen([*map(str, command)], env=environment, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE) as process:
         try:
             yield process
         finally:
@@ -54,7 +43,7 @@ def free_port() -> int:
         return port
 
 
-@needs("nginx")
+@pytest.mark.needs("nginx")
 def test_nginx_writes_and_twenty_consumers_read_byte_for_byte(tmp_path: Path) -> None:
     """Consumers that start at different offsets get exactly what the file holds from there, while it is written."""
     log, port = tmp_path / "access.log", free_port()
@@ -118,8 +107,7 @@ def _request(port: int, count: int) -> None:
                 return
 
 
-@needs("rsyslogd")
-@needs("nc")
+@pytest.mark.needs("rsyslogd", "nc")
 def test_rsyslog_and_nc_ship_at_once_and_every_line_stands_whole(tmp_path: Path) -> None:
     """Two real shippers, many connections: no line torn, mixed, lost or doubled."""
     stream, source = tmp_path / "stream", tmp_path / "application.log"

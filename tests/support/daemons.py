@@ -174,6 +174,15 @@ class Daemon:
             os.close(self._ready)
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended. One that nobody has waited for has: not every first process reaps orphans."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def read_exactly(sock: socket.socket, count: int) -> bytes:
     """The next `count` bytes; fewer if the peer ends before."""
     received = bytearray()

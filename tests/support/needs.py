@@ -200,5 +200,5 @@ def programs_in(words: list[str]) -> list[str]:
     found = [] if "/" in first else [first]
     if os.path.basename(first) in _WRAPPERS:
         for word in words[1:]:
-            found += [name for name in (word, *_COMMAND.findall(word)) if providing(name) is not None]
+            found += [name for name in dict.fromkeys((word, *_COMMAND.findall(word))) if providing(name) is not None]
     return found

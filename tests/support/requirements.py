@@ -9,6 +9,7 @@ This module imports the standard library only.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import resource
@@ -32,7 +33,10 @@ DESCRIPTORS: Final = 8192
 
 INSTALL: Final = ("apt-get", "install", "--yes", "--no-install-recommends")
 
-_SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_SO_ATTACH_FILTER: Final = 26
+SBIN: tuple[str, ...] = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where programs of administrators are, which an ordinary user's PATH does not name."""
+
 _IN_NAMESPACE: Final = ("unshare", "--mount", "--propagation", "private", "sh", "-e", "-c")
 
 
@@ -41,10 +45,10 @@ class Requirement:
     """One thing that a test may need.
 
     `programs` are the names by which tests run it; `packages` the Debian packages that bring it. Without packages it is
-    a right or a feature of the kernel. `after` names requirements that have to be met first. `probe` returns why it does not work, or an empty text. `mends` says whether
-    installing `packages` mends a failed probe: another flavour of nc does, a ban on tracing does not go away.
-    `unpacked` packages are not installed but unpacked into the cache folder, because installing them would start a
-    service on this machine or would remove another package.
+    a right or a feature of the kernel. `after` names requirements that have to be met first. `probe` returns why it
+    does not work, or an empty text. `mends` says whether installing `packages` mends a failed probe: another flavour of
+    nc does, a ban on tracing does not go away. `unpacked` packages are not installed but unpacked into the cache
+    folder, because installing them would start a service on this machine or would remove another package.
     """
 
     programs: tuple[str, ...] = ()
@@ -93,7 +97,7 @@ def extend_path() -> None:
     found = os.environ.get("PATH", os.defpath).split(":")
     caches = [folder / "bin" for folder in cache_folders()]
     trusted = [str(folder) for folder in caches if folder.is_dir() and folder.stat().st_uid in {0, os.geteuid()}]
-    os.environ["PATH"] = ":".join([*found, *(place for place in (*_SBIN, *trusted) if place not in found)])
+    os.environ["PATH"] = ":".join([*found, *(place for place in (*SBIN, *trusted) if place not in found)])
 
 
 # --- probes: each returns why it does not work, or ""
@@ -204,6 +208,18 @@ def _namespace() -> str:
     return _ends_well("unshare", "--mount", "true")
 
 
+def _socket_filter() -> str:
+    """Attach a filter that drops everything: the kernel may refuse programs of ordinary users (bpf_jit_limit)."""
+    with socket.socket() as probe:
+        instruction = ctypes.create_string_buffer(b"\x06" + bytes(7), 8)  # return 0 bytes
+        program = (1).to_bytes(8, "little") + ctypes.addressof(instruction).to_bytes(8, "little")
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        except OSError as error:
+            return f"no filter can be attached to a socket: {error.strerror}"
+    return ""
+
+
 def _root() -> str:
     return "" if os.geteuid() == 0 else "this user is not root"
 
@@ -253,33 +269,30 @@ REGISTRY: Final[dict[str, Requirement]] = {
     "ip": Requirement(("ip",), ("iproute2",)),
     "ipv6": Requirement(probe=_ipv6, advice="enable IPv6 on the loopback interface"),
     "descriptors": Requirement(probe=_descriptors, advice=f"raise the hard limit: ulimit -Hn {DESCRIPTORS}"),
+    "socket-filter": Requirement(probe=_socket_filter, advice=_AS_ROOT),
     "root": Requirement(probe=_root, advice="run the tests as root"),
 }
 
 BASE_PROGRAMS: Final = frozenset(
-    [
-        "bash",
-        "sh",
-        "cat",
-        "cp",
-        "env",
-        "false",
-        "head",
-        "kill",
-        "mkdir",
-        "mv",
-        "rm",
-        "seq",
-        "setpriv",
-        "prlimit",
-        "sleep",
-        "tail",
-        "timeout",
-        "true",
-        "truncate",
-        "unshare",
-        "wc",
-    ]
+    {
+        *(
+            "bash",
+            "cat",
+            "cp",
+            "dpkg",
+            "env",
+            "false",
+            "head",
+            "kill",
+            "mkdir",
+            "mv",
+            "prlimit",
+            "rm",
+            "seq",
+            "setpriv",
+        ),
+        *("sh", "sleep", "sort", "tail", "timeout", "true", "truncate", "unshare", "wc"),
+    }
 )
 """What every Debian has (bash, coreutils, util-linux): tests run these without a mark."""
 

@@ -116,6 +116,7 @@ def test_now_and_end_count_what_was_appended_right_before_the_header(path: Path)
                 assert read_to_end(client) == path.read_bytes()[-5:]
 
 
+@pytest.mark.needs("nc")
 def test_a_fin_ends_the_header_and_netcat_is_served_after_its_half_close(path: Path) -> None:
     with serve(path) as daemon:
         with ask(daemon, b"90") as client:

@@ -48,6 +48,7 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
         peer.close()
 
 
+@pytest.mark.needs("socket-filter")
 def test_the_dead_are_found_and_the_living_are_not(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

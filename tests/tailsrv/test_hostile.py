@@ -178,6 +178,7 @@ def test_a_storm_of_connections_leaves_nothing_behind(path: Path) -> None:
         assert daemon.memory() - memory < 8 * MIB
 
 
+@pytest.mark.needs("nc")
 def test_a_stopped_client_gets_everything_when_it_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "events.log"
     path.write_bytes(b"")
@@ -270,6 +271,7 @@ def test_an_overflowing_event_queue_loses_nothing(tmp_path: Path) -> None:
         assert daemon.wait() == 0
 
 
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize(("syscall", "header"), [("pread64", b"end\n"), ("sendfile", b"0 now\n")])
 def test_a_file_that_cannot_be_read_ends_the_daemon_with_the_offset(path: Path, syscall: str, header: bytes) -> None:
     prefix = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "signal=none", "-P", str(path))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.soak.__main__ import verdict
 from tests.soak.run import soak
+
+pytestmark = pytest.mark.needs("nc")
 
 
 def test_clients_that_come_go_stall_and_lie_leave_nothing_behind() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
+from tests.support.daemons import Daemon, is_running, read_exactly, read_to_end, wait_until
 from tests.tailsrv.support import MIB, append, ask, children, content, follow, is_reset, listens, scrape, serve
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def test_workers_end_when_the_supervisor_is_killed(path: Path) -> None:
     with serve(path, "--workers", "2") as daemon:
         pids = children(daemon)
         daemon.kill()
-        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "they end too")
+        wait_until(lambda: not any(map(is_running, pids)), "they end too")
         assert not listens(daemon.port())
 
 
