@@ -9,7 +9,7 @@ import click
 
 from collator.framing import FRAMINGS
 from indexer.options import DEFAULT_INTERVAL, DEFAULT_MAX_MESSAGE_BYTES, SUFFIX, Options
-from tailsrv.kit.options import common_options, common_settings, run_command
+from tailsrv.kit.options import Seconds, common_options, common_settings, run_command
 
 
 @click.command("tailsrv-index")
@@ -32,9 +32,7 @@ from tailsrv.kit.options import common_options, common_settings, run_command
 @click.option("--index", metavar="PATH", help=f"The index.  [default: FILE{SUFFIX}]")
 @click.option("--rebuild", is_flag=True, help="Start the index anew; shows progress on a terminal.")
 @click.option("--no-commit-mark", is_flag=True, help="Index all that FILE holds, committed or not.")
-@click.option(
-    "--poll", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Also look at FILE that often."
-)
+@click.option("--poll", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="Also look at FILE that often.")
 @common_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
     """Answer where messages start in FILE, a stream that grows."""

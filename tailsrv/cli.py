@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from tailsrv.kit.daemon import run_daemon
-from tailsrv.kit.options import common_options, common_settings, run_command
+from tailsrv.kit.options import Seconds, common_options, common_settings, run_command
 from tailsrv.options import Options
 from tailsrv.server import Broadcaster
 
 if TYPE_CHECKING:
     from tailsrv.workers import Supervisor
 
-SECONDS = click.FloatRange(min=0)
-SOME_SECONDS = click.FloatRange(min=0, min_open=True)
+SECONDS = Seconds(min=0)
+SOME_SECONDS = Seconds(min=0, min_open=True)
 
 
 @click.command(

@@ -46,7 +46,7 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     """
     import click  # noqa: PLC0415 - whoever uses this module for progress alone needs no click
 
-    from tailsrv.kit.environment import name_variables  # noqa: PLC0415 - the same
+    from tailsrv.kit.environment import name_variables, with_variables  # noqa: PLC0415 - the same
 
     name = command.name or "tailsrv-client"
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -58,8 +58,8 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     except click.exceptions.Exit as end:
         code = end.exit_code
     except (click.ClickException, UsageError) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        complain(name, f"{message} (see {name} --help)", 2)
+        what = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        complain(name, f"{with_variables(command, what)} (see {name} --help)", 2)
     except GaveUpError as error:
         complain(name, str(error), 3)
     except (ClientError, StreamDiverged, FatalError, ValueError) as error:

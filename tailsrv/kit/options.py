@@ -6,6 +6,7 @@ Repeatable ones take several values there, with blanks between them.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from importlib.metadata import version
@@ -17,7 +18,7 @@ import msgspec
 from tailsrv.kit import standard_error
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Address, parse_address
-from tailsrv.kit.environment import name_variables
+from tailsrv.kit.environment import name_variables, with_variables
 from tailsrv.kit.errors import FatalError, UsageError, location, reason
 from tailsrv.kit.logs import FORMATS, LEVELS
 
@@ -48,6 +49,17 @@ class Listen(click.ParamType[Address]):
             return value if isinstance(value, Address) else parse_address(value)
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A time in seconds: what a clock can show."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - click's signature
+        """Parse it; click reports what is wrong with it."""
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 PORT = click.IntRange(0, 65535)
@@ -106,7 +118,7 @@ def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
     except click.ClickException as error:
         code = _complain(name, f"{error.format_message()} (see {name} --help)", 2)
     except UsageError as error:
-        code = _complain(name, f"{error} (see {name} --help)", 2)
+        code = _complain(name, f"{with_variables(command, str(error))} (see {name} --help)", 2)
     except FatalError as error:
         code = _complain(name, str(error), 1)
     except click.Abort:

@@ -37,6 +37,9 @@ WRITE: Final = select.EPOLLOUT
 HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
 """Always reported, asked for or not."""
 
+LONGEST_WAIT_SECONDS: Final = 86400.0
+"""A timer that is further away is looked at daily: epoll_wait(2) takes milliseconds as an int, which is 24 days."""
+
 EVENTS_PER_ROUND: Final = 256
 """More wait for the next round; room for more would have to be made in each round."""
 
@@ -210,7 +213,7 @@ class Reactor:
         timers = self._timers
         while timers and timers[0].callback is None:
             heapq.heappop(timers)
-        return max(0.0, timers[0].when - time.monotonic()) if timers else -1
+        return min(max(0.0, timers[0].when - time.monotonic()), LONGEST_WAIT_SECONDS) if timers else -1
 
     def _run_timers(self) -> None:
         now = time.monotonic()

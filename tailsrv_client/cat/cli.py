@@ -10,6 +10,7 @@ import click
 from collator.framing import FRAMINGS
 from tailsrv.client import parse_addresses
 from tailsrv.client.ports import BROADCAST, INDEX
+from tailsrv.kit.environment import ValueFlag
 from tailsrv_client.cat.copying import run
 from tailsrv_client.cat.options import Options
 from tailsrv_client.durations import Duration
@@ -37,8 +38,10 @@ NAME = "tailsrv-cat"
 @click.option("--until", metavar="PLACE", help="Stop before now, BYTE, message:N or time:T.  [default: follow]")
 @click.option("--count", type=click.IntRange(min=0), metavar="N", help="Stop after N messages (with --grep: matches).")
 @click.option("--framing", type=click.Choice(FRAMINGS), default="newline", show_default=True)
-@click.option("--raw", "form", flag_value="raw", default=True, help="Bytes as they stand in the stream (default).")
-@click.option("--json", "form", flag_value="json", help="A JSON object a line for each message.")
+@click.option(
+    "--raw", "form", cls=ValueFlag, flag_value="raw", default=True, help="Bytes as they stand in the stream (default)."
+)
+@click.option("--json", "form", cls=ValueFlag, flag_value="json", help="A JSON object a line for each message.")
 @click.option("--format", "template", metavar="TEXT", help=r"Such as '%n %o %t %s\n'; also %e (end), %S (size).")
 @click.option(
     "--checkpoint", type=click.Path(dir_okay=False), metavar="FILE", help="Go on where FILE says; keep it up to date."

@@ -35,6 +35,15 @@ def test_timers_run_in_their_order_and_a_cancelled_one_never(reactor: Reactor) -
     assert ran == ["first", "second"]
 
 
+@pytest.mark.parametrize("seconds", [30 * 86400.0, 1e12, 1e300, float("inf")])
+def test_a_timer_may_be_as_far_away_as_anybody_likes(reactor: Reactor, seconds: float) -> None:
+    """The kernel's longest time-out is 24 days."""
+    far = reactor.call_later(seconds, reactor.stop)
+    reactor.post(lambda: reactor.call_later(0.01, reactor.stop))
+    reactor.run()
+    assert far.callback is not None
+
+
 def test_a_call_from_another_thread_wakes_the_loop_and_runs_on_its_thread(reactor: Reactor) -> None:
     threads: list[int] = []
 
