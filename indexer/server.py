@@ -141,7 +141,11 @@ class IndexServer:
             return
         if self._attached is not stream:
             self._attached = stream
-            follower.attach(stream.fd, stream.end)
+            try:
+                follower.attach(stream.fd, stream.end)
+            except FatalError as error:
+                self._on_failed(error)
+                return
             self._forget_gone()
         else:
             follower.advance(stream.end)
