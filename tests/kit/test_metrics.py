@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tailsrv.kit import metrics
 from tailsrv.kit.access import AllowList
@@ -20,6 +23,7 @@ from tailsrv.kit.errors import FatalError
 from tailsrv.kit.measures import Measure
 from tailsrv.kit.metrics import MetricsEndpoint
 from tailsrv.kit.reactor import Reactor
+from tests.fuzz import fuzz_http
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -224,3 +228,25 @@ def test_a_connection_that_the_loop_has_no_room_for_leaves_nothing_behind(
     assert endpoint.count() == 0
     assert endpoint.in_loop(endpoint.reactor._timeout) == -1
     assert endpoint.ask("/healthz").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[fuzz_http.Harness]:
+    harness = fuzz_http.Harness()
+    yield harness
+    harness.close()
+
+
+PIECES = st.lists(st.one_of(st.sampled_from(fuzz_http.WORDS), st.binary(max_size=20)), max_size=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(pieces=PIECES)
+def test_whatever_a_peer_sends_it_gets_one_response_or_none(harness: fuzz_http.Harness, pieces: list[bytes]) -> None:
+    fuzz_http.check(harness, b"".join(pieces))
+
+
+def test_the_fuzz_target_finds_nothing_in_random_requests(harness: fuzz_http.Harness) -> None:
+    source = random.Random(7)
+    for _ in range(300):
+        fuzz_http.check(harness, fuzz_http.shaped(source.randbytes(source.randrange(17))))
