@@ -284,3 +284,6 @@ class Producer:
         self._outbox.fail(error)
         if self._on_failure is not None:
             self._on_failure()
+        else:
+            # A program that only sends, as one that logs does, would never come to know.
+            self.tell(f"producer ended: {error}")

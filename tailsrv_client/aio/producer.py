@@ -145,6 +145,7 @@ class AsyncProducer:
             while True:
                 pause = await self._connect(pause)
         except Exception as error:
+            self._tell(f"producer ended: {error}")
             self._fail(error)
             if not isinstance(error, ClientError):
                 raise

@@ -578,3 +578,30 @@ def test_a_reader_is_owed_what_is_known_to_exist() -> None:
     reader.header()
     reader.received(b"12345")
     assert not reader.owed
+
+
+def test_a_producer_that_ends_is_logged_though_nobody_asks_it(caplog: pytest.LogCaptureFixture) -> None:
+    """As that of a logging handler, whose caller sees no exception."""
+    caplog.set_level(logging.WARNING, "tailsrv_client")
+    with Peer(says(b"HTTP/1.1 400\r\n")) as server:
+        handler = TailsrvHandler(server.address, close_seconds=0)
+        wait_until(lambda: "is not the acknowledged port" in caplog.text)
+        handler.close()
+
+
+def test_a_broadcaster_behind_a_proxy_proves_itself(stream: StreamUnderTest) -> None:
+    """It passes the end of a connection on, as haproxy and the like do."""
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    def serve(sock: socket.socket) -> None:
+        host, _, port = stream.broadcast.rpartition(":")
+        with socket.create_connection((host, int(port))) as server:
+            threading.Thread(target=lambda: pass_on(sock, server), daemon=True).start()
+            pass_on(server, sock)
+
+    with Peer(serve) as proxy, Consumer(proxy.address, until="count:10") as consumer:
+        assert len(list(consumer)) == 10
