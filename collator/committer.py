@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor, Timer
 
+SLOW_SECONDS: Final = 10.0
+"""A commit that takes longer is reported by health checks."""
+
 RETRY_SECONDS: Final = 1.0
 """How soon an obstacle is tried again."""
 
@@ -100,6 +103,14 @@ class Committer:
         """Why nothing can be written at the moment."""
         met = self._obstacle
         return None if met is None else f"{met.event} to write {self._file.path}: {met.error}"
+
+    @property
+    def slow(self) -> str | None:
+        """What to say when the disk has not answered for long."""
+        seconds = time.monotonic() - self._began
+        if not self.busy or seconds < SLOW_SECONDS:
+            return None
+        return f"the disk under {self._file.path} has not answered for {seconds:.0f} s"
 
     def commit(self, batch: Batch, moved: list[Standing]) -> None:
         """Begin to commit `batch`, not empty, which nobody else may touch from now on.
@@ -298,6 +309,8 @@ class Committer:
 
     def _submit_replace(self, done: Callable[[int, BaseException | None], None]) -> None:
         self._replacing = True
+        if self.batch is None:
+            self._began = time.monotonic()
         standing = {name: (name, progress, progress.acked, progress.at) for name, progress in self._producers.items()}
         if self.batch is not None:  # it is written, and will be acknowledged as soon as there is a journal
             standing |= {moved[0]: moved for moved in self._moved}

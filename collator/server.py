@@ -113,7 +113,10 @@ class Collator:
 
     def unhealthy(self) -> str | None:
         """Why messages are not committed at the moment."""
-        return self._startup.unhealthy() if self._pipeline is None else self._pipeline.committer.stalled
+        if self._pipeline is None:
+            return self._startup.unhealthy()
+        committer = self._pipeline.committer
+        return committer.stalled or committer.slow
 
     def measures(self) -> Iterator[Measure | Histogram]:
         """What the collator counts."""

@@ -6,7 +6,6 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.daemon import NotReadyError
 from tests.faults.follower import MarkFollower
 from tests.faults.rigs import disk, run, small_tmpfs
 from tests.faults.scenario import Bench, Plan, Row, folder, timed
@@ -133,27 +132,86 @@ def full_disks(plan: Plan) -> Iterator[Row]:
     yield row
 
 
+def _wait_at_start(bench: Bench, daemon: Daemon, home: Path) -> None:
+    """Judge a start that can't go on: it listens, tells why, acknowledges nothing."""
+    if (status := health(home / "metrics")) != 503:
+        bench.broke(f"/healthz says {status} while a start waits")
+    if bench.load.wait_promised(1, _QUIET_SECONDS):
+        bench.broke("acknowledges what it has no room for")
+    if (code := daemon.process.poll()) is not None:
+        bench.broke(f"a start without room ended with {code}: {daemon.said()}")
+    said = [line for line in daemon.said().splitlines() if '"no space"' in line]
+    if len(said) != 1 or "stream.log" not in said[0]:
+        bench.broke(f"does not say once which file has no room: {daemon.said()}")
+
+
+def start_run(subject: Subject, place: Path, *, framing: str, sync: str) -> Findings:
+    """Start on a full disk, with a torn end that has to be moved aside, and make room."""
+    with folder() as home:
+        file = place / "stream.log"
+        follower = MarkFollower(file, home / "seen")
+        options = ("--metrics", f"unix:{home}/metrics")
+        with Bench(
+            home, subject, framing=framing, sync=sync, file=file, follower=follower, zombies=0.0, options=options
+        ) as bench:
+            with bench.start() as daemon:
+                bench.serve(daemon)
+                bench.load.wait_promised(_MEBIBYTE, 10)
+                bench.kill(daemon)
+            bench.tear()
+            filler = _fill_up(place)
+            with bench.start() as daemon:
+                bench.serve(daemon)
+                _wait_at_start(bench, daemon, home)
+                with filler.open("wb"):
+                    pass  # truncated: there is room
+                if not bench.load.wait_promised(_MEBIBYTE, _RESUME_SECONDS):
+                    bench.broke("does not go on by itself when there is room")
+                bench.kill(daemon)
+            filler.unlink()
+            bench.load.window = 1 << 12
+            run("mount", "-o", "remount,size=256m", place)
+            bench.settle()
+            return bench.findings
+
+
+def _fill_up(place: Path) -> Path:
+    filler = place / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    return filler
+
+
+def full_starts(plan: Plan) -> Iterator[Row]:
+    """Start on a full tmpfs: it waits, listening, and goes on by itself."""
+    for sync in ("always", "never"):
+        row = Row("start on a full tmpfs", sync)
+        with timed(row):
+            for number in range(plan.times(1, 5)):
+                framing = ("newline", "u32be")[number % 2]
+                with small_tmpfs("size=24m") as place:
+                    row.findings.add(start_run(plan.subject, place, framing=framing, sync=sync))
+                row.runs += 1
+        yield row
+
+
 def no_inodes(plan: Plan) -> Iterator[Row]:
-    """Leave too few inodes for the sidecars: a start says so and exits 1, and one with room goes on as ever."""
+    """Leave too few inodes for the stream's files: a start listens, says why it waits, and goes on when there are."""
     row = Row("no inodes", "tmpfs")
     with timed(row), folder() as home:
-        for inodes in (2, 3, 4):
+        for inodes in (1, 2, 3):
             with small_tmpfs(f"size=64m,nr_inodes={inodes}") as place:
                 file = place / "stream.log"
                 follower = MarkFollower(file, home / f"seen-{inodes}")
-                with Bench(home, plan.subject, file=file, follower=follower) as bench:
-                    with bench.start() as daemon:
-                        try:
-                            daemon.wait_ready()
-                        except NotReadyError:
-                            if (code := daemon.wait(5)) != 1:
-                                bench.broke(f"without room for its sidecars it exits {code}, not 1: {daemon.said()}")
-                            if "stream.log" not in daemon.said():
-                                bench.broke(f"does not say which file has no room: {daemon.said()}")
-                    run("mount", "-o", "remount,nr_inodes=100", place)
+                options = ("--metrics", f"unix:{home}/metrics")
+                with Bench(home, plan.subject, file=file, follower=follower, options=options) as bench:
                     with bench.start() as daemon:
                         bench.serve(daemon)
-                        bench.load.wait_promised(_MEBIBYTE, 10)
+                        _wait_at_start(bench, daemon, home)
+                        run("mount", "-o", "remount,nr_inodes=100", place)
+                        if not bench.load.wait_promised(_MEBIBYTE, _RESUME_SECONDS):
+                            bench.broke("does not go on by itself when there are inodes")
                         bench.kill(daemon)
                     bench.settle()
                     bench.follower.close()
