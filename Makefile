@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 BENCHES := broadcast collate index clients loops startup inotify
 READY := $(VENV)/.installed-for-work
 
-.PHONY: help install demo test programs fresh check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) clean
+.PHONY: help install demo test programs fresh fresh-short check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,6 +39,9 @@ programs: ## install the programs that the tests need (as root); services are un
 
 fresh: ## prove both on a bare Debian, as root and as an ordinary user (as root, ten minutes)
 	@$(PYTHON) -B -m tests.fresh
+
+fresh-short: ## print the commands that `make fresh` runs
+	@$(PYTHON) -B -m tests.fresh --show
 
 lint: $(READY) ## ruff, mypy --strict
 	$(BIN)/python -m ruff check .

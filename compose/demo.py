@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 BASE_PORT: Final = 4321
 SHOW_SECONDS: Final = 8.0
 """How long the producers talk when nobody says otherwise."""
+
+PATIENCE_SECONDS: Final = 30.0
+"""How much longer the demo waits for what it wants to show."""
 
 INDEXED_MESSAGE: Final = 3
 
@@ -68,7 +72,11 @@ async def _demo(seconds: float | None) -> int:
         if line:
             names = ("broadcast", "collate", "acknowledged", "index")
             found = map(parse_address, msgspec.json.decode(line)["addresses"])
-            worked = await _show(dict(zip(names, found, strict=True)), seconds or SHOW_SECONDS, up.wait())
+            lanes = dict(zip(names, found, strict=True))
+            if not _netcat_is_here():
+                for text in _without_netcat(lanes):
+                    _say("demo", text)
+            worked = await _show(lanes, seconds or SHOW_SECONDS, up.wait())
             if seconds is None and up.returncode is None:
                 _say("demo", "the stream stays up: try the commands above in another terminal. Ctrl-C ends it.")
             elif up.returncode is None:
@@ -85,12 +93,15 @@ async def _show(lanes: Lanes, seconds: float, ended: Awaitable[int]) -> bool:
         asyncio.create_task(_produce("memory", 0.7, _memory, lanes)),
     ]
     asking = asyncio.create_task(_look_up(lanes))
-    await asyncio.wait([asyncio.ensure_future(ended)], timeout=seconds)
-    worked = asking.done()
+    end = asyncio.ensure_future(ended)
+    await asyncio.wait([end], timeout=seconds)
+    # A busy machine may need longer until the index has an answer.
+    await asyncio.wait([end, asking], timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    worked = asking.done() or end.done()
     for task in (asking, *talking):
         task.cancel()
     for outcome in await asyncio.gather(asking, *talking, return_exceptions=True):
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Exception) and not end.done():  # a stream that somebody ends breaks connections
             _say("demo", f"failed: {outcome}")
             worked = False
     return worked
@@ -144,6 +155,29 @@ def _load() -> str:
 def _memory() -> str:
     with open("/proc/meminfo", encoding="ascii") as lines:
         return next(" ".join(line.split()[1:]) for line in lines if line.startswith("MemAvailable")) + " available"
+
+
+def _netcat_is_here() -> bool:
+    """Whether there is an nc that knows `-N`, as the commands of `tailsrv-up` need it; other flavours do not."""
+    try:
+        shown = subprocess.run(["nc", "-h"], check=False, capture_output=True, text=True, errors="replace", timeout=5)  # noqa: S607 - whichever is found is the one that is asked about
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "OpenBSD" in shown.stdout + shown.stderr
+
+
+def _without_netcat(lanes: Lanes) -> list[str]:
+    """What to say where there is none: how to install it, and our own commands that do the same."""
+    bin_folder = os.path.relpath(os.path.dirname(sys.executable))
+    broadcast, acknowledged, index = (
+        f"localhost:{lanes[name].port}" for name in ("broadcast", "acknowledged", "index")
+    )
+    return [
+        "the commands above need OpenBSD's nc, which is not here: apt-get install netcat-openbsd. Without it:",
+        f"  {bin_folder}/tailsrv-cat {broadcast}",
+        f"  echo hello | {bin_folder}/tailsrv-put {acknowledged} --name me",
+        f"  {bin_folder}/tailsrv-cat {broadcast} --index {index} --from message:3",
+    ]
 
 
 def _free(base_port: int) -> bool:

@@ -190,23 +190,48 @@ def test_a_wrong_command_line_exits_2_with_one_line(tmp_path: Path, options: tup
     assert options[1] in ended.stderr
 
 
+@contextlib.contextmanager
+def demo(folder: Path, path: str, seconds: int) -> Iterator[subprocess.Popen[str]]:
+    """`make demo DEMO_SECONDS=…`, as it runs once all is installed."""
+    commands = Path(sys.executable).parent
+    environment = {**os.environ, "DEMO_SECONDS": str(seconds), "TMPDIR": str(folder), "PATH": f"{commands}:{path}"}
+    command = [sys.executable, "-m", "compose.demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 def test_make_demo_ends_by_itself_and_shows_a_stream(tmp_path: Path) -> None:
-    """What `make demo` runs once all is installed."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "compose.demo"],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=PATIENCE,
-        env={
-            **os.environ,
-            "DEMO_SECONDS": "5",
-            "TMPDIR": str(tmp_path),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-    ).stdout
+    with demo(tmp_path, os.environ["PATH"], 5) as process:
+        shown, _ = process.communicate(timeout=2 * PATIENCE)
+        assert process.returncode == 0
     assert re.search(r"producer load │ .* load: ", shown)
     assert re.search(r"consumer │ .* memory: ", shown)
     assert re.search(r"index │ message 3 starts at byte \d+", shown)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_is_no_nc_make_demo_says_so_and_prints_commands_that_work(tmp_path: Path) -> None:
+    folder, empty = tmp_path / "tmp", tmp_path / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    with demo(folder, str(empty), 100) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while not lines or "message:3" not in lines[-1]:
+            lines.append(process.stdout.readline() or pytest.fail(f"ended after {lines}"))
+        assert "apt-get install netcat-openbsd" in lines[-4]
+        follow, write, look_up = (line.partition("│ ")[2].strip() for line in lines[-3:])
+        for command in (write, f"{follow} --count 1", f"{look_up} --count 1"):
+            ended = subprocess.run(
+                ["bash", "-c", command], check=False, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE
+            )
+            assert (ended.returncode, ended.stderr) == (0, "")
+            assert ended.stdout.count("\n") == (command is not write)
+        while "│ hello" not in lines[-1]:
+            lines.append(process.stdout.readline() or pytest.fail(f"ended after {lines}"))
+        process.terminate()
+        process.communicate(timeout=2 * PATIENCE)
+        assert process.returncode == 0

@@ -273,28 +273,24 @@ REGISTRY: Final[dict[str, Requirement]] = {
     "root": Requirement(probe=_root, advice="run the tests as root"),
 }
 
-BASE_PROGRAMS: Final = frozenset(
-    {
-        *(
-            "bash",
-            "cat",
-            "cp",
-            "dpkg",
-            "env",
-            "false",
-            "head",
-            "kill",
-            "mkdir",
-            "mv",
-            "prlimit",
-            "rm",
-            "seq",
-            "setpriv",
-        ),
-        *("sh", "sleep", "sort", "tail", "timeout", "true", "truncate", "unshare", "wc"),
-    }
+_COREUTILS: Final = (
+    "cat",
+    "cp",
+    "env",
+    "false",
+    "head",
+    "mkdir",
+    "mv",
+    "rm",
+    "seq",
+    "sleep",
+    "sort",
+    "tail",
+    "timeout",
 )
-"""What every Debian has (bash, coreutils, util-linux): tests run these without a mark."""
+_UTIL_LINUX: Final = ("kill", "prlimit", "setpriv", "unshare")
+BASE_PROGRAMS: Final = frozenset((*_COREUTILS, *_UTIL_LINUX, "true", "truncate", "wc", "bash", "sh", "dpkg", "make"))
+"""What every Debian has, and make, which runs the tests: tests run these without a mark."""
 
 
 def known(names: Iterable[str]) -> tuple[str, ...]:
