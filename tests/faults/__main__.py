@@ -34,7 +34,7 @@ SCENARIOS: Final = {
     "order": Entry("traced:order", ("strace",)),
     "sweep": Entry("traced:sweep", ("strace",)),
     "refusals": Entry("traced:refusals", ("strace",)),
-    "starts": Entry("starts:starts", ("strace", "mount")),
+    "starts": Entry("starts:starts", ("strace",)),
     "hang": Entry("hangs:hangs", ("strace",)),
     "full": Entry("rooms:full_disks", ("mount", "ext4")),
     "full-start": Entry("rooms:full_starts", ("mount", "ext4")),
