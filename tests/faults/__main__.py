@@ -50,22 +50,87 @@ SCENARIOS: Final = {
     "power": Entry("power:power_cuts", ("mount", "ext4", "xfs", "strace")),
     "cache": Entry("power:volatile_caches", ("ext4", "xfs", "nbd")),
     "writeback": Entry("power:failed_writeback", ("ext4", "xfs", "nbd")),
-    "storm": "kills:storm",
-    "planted": "bugs:planted",
-    "order": "traced:order",
-    "sweep": "traced:sweep",
-    "refusals": "traced:refusals",
-    "starts": "starts:starts",
-    "hang": "hangs:hangs",
-    "full": "rooms:full_disks",
-    "full-start": "rooms:full_starts",
-    "inodes": "rooms:no_inodes",
-    "stopped": "peers:stopped",
-    "crowd": "peers:crowd",
-    "slow": "peers:slow",
-    "visitors": "peers:visitors",
-    "memory": "peers:memory",
-    "shippers": "shippers:shippers",
-    "power": "power:power_cuts",
-    "cache": "power:volatile_caches",
-    "writeback": "power:failed_writeback",
+}
+_MOUNTS: Final = {"mount", "ext4", "xfs", "nbd"}
+_HEAD: Final = ("scenario", "variant", "runs", "acknowledged", "lost", "twice", "torn", "changed", "other", "s", "")
+
+
+def scenario(name: str) -> Scenario:
+    """Find a scenario by its name on the command line."""
+    module, _, function = SCENARIOS[name].place.partition(":")
+    found: Scenario = getattr(importlib.import_module(f"tests.faults.{module}"), function)
+    return found
+
+
+def line(row: Row) -> str:
+    """Write a row as a line of a table."""
+    found = row.findings
+    verdict = ("found" if row.expect_broken else "ok") if row.passed else "BROKEN"
+    cells = (
+        row.scenario,
+        row.variant,
+        row.runs,
+        found.acknowledged,
+        found.lost,
+        found.twice,
+        found.torn,
+        found.changed,
+        found.other,
+        f"{row.seconds:.1f}",
+        f"{verdict} {row.remark}".strip(),
+    )
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _subject(name: str) -> Subject:
+    kind, *bugs = name.split("+")
+    return control(*bugs) if kind == "control" else product(bugs[0] if bugs else None)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # the table is what this program is for
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)  # through every `finally`: mounts and processes go
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line names; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)}; default: all")
+    parser.add_argument("--long", action="store_true", help="the whole proof; else a few seconds each")
+    parser.add_argument("--subject", default="collator", help="collator, or control+BUG+… (the harness's own)")
+    parser.add_argument("--no-tailsrv", action="store_true", help="the consumer reads the commit mark by itself")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    extend_path()
+    plan = Plan(_subject(options.subject), long=options.long, seed=options.seed, through_tailsrv=not options.no_tailsrv)
+    _say("| " + " | ".join(_HEAD) + " |\n" + "| --- " * 2 + "| ---: " * 8 + "| --- |")
+    broken = False
+    isolated = False
+    for name in options.scenario or SCENARIOS:
+        try:
+            needs = {*SCENARIOS[name].needs, *(SCENARIOS[name].long_needs if options.long else ())}
+            declare(needs)
+            if not isolated and needs & _MOUNTS:
+                isolate()
+                isolated = True
+            for row in scenario(name)(plan):
+                _say(line(row))
+                if not row.passed:
+                    broken = True
+                    for note in row.findings.notes:
+                        _say(f"  {note}")
+        except NotReadyError as error:
+            _say(f"| {name} | BROKEN: {error} |")
+            broken = True
+        except MissingRigError as missing:
+            _say(f"| {name} | rig missing: {missing} |")
+            broken = True
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
