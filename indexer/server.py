@@ -47,7 +47,7 @@ class IndexServer:
         self._acceptors: list[Acceptor] = []
         self._stream: Stream | None = None
         self._attached: Stream | None = None
-        self._opening = Retried(reactor, log, "watching the file", self._open_stream, file=options.file)
+        self._opening = Retried(reactor, log, "watching the file", self._try_to_open, file=options.file)
         self._unusable: str | None = None  # why what bears the file's name can't be served
         self._reopening: Timer | None = None
         self._gone_fd = -1
@@ -126,8 +126,11 @@ class IndexServer:
     def _open_again(self) -> None:
         """Open the stream that has the name now, or as soon as there is one that can be served."""
         self._reopening = None
+        self._opening()
+
+    def _try_to_open(self) -> None:
         try:
-            self._opening()
+            self._open_stream()
         except FatalError as error:
             self._on_failed(error)
             return
