@@ -205,8 +205,12 @@ def test_systemd_is_told_of_readiness_and_that_the_loop_turns(tmp_path: Path, co
         systemd.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000"}
         with Daemon(command, tmp_path / "log", *LISTEN, environment=environment):
-            told = [systemd.recv(1000) for _ in range(4)]
-    assert told == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            told = []
+            while told[-3:] != [b"WATCHDOG=1"] * 3 or b"READY=1" not in told:
+                told.append(systemd.recv(1000))
+    # A loop that turns says so also before the daemon is ready: recovery goes on beside it.
+    assert told.count(b"READY=1") == 1
+    assert set(told) == {b"READY=1", b"WATCHDOG=1"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
