@@ -77,9 +77,10 @@ class AckLane:
         """A producer came; its name comes next."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         connection = AckProducer(self, sock, peer)
+        # First, because it may fail for want of memory: the socket is closed then, and its number another connection's.
+        self.reactor.register(connection.fd, READ, connection.on_name, connection.abort)
         self.connections.add(connection)
         self.deadlines.start(connection)
-        self.reactor.register(connection.fd, READ, connection.on_name, connection.abort)
 
     def moved(self, batch: Batch) -> list[tuple[bytes, Progress, int, int]]:
         """The named producers that have bytes in `batch`, which is about to be committed, and how far it takes them."""

@@ -117,8 +117,8 @@ class Intake:
 
     def add(self, source: Source) -> None:
         """Serve `source` from now on."""
-        self.sources.add(source)
         self._register(source)
+        self.sources.add(source)
 
     def remove(self, source: Source) -> None:
         """Serve it no more, before its socket is closed. Its incomplete message is forgotten."""
@@ -146,7 +146,10 @@ class Intake:
                 return
             parked.popleft()
             if source in self.sources:
-                self._register(source)
+                try:
+                    self._register(source)
+                except OSError as error:  # no memory, or fs.epoll.max_user_watches: this one can't be served
+                    source.lost(error)
 
     def watch(self, source: Source) -> None:
         """Its interest has changed."""

@@ -69,12 +69,13 @@ class RawLane:
     def connected(self, sock: socket.socket, peer: str) -> None:
         """A producer came."""
         producer = RawProducer(self, sock, peer)
-        self.producers.add(producer)
+        # Registered first, because that may fail for want of memory: the socket is closed then.
         if self._check:
-            self.first.add(producer)
             self.reactor.register(producer.fd, READ, producer.on_first, producer.abort)
+            self.first.add(producer)
         else:
             self.intake.add(producer)
+        self.producers.add(producer)
 
     def release(self) -> None:
         """The end comes: what is held is a producer's, for all we know, and its messages are taken in."""

@@ -24,11 +24,9 @@ from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Listener, listeners_for
 from tailsrv.kit.deadlines import Deadlines
-from tailsrv.kit.errors import reason
 from tailsrv.kit.logs import Repeated, printable
 from tailsrv.kit.measures import Measure, unexpected_errors
 from tailsrv.kit.reactor import HANGUP, READ
-from tailsrv.kit.shortage import advice
 from tailsrv.kit.stream import Stream
 from tailsrv.subscriber import ASKING, AWAY, Subscriber
 
@@ -99,7 +97,6 @@ class Broadcaster:
         self._describing = self._describe_again = False
         self._bad_headers = 0
         self._log_bad_header = Repeated(log.warning, "bad header")
-        self._log_dropped = Repeated(log.warning, "connection dropped")
 
     # --- a server's four verbs
 
@@ -147,13 +144,9 @@ class Broadcaster:
     def _connected(self, sock: socket.socket, peer: str) -> None:
         subscriber = Subscriber(sock, peer)
         subscriber.handler = functools.partial(self._on_event, subscriber)
-        try:
-            cut_on_close(sock)
-            self._reactor.register(subscriber.fd, READ, subscriber.handler, functools.partial(self._abort, subscriber))
-        except OSError as error:  # no memory, or fs.epoll.max_user_watches: this one can't be served
-            self._log_dropped(peer=peer, error=reason(error), advice=advice(error))
-            sock.close()
-            return
+        cut_on_close(sock)
+        # Before it is known anywhere: this fails without memory, and the acceptor closes the socket then.
+        self._reactor.register(subscriber.fd, READ, subscriber.handler, functools.partial(self._abort, subscriber))
         self._subscribers[subscriber.fd] = subscriber
         self._headers[subscriber] = b""
         self._header_limits.start(subscriber)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import MODULES, PATIENCE, Daemon, wait_until
+from tests.support.daemons import MODULES, PATIENCE, Daemon, read_exactly, read_to_end, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -205,7 +205,7 @@ def test_systemd_is_told_of_readiness_and_that_the_loop_turns(tmp_path: Path, co
         systemd.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000"}
         with Daemon(command, tmp_path / "log", *LISTEN, environment=environment):
-            told = []
+            told: list[bytes] = []
             while told[-3:] != [b"WATCHDOG=1"] * 3 or b"READY=1" not in told:
                 told.append(systemd.recv(1000))
     # A loop that turns says so also before the daemon is ready: recovery goes on beside it.
@@ -328,3 +328,73 @@ def _processor_ticks(pid: int) -> int:
     with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
         fields = stat.read().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+NO_ROOM = """
+import errno, os, runpy, sys
+import collator.acklane
+from tailsrv.kit.reactor import Reactor
+
+collator.acklane.PATIENCE_SECONDS = 0.2
+whole = Reactor.register
+refused = []
+
+def register(self, fd, events, handler, abort=None):
+    if abort is not None and not refused:
+        refused.append(fd)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    whole(self, fd, events, handler, abort)
+
+Reactor.register = register
+module = sys.argv[3]
+sys.argv = sys.argv[3:]
+runpy.run_module(module, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "talk", "gauge"),
+    [
+        pytest.param("tailsrv", 0, (b"0\n", b"line\n"), "tailsrv_clients", id="broadcast"),
+        pytest.param("tailsrv-collate", 0, (b"", b""), 'tailsrv_collate_producers{lane="raw"}', id="raw"),
+        pytest.param(
+            "tailsrv-collate",
+            1,
+            (b"p\n", b"0 0\n"),
+            'tailsrv_collate_producers{lane="acknowledged"}',
+            id="acknowledged",
+        ),
+        pytest.param("tailsrv-index", 0, (b"0\n", b"0\n"), "tailsrv_index_connections", id="index"),
+    ],
+)
+def test_a_connection_that_the_loop_has_no_room_for_is_forgotten_and_the_next_one_is_served(
+    tmp_path: Path, command: str, number: int, talk: tuple[bytes, bytes], gauge: str
+) -> None:
+    """fs.epoll.max_user_watches is used up for a moment. The next connection has the same descriptor."""
+    (tmp_path / "log").write_text("line\n" if command != "tailsrv-collate" else "")
+    options = [*LISTEN, "--metrics", f"unix:{tmp_path}/http"]
+    options += ["--ack-listen", "127.0.0.1:0"] if command == "tailsrv-collate" else []
+    with Daemon(command, tmp_path / "log", *options, prefix=(sys.executable, "-c", NO_ROOM)) as daemon:
+        with daemon.connect(number) as refused, contextlib.suppress(ConnectionError):
+            assert refused.recv(1) == b""
+        assert "max_user_watches" in daemon.wait_log("connection dropped")["advice"]
+        with daemon.connect(number) as peer:
+            peer.sendall(talk[0])
+            assert read_exactly(peer, len(talk[1])) == talk[1]
+            time.sleep(0.5)  # longer than the first one would have had for its name
+            if command == "tailsrv-collate":
+                peer.sendall(b"more\n")
+                wait_until(lambda: (tmp_path / "log").read_bytes() == b"more\n", "the message is in the file")
+            assert measure(tmp_path / "http", gauge) == 1
+        assert daemon.stop() == 0
+
+
+def measure(path: Path, name: str) -> float:
+    """A value of /metrics."""
+    with socket.socket(socket.AF_UNIX) as http:
+        http.settimeout(PATIENCE)
+        http.connect(str(path))
+        http.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        lines = read_to_end(http).decode().splitlines()
+    (value,) = [line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == name]
+    return float(value)

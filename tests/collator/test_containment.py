@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -104,3 +105,35 @@ def test_an_error_in_a_turn_of_a_parked_producer_is_its_own(lane: Lane, monkeypa
     monkeypatch.setattr(RawProducer, "interest", fail)
     with pytest.raises(ValueError, match="a bug"):
         lane.intake.resume()
+
+
+def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing can be taken, producers are off the loop; fs.epoll.max_user_watches may be used up meanwhile."""
+    unlucky, lucky = lane.connect(), lane.connect()
+    for peer in (unlucky, lucky):
+        peer.sendall(b"one\n")
+        lane.reactor.run()
+    lane.intake.closed = True
+    for peer in (unlucky, lucky):
+        peer.sendall(b"two\n")
+        lane.reactor.run()
+    register = lane.reactor.register
+    refused: list[int] = []
+
+    def full(fd: int, *arguments: Any) -> None:
+        if not refused:
+            refused.append(fd)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        register(fd, *arguments)
+
+    monkeypatch.setattr(lane.reactor, "register", full)
+    lane.intake.closed = False
+    lane.intake.resume()
+    assert unlucky.recv(1) == b""
+    assert not lane.errors
+    assert len(lane.raw.producers) == len(lane.intake.sources) == 1
+    lucky.sendall(b"three\n")
+    lane.reactor.run()
+    assert lane.gatherer.batch.size == len(b"one\ntwo\n" * 2 + b"three\n")
