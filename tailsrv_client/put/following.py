@@ -232,7 +232,8 @@ class Follower:
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            return False  # moved away and not yet replaced: it may be moved back
+            # Moved away and not yet replaced: it may be moved back, unless there are newer files already.
+            return shipment is not self._shipments[-1]
         try:
             return identify(fd) != shipment.file.identity
         finally:

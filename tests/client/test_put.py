@@ -221,6 +221,17 @@ def test_rotations_that_nobody_watched_are_made_up_for(stream: StreamUnderTest, 
         assert stream.content() == lines(0, 50)
 
 
+def test_rotated_files_are_sent_in_turn_though_there_is_no_new_file_yet(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    log = tmp_path / "app.log"
+    for turn in range(3):
+        append(tmp_path / f"app.log.2026112{turn}", lines(turn * 10, turn * 10 + 10))
+    ended = run(follow(stream, log, "--once"))
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert stream.content() == lines(0, 30)
+
+
 def test_a_rotated_file_that_is_still_open_somewhere_has_no_end_yet(stream: StreamUnderTest, tmp_path: Path) -> None:
     """Acknowledged as far as it goes when the shipper starts, and then one more line comes."""
     log = tmp_path / "app.log"
