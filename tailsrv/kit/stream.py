@@ -101,6 +101,7 @@ class Stream:
         self._opening = Retried(reactor, log, "opening the file", self._open_file, file=path)
         self._opening_mark = Retried(reactor, log, "opening the commit mark", self._open_mark, file=self._mark_path)
         self._watching = Retried(reactor, log, "watching the directory", self._watch_names, file=path)
+        self._file_problem: str | None = None
         self._poll_timer: Timer | None = None
 
     def open(self) -> None:
@@ -139,7 +140,12 @@ class Stream:
         """Look at the size and the mark now, and set `end`. Cheap: one lseek, one pread."""
         if self.fd < 0:
             return
-        size = os.lseek(self.fd, 0, os.SEEK_END)  # a quarter of what fstat's result costs to build
+        try:
+            size = os.lseek(self.fd, 0, os.SEEK_END)  # a quarter of what fstat's result costs to build
+        except OSError as error:
+            self._cannot_look(error)
+            return
+        self._file_problem = None
         if size < self.size:
             self.has_shrunk = True
             self._log.warning("file truncated", file=self.path, size=size, was=self.size)
@@ -153,6 +159,12 @@ class Stream:
             self.end = min(committed, size)
             self._uncommitted.look(committed, size)
         self.committed = committed
+
+    def _cannot_look(self, error: OSError) -> None:
+        """The file's server has forgotten it, or the disk fails: the end stays where it was."""
+        if self._file_problem is None:
+            self._log.warning("file cannot be looked at", file=self.path, error=reason(error), end=self.end)
+        self._file_problem = reason(error)
 
     def look(self) -> None:
         """As `refresh`, and look for names whose appearance the kernel has not told yet.
@@ -168,6 +180,8 @@ class Stream:
         paused = self._opening.paused or self._opening_mark.paused or self._watching.paused
         if paused is None and self.fd < 0:
             return f"{self.path} does not exist yet"
+        if paused is None and self._file_problem is not None:
+            return f"{self.path} cannot be looked at: {self._file_problem}"
         if paused is None and self._mark.problem is not None:
             return f"{self._mark_path} cannot be used: {self._mark.problem}; nothing beyond byte {self.end} is sent"
         return paused
