@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from indexer.building import Builder
-from indexer.errors import MismatchError
+from indexer.errors import IndexFileError, MismatchError
 from indexer.file import IndexFile
 from indexer.format import RAW_FIELDS, Entry, Header, encode_entries
 from indexer.identity import disagreement, fits, identify, last_fitting, samples
@@ -341,6 +341,11 @@ class Follower:
             return
         self._read_on(seconds)
 
+    def met(self, error: OSError) -> None:
+        """A look-up met this. Where it says that the descriptor is good for nothing any more, another one is needed."""
+        if error.errno in _STALE and not isinstance(error, IndexFileError) and self._reading_again is None:
+            self._suspend(error)
+
     def _suspend(self, error: OSError) -> None:
         """The stream can't be read where it has to be read next: try again later."""
         self._stop_building()
@@ -348,7 +353,7 @@ class Follower:
         self._walk_from(self.arrivals.last())
         self.live = False
         file = error.filename or self._options.file
-        self._is_stale = error.errno in _STALE
+        self._is_stale = error.errno in _STALE and not isinstance(error, IndexFileError)
         if self.unreadable is None:
             facts = {"error": reason(error), "advice": "check the disk, or the server of the file system"}
             self._log.warning("stream not readable", file=file, offset=where, **facts)

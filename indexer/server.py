@@ -247,6 +247,8 @@ class IndexServer:
 
     def _tell_unreadable(self, query: Query, error: OSError) -> bytes:
         # A place of the disk that can't be read is no reason to take the other answers away.
+        assert self._follower is not None  # noqa: S101 - for the type checker: it was asked
+        self._follower.met(error)
         return render_error(f"cannot read {error.filename or self._options.file}: {reason(error)}", query.is_json)
 
     def _find(self, query: Query) -> bytes:

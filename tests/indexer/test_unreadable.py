@@ -100,6 +100,32 @@ def test_following_over_an_unreadable_place_is_reported_once_and_tried_again(pat
     assert verify(str(path)) == []
 
 
+@pytest.mark.parametrize("poll", [(), ("--poll", "0.05")], ids=["asked", "polled"])
+def test_a_file_whose_server_has_forgotten_it_is_opened_again(path: Path, poll: tuple[str, ...]) -> None:
+    """As after the restart of a file server: from some moment on, every call on the descriptor says ESTALE.
+
+    (Here for a dozen calls: strace counts calls, not descriptors.)
+    """
+    with traced(path, "lseek,pread64:error=ESTALE:when=30..42", path, *poll) as daemon, Asker(daemon) as asker:
+        failed = 0
+
+        def is_stale() -> bool:
+            nonlocal failed
+            failed += asker.line("7").startswith("error: ")
+            return failed > 0
+
+        wait_until(is_stale, "the descriptor is stale")
+        wait_until(lambda: asker.line("7") == str(TRUTH.offsets[7]), "it is read again")
+        with path.open("ab") as stream:
+            stream.write(LONGER.content[TRUTH.end :])
+        wait_until(lambda: asker.ask(count=True).get("count") == LONGER.count, "it is followed")
+        wait_until(lambda: health(daemon)[0] == 200, "it is well")
+        asker.check(LONGER, range(0, LONGER.count + 1, 501))
+        assert "unexpected error" not in [event["event"] for event in daemon.events()]
+        assert daemon.stop() == 0
+    assert verify(str(path)) == []
+
+
 def test_an_unreadable_place_that_growth_meets_is_waited_out_and_what_is_known_is_answered(path: Path) -> None:
     path.with_name("stream.index").unlink()
     path.write_bytes(b"")
