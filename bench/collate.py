@@ -6,7 +6,9 @@ acknowledgement costs is a property of that file system, and is measured there b
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +30,11 @@ CLIENT_CPU = Figure("client_cpu", "producers, CPU s")
 PRODUCERS = (1, 10, 100)
 PREFIXES = ("u16be", "u32be", "u32le", "varint")
 names = itertools.count()
+
+
+HOLDERS, HELD_BYTES, NEW_PER_SECOND = 12_000, 2800, 730
+ROOM = 32 << 20
+"""--buffer-bytes: a little less than the holders send, so that each new one is one too many."""
 
 
 def collator(file: Path, *, sync: bool, acked: bool, framing: str = "newline") -> list[str | Path]:
@@ -152,6 +159,57 @@ def silent(bench: Bench) -> None:
     bench.report.show("silent", work, runs, [P50, P99, P999, MESSAGES_PER_S, SERVER_CPU])
 
 
+def beside_holders(bench: Bench, holders: int) -> Result:
+    """Measure honest producers of the acknowledged port beside so many connections that hold incomplete messages."""
+    load = {"connections": 20, "window": 1, "milliseconds": bench.scaled(3000, 200)}
+    for file in new_file(bench.folder):
+        both = [
+            "--sync",
+            "never",
+            "--buffer-bytes",
+            str(ROOM),
+            "--ack-listen",
+            "127.0.0.1:0",
+            "--listen",
+            "127.0.0.1:0",
+        ]
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(harness.serving([*harness.daemon_command("tailsrv-collate"), file, *both]))
+            raw_port, acked_port = server.ports  # in the order of the roles
+            if holders:
+                stack.enter_context(holding(raw_port, holders))
+            result = harness.run_tool(
+                "producers", port=acked_port, file=file, server_pid=server.pid, acked=True, framing="newline", **load
+            )
+    return result
+
+
+@contextlib.contextmanager
+def holding(port: int, count: int) -> Iterator[None]:
+    """Let another process hold incomplete messages until the block ends."""
+    words = [sys.executable, "-m", "bench.holders", str(port), str(count), str(HELD_BYTES), str(NEW_PER_SECOND)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        assert process.stdout is not None  # noqa: S101 - the same
+        if process.stdout.readline() != b"ready\n":
+            raise harness.SystemFailedError(f"the holders' process exits {process.wait()}")
+        try:
+            yield
+        finally:
+            process.stdin.close()
+
+
+def held(bench: Bench) -> None:
+    """Measure what connections that fill the buffer with incomplete messages cost honest producers."""
+    count = bench.scaled(HOLDERS, 500)
+    alone, beside = "20 honest", f"20 honest, {count} holders, {NEW_PER_SECOND} new/s"
+    systems = {alone: partial(beside_holders, bench, 0), beside: partial(beside_holders, bench, count)}
+    runs = harness.in_turn(systems, bench.rounds)
+    work = f"20 honest producers, the buffer full of incomplete messages of {count} others"
+    bench.report.compare("held", work, runs, figure=P99, ours=beside, bar=Bar("≤", 1.3, alone))
+    bench.report.show("held", work, runs, [P50, P99, P999, MESSAGES_PER_S, SERVER_CPU])
+
+
 def through_once(first: Callable[..., list[str | Path]], bench: Bench) -> Result:
     """Send messages to a collator, and receive them from the broadcaster of the same file."""
     for file in new_file(bench.folder):
@@ -192,6 +250,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "acked-latency": acked_latency,
     "acked-throughput": acked_throughput,
     "silent": silent,
+    "held": held,
     "end-to-end": end_to_end,
 }
 
