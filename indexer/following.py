@@ -160,11 +160,17 @@ class Follower:
 
     def attach(self, fd: int, end: int) -> None:
         """The stream is there. An index that is not this stream's is set aside."""
-        if self.index.fileno() >= 0 and os.path.samestat(os.fstat(fd), os.fstat(self.index.fileno())):
+        if self._is_index(fd):
             raise FatalError(f"{self._options.file} is the index itself; choose another place with --index")
         self.detach()
         self.fd = fd
         self._advance(end, ATTACH_SECONDS)
+
+    def _is_index(self, fd: int) -> bool:
+        try:
+            return self.index.fileno() >= 0 and os.path.samestat(os.fstat(fd), os.fstat(self.index.fileno()))
+        except OSError:
+            return False  # one of the two can't be used at the moment; reading it will say so
 
     def detach(self) -> None:
         """The stream is not there any more; its descriptor may be closed."""

@@ -81,19 +81,19 @@ class Lines:
 class Indexer:
     """An indexer without sockets, of a stream in `directory`."""
 
-    def __init__(self, directory: str, content: bytes = TRUTH.content, index: bytes | None = RIGHT) -> None:
-        """`index`: what its file holds; None leaves it as it is."""
+    def __init__(self, directory: str, truth: Truth = TRUTH, index: bytes | None = RIGHT) -> None:
+        """`truth`: the stream. `index`: what its file holds; None leaves it as it is."""
         self.path = os.path.join(directory, "stream")
         with open(self.path, "wb") as file:
-            file.write(content)
+            file.write(truth.content)
         self.index_path = f"{self.path}.index"
         if index is not None:
             with open(self.index_path, "wb") as file:
                 file.write(index)
         self.log = Lines()
         self._reactor = Reactor()
-        options = Options(file=self.path, index=self.index_path, interval_bytes=INTERVAL)
-        self.follower = Follower(self._reactor, options, make_framing("newline"), self.log)
+        options = Options(file=self.path, index=self.index_path, framing=truth.framing, interval_bytes=INTERVAL)
+        self.follower = Follower(self._reactor, options, make_framing(truth.framing), self.log)
         self._fd = os.open(self.path, os.O_RDONLY)
 
     def attach(self, end: int = TRUTH.end) -> Self:

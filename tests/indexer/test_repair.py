@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collator.framing import FRAMINGS
 from indexer import repair
 from indexer.format import ENTRY_BYTES, HEADER_BYTES, Header
 from indexer.query import Query
@@ -95,6 +96,29 @@ def test_an_index_that_is_cut_anywhere_leads_to_no_wrong_answer(size: int, runni
         if running:
             os.truncate(indexer.index_path, size)
         indexer.check()
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_damage_of_every_kind_leads_to_no_wrong_answer_whatever_the_framing(directory: str, framing: str) -> None:
+    rng = random.Random(7)
+    truth = Truth(framing, [*lines(40), b"x" * 300, b"", b"y" * 128, *([b"the same bytes before each boundary"] * 40)])
+    with Indexer(directory, truth, index=None) as indexer:
+        indexer.attach(truth.end).check(truth)
+        with open(indexer.index_path, "rb") as file:
+            right = file.read()
+    for trial in range(60):
+        damaged, at = bytearray(right), rng.randrange(HEADER_BYTES, len(right))
+        garbage = (bytes(100), rng.randbytes(rng.randrange(1, 201)), right[HEADER_BYTES : HEADER_BYTES + 50])[trial % 3]
+        damaged[at : at + len(garbage)] = garbage[: len(right) - at]
+        running, early = trial % 2 == 0, rng.randrange(truth.end)
+        with Indexer(directory, truth, index=right if running else bytes(damaged)) as indexer:
+            indexer.attach(early if trial % 4 < 2 else truth.end)
+            if running:
+                indexer.overwrite(bytes(damaged))
+            indexer.follower.advance(truth.end)
+            indexer.check(truth)
+            path = indexer.path
+        assert verify(path) == [], trial
 
 
 def test_two_entries_that_are_swapped_are_put_right(directory: str) -> None:
