@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
@@ -138,7 +137,7 @@ def test_an_index_is_set_aside_without_a_descriptor_to_spare(tmp_path: Path) -> 
     assert sorted(found.name for found in tmp_path.iterdir()) == ["stream", "stream.index"]
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace: apt-get install strace")
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize("error", ["EACCES", "EROFS", "EIO"])
 def test_an_index_that_cannot_be_renamed_any_more_is_emptied(tmp_path: Path, error: str) -> None:
     path = tmp_path / "stream"
