@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def warnings(caplog: pytest.LogCaptureFixture) -> None:
+    """Are what these tests look at, whatever other tests have silenced."""
+    caplog.set_level(logging.WARNING, "tailsrv_client")
+
+
 @pytest.fixture
 def stream(tmp_path: Path) -> Iterator[StreamUnderTest]:
     with StreamUnderTest(tmp_path / "s.log") as stream:
@@ -191,7 +197,6 @@ def test_a_stream_that_is_shorter_than_the_checkpoint_is_reported_once(
     path = str(tmp_path / "checkpoint")
     with Consumer(stream.broadcast, checkpoint=path, until="now") as consumer:
         list(consumer)
-    caplog.set_level(logging.WARNING, "tailsrv_client")
     stream.path.write_bytes(lines(0, 10))
     consumer = Consumer(stream.broadcast, checkpoint=path, waits=Waits(check=0.1))
     timer = threading.Timer(1.5, consumer.stop)
