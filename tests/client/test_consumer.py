@@ -120,7 +120,8 @@ def test_it_begins_and_ends_where_it_is_told(
 
 def test_until_a_time_to_come_it_follows_and_then_ends(stream: StreamUnderTest) -> None:
     with stream.path.open("ab") as file:
-        consumer = Consumer(stream.broadcast, start="end", until=f"time:{time.time() + 1.0}", index=stream.index)
+        broadcast, index = stream.broadcast, stream.index  # whose start takes time
+        consumer = Consumer(broadcast, start="end", until=f"time:{time.time() + 1.0}", index=index)
         with consumer:
             consumer.begin()
             file.write(b"in time\n")
