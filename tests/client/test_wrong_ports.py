@@ -603,8 +603,10 @@ def test_a_broadcaster_behind_a_proxy_proves_itself(stream: StreamUnderTest) -> 
     def serve(sock: socket.socket) -> None:
         host, _, port = stream.broadcast.rpartition(":")
         with socket.create_connection((host, int(port))) as server:
-            threading.Thread(target=lambda: pass_on(sock, server), daemon=True).start()
+            there = threading.Thread(target=lambda: pass_on(sock, server), daemon=True)
+            there.start()
             pass_on(server, sock)
+            there.join(PATIENCE)
 
     with Peer(serve) as proxy, Consumer(proxy.address, until="count:10") as consumer:
         assert len(list(consumer)) == 10
