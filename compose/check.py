@@ -7,32 +7,32 @@ message is visited one by one where the framing can help it. A line for each fin
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import stat
-import zlib
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+import struct
+from typing import Any, Final, NoReturn
 
 import click
 import msgspec
 
-from collator.framing import FRAMINGS, Framing, FramingError, make_framing
+from collator.framing import FRAMINGS, make_framing
 from collator.journal import SUFFIX as JOURNAL_SUFFIX
 from collator.journal import boot_id
-from collator.records import Journal, JournalError, Record, decode, producers
+from collator.records import Journal, JournalError, decode, producers
+from compose.walk import Walk
 from indexer.verify import verify
 from tailsrv.kit.errors import reason
-from tailsrv.kit.files import open_beside
+from tailsrv.kit.files import KINDS, holder, open_regular
 from tailsrv.kit.mark import MARK_BYTES
 from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
 from tailsrv.kit.mark import decode as decode_mark
 from tailsrv.kit.options import run_command
+from tailsrv.kit.standard_error import one_line
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+LONGEST_JOURNAL: Final = 1 << 30
+"""A journal of a million producers is a quarter of this before it is compacted."""
 
-BLOCK_BYTES: Final = 1 << 22
 LONGEST_MESSAGE: Final = 1 << 26
 """What a message may measure unless told otherwise: what an indexer accepts."""
 
@@ -49,29 +49,33 @@ def check(path: str, *, framing: str | None = None, max_message_bytes: int = LON
     """Look at the stream at `path`. `framing`: default is what the journal says, or newline."""
     report = Report()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path)
     except OSError as error:
-        report.findings.append(f"{path}: cannot be read: {reason(error)}")
+        report.findings.append(f"{path}: cannot be read: {reason(error)}; a stream is a regular file that grows")
         return report
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            report.findings.append(f"{path}: is not a regular file; a stream is a file that grows")
-            return report
-        if _has_writer(fd):
-            report.facts.append("a writer is at work: what is found may be of this moment alone")
+        before = _state(path)
+        busy = holder(fd) is not None
         _Check(path, fd, report).run(framing, max_message_bytes)
+        # /proc/locks does not show processes of other containers, but their work shows.
+        if busy or _state(path) != before:
+            report.facts.insert(0, "a writer is at work: what is found may be of this moment alone")
     finally:
         os.close(fd)
     return report
 
 
-def _has_writer(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    return False
+def _state(path: str) -> list[tuple[int, int] | None]:
+    """What changes when somebody writes."""
+    state: list[tuple[int, int] | None] = []
+    for suffix in ("", MARK_SUFFIX, JOURNAL_SUFFIX):
+        try:
+            status = os.stat(path + suffix)
+        except OSError:
+            state.append(None)
+        else:
+            state.append((status.st_size, status.st_mtime_ns))
+    return state
 
 
 class _Check:
@@ -81,7 +85,7 @@ class _Check:
         self._report = report
         # What is beside it first: a writer at work only ever makes FILE longer than they say.
         self._mark = self._read_mark()
-        self._content = self._read(JOURNAL_SUFFIX)
+        self._content = self._read(JOURNAL_SUFFIX, LONGEST_JOURNAL)
         self._size = os.fstat(fd).st_size
 
     def run(self, framing: str | None, max_message_bytes: int) -> None:
@@ -91,12 +95,10 @@ class _Check:
                 self._found(f"{self._path}{JOURNAL_SUFFIX}: the stream has framing {journal.header.framing}")
             framing = framing or journal.header.framing
         committed = self._compare_lengths(journal)
-        known = {}
-        if journal is not None and self._content is not None:
-            known = producers(self._content, journal, len(journal.records))
+        known = {} if journal is None else self._decode_producers(journal)
         framed = make_framing(framing or FRAMINGS[0], max_message_bytes)
         records = [record for record in journal.records if record.end <= self._size] if journal is not None else []
-        walk = _Walk(self._fd, committed, framed, records, _boundaries(known, committed))
+        walk = Walk(self._fd, committed, framed, records, _boundaries(known, committed))
         for finding in walk.run():
             self._found(f"{self._path}: {finding}")
         self._fact(
@@ -104,8 +106,7 @@ class _Check:
             f" {self._size - committed} bytes beyond"
         )
         self._tell_producers(known, committed)
-        for rescued in sorted(glob.glob(glob.escape(self._path) + ".rescued-*")):
-            self._fact(f"{rescued}: {os.stat(rescued).st_size} bytes that a start or a stranger's write left aside")
+        self._tell_rescued()
         if journal is not None or framing is not None:
             self._report.findings += verify(self._path, framing=framed.name, max_message_bytes=max_message_bytes)
         else:
@@ -113,22 +114,30 @@ class _Check:
 
     # --- what is beside it
 
-    def _read(self, suffix: str) -> bytes | None:
+    def _read(self, suffix: str, most: int) -> bytes | None:
+        """The first `most` bytes of a companion; None without a readable one."""
+        name = self._path + suffix
         try:
-            fd = open_beside(self._path + suffix, os.O_RDONLY | os.O_NONBLOCK)
+            fd = open_regular(name, follow=False)
+            with open(fd, "rb") as file:
+                size = os.fstat(fd).st_size
+                if size > LONGEST_JOURNAL:
+                    self._found(f"{name}: has {size} bytes, and is not looked at: {LONGEST_JOURNAL} are the most")
+                    return None
+                return file.read(most)
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._found(f"{self._path}{suffix}: cannot be read: {reason(error)}")
-            return None
-        with open(fd, "rb") as file:
-            return file.read()
+            self._found(f"{name}: cannot be read: {reason(error)}")
+        except MemoryError:
+            self._found(f"{name}: does not fit into memory")
+        return None
 
     def _read_mark(self) -> int | None:
-        content = self._read(MARK_SUFFIX)
+        content = self._read(MARK_SUFFIX, MARK_BYTES)
         if content is None:
             return None
-        mark = decode_mark(content[:MARK_BYTES])
+        mark = decode_mark(content)
         if mark is None:
             self._found(f"{self._path}{MARK_SUFFIX}: neither of its lines is valid: consumers see nothing new")
         return mark
@@ -136,7 +145,8 @@ class _Check:
     def _decode_journal(self) -> Journal | None:
         name = self._path + JOURNAL_SUFFIX
         if self._content is None:
-            self._fact(f"{name}: none; FILE counts as it is")
+            if not any(finding.startswith(f"{name}: ") for finding in self._report.findings):
+                self._fact(f"{name}: none; FILE counts as it is")
             return None
         try:
             journal = decode(self._content, boot_id())
@@ -147,6 +157,13 @@ class _Check:
         if journal.torn:
             self._found(f"{name}: {journal.torn} bytes behind its last record are none: a crash tore the next one")
         return journal
+
+    def _decode_producers(self, journal: Journal) -> dict[bytes, tuple[int, int]]:
+        try:
+            return producers(self._content or b"", journal, len(journal.records))
+        except (ValueError, IndexError, struct.error):
+            self._found(f"{self._path}{JOURNAL_SUFFIX}: a record names a producer that does not exist, or too many")
+            return {}
 
     def _compare_lengths(self, journal: Journal | None) -> int:
         """How far the stream is committed, by all accounts."""
@@ -179,6 +196,18 @@ class _Check:
         if sum(acked for acked, _ in known.values()) > committed:
             self._found(f"{self._path}: the producers were acknowledged more bytes than it has")
 
+    def _tell_rescued(self) -> None:
+        for rescued in sorted(glob.glob(glob.escape(self._path) + ".rescued-*")):
+            try:
+                status = os.lstat(rescued)
+            except OSError:
+                continue  # it has just been removed
+            kind = KINDS.get(stat.S_IFMT(status.st_mode))
+            if kind is None:
+                self._fact(f"{rescued}: {status.st_size} bytes that a start or a stranger's write left aside")
+            else:
+                self._found(f"{rescued}: is {kind}, and nothing that a recovery left")
+
     def _fact(self, text: str) -> None:
         self._report.facts.append(text)
 
@@ -192,91 +221,21 @@ def _boundaries(known: dict[bytes, tuple[int, int]], committed: int) -> dict[int
     return {at: wanted[at] for at in sorted(wanted) if 0 < at <= committed}
 
 
-class _Walk:
-    """One pass over the committed bytes: framing, boundaries, and the checksums of the journal's records."""
-
-    def __init__(
-        self, fd: int, end: int, framing: Framing, records: Iterable[Record], boundaries: dict[int, str]
-    ) -> None:
-        self._fd = fd
-        self._end = end
-        self._framing = framing
-        self._records = [record for record in records if record.end <= end]
-        self._boundaries = boundaries
-        self._data = bytearray(BLOCK_BYTES)
-        self.messages = 0
-
-    def run(self) -> list[str]:
-        """What is wrong."""
-        found = self._walk_messages()
-        return found + self._checksums()
-
-    def _walk_messages(self) -> list[str]:
-        framing, found = self._framing, list[str]()
-        wanted = list(self._boundaries)
-        wanted.reverse()
-        position = 0
-        while position < self._end:
-            length = self._read(position)
-            boundary = 0
-            while wanted and wanted[-1] <= position + length:
-                at = wanted.pop()
-                boundary, count = framing.walk(self._data, boundary, length, until=at - position)
-                self.messages += count
-                if boundary + position != at:
-                    found.append(f"byte {at} is no boundary of messages, and it should be: {self._boundaries[at]}")
-            boundary, count = framing.walk(self._data, boundary, length)
-            self.messages += count
-            if boundary < length:
-                try:
-                    framing.missing(self._data, boundary, length)
-                except FramingError as error:
-                    found.append(f"byte {position + boundary}: {error}; what lies behind can't be framed")
-                    return found
-            position += boundary
-            if position + length - boundary >= self._end:
-                if boundary < length:
-                    found.append(f"byte {position}: an unfinished message of {length - boundary} bytes")
-                return found
-            if not boundary:
-                self._data = bytearray(2 * len(self._data))
-        return found
-
-    def _read(self, position: int) -> int:
-        length = min(len(self._data), self._end - position)
-        return os.preadv(self._fd, [memoryview(self._data)[:length]], position)
-
-    def _checksums(self) -> list[str]:
-        for number, record in enumerate(self._records):
-            crc, position = 0, record.start
-            while position < record.end:
-                length = min(len(self._data), record.end - position)
-                view = memoryview(self._data)[:length]
-                length = os.preadv(self._fd, [view], position)
-                if not length:
-                    break
-                crc = zlib.crc32(view[:length], crc)
-                position += length
-            if crc != record.crc:
-                what = "its last sample" if not number else "a commit"
-                return [f"bytes {record.start} to {record.end} are not those of {what} in the journal"]
-        return []
-
-
 @click.command("tailsrv-check")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))  # what it is, `check` says
 @click.option("--framing", type=click.Choice(FRAMINGS), help="Default: what the journal says, or newline.")
 @click.option("--max-message-bytes", type=click.IntRange(1, 1 << 40), default=LONGEST_MESSAGE, show_default=True)
 @click.version_option(package_name="tailsrv", message="%(prog)s %(version)s")
 def command(file: str, **values: Any) -> int:  # noqa: ANN401 - click's signature
     """Say whether FILE and everything beside it agree: journal, commit mark, framing, index. Never writes."""
     report = check(file, **values)
-    for fact in report.facts:
-        click.echo(fact)
-    for finding in report.findings:
-        click.echo(f"finding: {finding}")
+    lines = [*report.facts, *(f"finding: {finding}" for finding in report.findings)]
     if not report.findings:
-        click.echo("in order")
+        lines.append("in order")
+    try:
+        click.echo("\n".join(map(one_line, lines)))
+    except BrokenPipeError:  # whoever reads it has seen enough; the exit code still tells
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
     return 1 if report.findings else 0
 
 

@@ -11,13 +11,24 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from collator.framing import FRAMINGS, make_framing
-from indexer.format import ENTRY_BYTES, HEADER_BYTES, RAW_FIELDS, Header, decode_entry, decode_header, holds, unpack
+from indexer.format import (
+    ENTRY_BYTES,
+    HEAD_BYTES,
+    HEADER_BYTES,
+    RAW_FIELDS,
+    Header,
+    decode_entry,
+    decode_header,
+    holds,
+    unpack,
+)
 from indexer.options import DEFAULT_MAX_MESSAGE_BYTES, SUFFIX
-from indexer.walker import Walker
+from indexer.walker import RewrittenError, Walker
 from tailsrv.kit.errors import reason
-from tailsrv.kit.files import open_beside
+from tailsrv.kit.files import open_regular
+from tailsrv.kit.mark import MARK_BYTES
 from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
-from tailsrv.kit.mark import MarkReader
+from tailsrv.kit.mark import decode as decode_mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,40 +51,44 @@ def verify(
     """
     index_path = index_path or stream_path + SUFFIX
     try:
-        index = open_beside(index_path, os.O_RDONLY)
+        index = open_regular(index_path, follow=False)
     except FileNotFoundError:
         return []
     except OSError as error:
         return [f"{index_path}: cannot be read: {reason(error)}"]
     try:
-        stream = os.open(stream_path, os.O_RDONLY | os.O_CLOEXEC)
+        stream = open_regular(stream_path)
     except OSError as error:
         os.close(index)
         return [f"{stream_path}: cannot be read: {reason(error)}"]
+    found = []
     try:
-        found = []
         for finding in _verify(stream, _end(stream, stream_path), index, framing, max_message_bytes):
             found.append(f"{index_path}: {finding}")
             if len(found) == FINDINGS:
                 found.append(f"{index_path}: and more")
                 break
-        return found
+    except OSError as error:
+        found.append(f"{index_path}: it, or the stream, cannot be read to its end: {reason(error)}")
+    except RewrittenError:
+        found.append(f"{index_path}: the stream changed while it was read; check again")
     finally:
         os.close(stream)
         os.close(index)
+    return found
 
 
 def _end(stream: int, path: str) -> int:
-    """How far the stream is committed."""
+    """How far the stream is committed. Raises `OSError`."""
     size = os.fstat(stream).st_size
     try:
-        mark = MarkReader(path + MARK_SUFFIX)
+        mark = open_regular(path + MARK_SUFFIX)
     except OSError:
         return size  # no mark; one that can't be read is for others to report
     try:
-        return min(size, mark.read() or 0)
+        return min(size, decode_mark(os.pread(mark, MARK_BYTES, 0)) or 0)
     finally:
-        mark.close()
+        os.close(mark)
 
 
 def _verify(stream: int, end: int, index: int, framing: str | None, max_message_bytes: int) -> Iterator[str]:
@@ -83,6 +98,9 @@ def _verify(stream: int, end: int, index: int, framing: str | None, max_message_
     header = decode_header(os.pread(index, HEADER_BYTES, 0))
     if header is None or header.framing not in FRAMINGS:
         yield "offset 0: no index, or its header is damaged"
+        return
+    if header.head_bytes > HEAD_BYTES:
+        yield f"offset 32: its header covers {header.head_bytes} bytes of the stream, and never more than {HEAD_BYTES}"
         return
     if framing is not None and header.framing != framing:
         yield f"offset 8: it was made for {header.framing} framing, not for {framing}"
@@ -100,14 +118,16 @@ def _compare(stream: int, end: int, index: int, header: Header, max_message_byte
     position, time = 0, 0
     while position < count and walker.nonsense is None and walker.wanted <= end:
         data = os.pread(stream, min(PIECE_BYTES, end - walker.position), walker.position)
-        if not data:
-            break  # it has just been cut
+        if walker.position + len(data) < walker.wanted:
+            raise RewrittenError  # it has just been cut, and would be waited for for ever
         raw = walker.feed(data)
         for at in range(0, len(raw), RAW_FIELDS):
             if position == count:
                 return
             number, offset, mark = raw[at : at + RAW_FIELDS]
             packed = os.pread(index, ENTRY_BYTES, HEADER_BYTES + position * ENTRY_BYTES)
+            if len(packed) < ENTRY_BYTES:
+                return  # it has just been cut
             words = unpack(packed)
             entry = decode_entry(words)
             where = f"offset {HEADER_BYTES + position * ENTRY_BYTES}: entry {position}"

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 MODE: Final = 0o640
 """Permissions of what we create, within the umask."""
 
+KINDS: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
 TEMPORARY_NAME_BYTES: Final = 200
 
 IOV_MAX: Final = 1024  # pieces a writev takes, IOV_MAX of limits.h
@@ -55,6 +64,28 @@ def _not_regular(path: str) -> OSError:
 def open_beside(path: str, flags: int) -> int:
     """A descriptor for a file beside the stream, created with `MODE` if flags say O_CREAT; never through a link."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+
+
+def open_regular(path: str, *, follow: bool = True) -> int:
+    """A descriptor to read a regular file with. Never waits, and opens nothing else: a device may act on being opened.
+
+    `follow`: whether `path` may be a symbolic link. Raises `OSError` that says what it is otherwise.
+    """
+    _check_regular(os.stat(path, follow_symlinks=follow).st_mode, path)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
+    try:
+        _check_regular(os.fstat(fd).st_mode, path)  # it may have been replaced meanwhile
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_regular(mode: int, path: str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is not a regular file but {kind}", path)
 
 
 def create_beside(path: str, content: bytes) -> int:
