@@ -34,7 +34,7 @@ class Interrupt:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_set = False
         # The descriptor lives as long as this object: whoever calls `set` late must not write to a successor of it.
-        # At the interpreter's end threads may still wait on it: the kernel closes it then.
+        # Not at the interpreter's exit, though: a logging handler still has to send then, after this would have run.
         weakref.finalize(self, os.close, self._fd).atexit = False
 
     def fileno(self) -> int:

@@ -61,8 +61,11 @@ class Lookup:
         return self._host, self._port
 
     def _resolve(self, flags: int) -> list[tuple[int, Any]]:
+        # As bytes: of a str Python makes IDNA, for which it imports modules, in this thread. A fork meanwhile, or the
+        # interpreter's end, would find them half imported.
+        host = self._host.encode() if self._host.isascii() else self._host
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
+            found = socket.getaddrinfo(host, self._port, type=socket.SOCK_STREAM, flags=flags)
         except (UnicodeError, ValueError):
             if flags:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
@@ -76,6 +79,11 @@ class _Pending:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._waiting: dict[tuple[str, int], list[tuple[Lookup, Callable[[], object]]]] = {}
+
+    def forget(self) -> None:
+        """In a forked child: the threads that look up are the parent's."""
+        self._guard = threading.Lock()
+        self._waiting.clear()
 
     def join(self, lookup: Lookup, notify: Callable[[], object]) -> None:
         """Look it up, or wait with those who do already."""
@@ -104,3 +112,4 @@ class _Pending:
 
 
 _pending = _Pending()
+os.register_at_fork(after_in_child=_pending.forget)
