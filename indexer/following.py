@@ -48,6 +48,9 @@ PIECE_BYTES: Final = 1 << 15
 TURN_SECONDS: Final = 0.0005
 """How long the loop may be kept from its clients."""
 
+CATCH_UP_SECONDS: Final = 0.005
+"""How long at most while a client waits for an answer that depends on the stream's end."""
+
 ATTACH_SECONDS: Final = 0.05
 """How long a start may read on before it listens: a small stream is known from the first query on."""
 
@@ -316,6 +319,11 @@ class Follower:
     def advance(self, end: int) -> None:
         """The stream ends here now: read on, for as long as a turn may take."""
         self._advance(end, TURN_SECONDS)
+
+    def catch_up(self) -> None:
+        """Read on for somewhat longer: a client asks, and what it asks for may be among what was just appended."""
+        if self.live and self.is_behind():
+            self._advance(self.end, CATCH_UP_SECONDS)
 
     def _advance(self, end: int, seconds: float) -> None:
         before, self.end = self.end, end

@@ -207,6 +207,8 @@ class IndexServer:
             return
         if stream.end != before:
             self._on_changed()
+        if self._follower is not None:
+            self._follower.catch_up()
 
     def _answer(self, line: bytes) -> bytes:
         begin = time.perf_counter()

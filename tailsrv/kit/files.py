@@ -42,25 +42,6 @@ if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
-def open_regular(path: str) -> int:
-    """A descriptor to read the regular file `path` by. Raises `OSError`, with EINVAL for anything else."""
-    try:
-        # Without O_NONBLOCK, opening a FIFO would wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            raise _not_regular(path) from None
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise _not_regular(path)
-    return fd
-
-
-def _not_regular(path: str) -> OSError:
-    return OSError(errno.EINVAL, "not a regular file", path)
-
-
 def open_beside(path: str, flags: int) -> int:
     """A descriptor for a file beside the stream, created with `MODE` if flags say O_CREAT; never through a link."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
