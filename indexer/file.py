@@ -15,8 +15,7 @@ import contextlib
 import errno
 import os
 import stat
-import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from indexer.errors import IndexFileError, MismatchError
 from indexer.format import (
@@ -31,8 +30,8 @@ from indexer.format import (
     decode_header,
     holds,
     unpack,
-    unpack_from,
 )
+from indexer.search import NUMBER, OFFSET, TIME, Place, Sought, search
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.files import lock, open_beside, write_at
 from tailsrv.kit.shortage import spare_descriptors
@@ -43,13 +42,6 @@ if TYPE_CHECKING:
 UNWRITTEN_BYTES: Final = 1 << 20
 """Entries that wait for room on the disk take this much memory, then indexing waits."""
 
-FIRST_BLOCK: Final = 16
-"""Entries that the first step of a search reads: where messages are equally long, the right ones are among them."""
-BLOCK: Final = 128
-"""Entries that a further step reads: 3 KiB, which take hardly longer than one entry does."""
-EVEN_TRIES: Final = 4
-"""Steps that go where an entry should be, as far as one knows. Where that leads nowhere, it is looked for by halves."""
-
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ADVICE: Final = {
     errno.ENOSPC: "make room",
@@ -58,21 +50,7 @@ _ADVICE: Final = {
     errno.EIO: "check the disk",
     errno.EROFS: "mount the file system for writing",
 }
-_NUMBER, _OFFSET, _TIME = 0, 8, 16  # where their words are in an entry
-_word: Final = struct.Struct(">Q").unpack_from
-_NO_TOP_BIT: Final = (1 << 63) - 1
-_ALL_BITS: Final = (1 << 64) - 1
 _KIND: Final = MAGIC[:-1]  # without the version
-
-
-class Place(NamedTuple):
-    """An entry, and the next one, as they are stored."""
-
-    position: int
-    """Of the first of the two; -1 where that would be before the first entry."""
-    here: Words | None
-    there: Words | None
-    """None behind the last entry."""
 
 
 class IndexFile:
@@ -133,16 +111,16 @@ class IndexFile:
         self.cut(self._stored)
         return True
 
-    def begin(self, header: Header) -> None:
-        """Make it an index without entries."""
+    def begin(self, header: Header, *, durable: bool = False) -> None:
+        """Make it an index without entries. `durable`: it is one after a power cut, too, and not a file of zeros."""
         self._forget()
         self.header = header
         try:
             self._create()
             os.ftruncate(self._fd, 0)
             write_at(self._fd, header.encode(), 0)
-            # After a power cut the file may be there without its content. Then nothing would show that it is ours.
-            os.fdatasync(self._fd)
+            if durable:
+                os.fdatasync(self._fd)
         except OSError as error:
             # It is tried again with the next entries; until then the index is what memory holds.
             self._note_trouble(error)
@@ -292,12 +270,12 @@ class IndexFile:
         """Use all entries that there are."""
         self.count = max(self.count, self._stored)
 
-    def adopt(self, raw: Sequence[int]) -> int:
-        """Take early entries into use that say what these raw ones do; how many do.
+    def adopt(self, raw: Sequence[int]) -> tuple[int, Entry | None]:
+        """Take early entries into use that say what these raw ones do; how many do, and the last one of them.
 
         At the first one that says something else, the stream is not what it was: all early ones are forgotten.
         """
-        adopted = 0
+        adopted, last = 0, None
         for at in range(0, len(raw), RAW_FIELDS):
             if not self.early:
                 break
@@ -310,8 +288,8 @@ class IndexFile:
                 self.drop_early()
                 break
             self.count += 1
-            adopted += 1
-        return adopted
+            adopted, last = adopted + 1, decode_entry(words)
+        return adopted, last
 
     def drop_early(self) -> None:
         """Forget the entries that are not in use."""
@@ -336,15 +314,15 @@ class IndexFile:
 
     def find_number(self, number: int, end: int) -> Place:
         """The last entry at or before message `number` of `end` messages, and the next one."""
-        return self._find(number << 16 | 0xFFFF, 0, end << 16, _NUMBER)
+        return self._find(number << 16 | 0xFFFF, 0, end << 16, NUMBER)
 
     def find_offset(self, offset: int, end: int) -> Place:
         """The last entry at or before the byte `offset` of `end` bytes, and the next one."""
-        return self._find(offset, 0, end, _OFFSET)
+        return self._find(offset, 0, end, OFFSET)
 
     def find_time(self, time: int, end: int) -> Place:
         """The last entry before `time`, and the next one. The latest is of about `end`."""
-        return self._find(time - 1, 0 if self.header is None else self.header.created, end, _TIME)
+        return self._find(time - 1, 0 if self.header is None else self.header.created, end, TIME)
 
     def at(self, position: int) -> Place:
         """The entry at `position`, which is -1 or more, and the next one. Raises as `words` does."""
@@ -353,35 +331,8 @@ class IndexFile:
         return Place(position, words[0] if position >= 0 else None, words[-1] if position + 1 < self.count else None)
 
     def _find(self, value: int, first: int, last: int, word: int) -> Place:
-        """Search for the last entry whose `word` is at most `value`, if these words lie evenly from `first` to `last`.
-
-        Of the two entries of the result, one word is at most `value` and the other one is above it, whatever the words
-        of other entries are: so one of the two is wrong if the result is.
-        """
-        low, high, tries, wanted = 0, self.count, 0, FIRST_BLOCK
-        span, base, at = max(1, last - first), first, 0
-        mask, entries = _NO_TOP_BIT if word == _TIME else _ALL_BITS, high
-        while low < high:
-            guess = at + (value - base) * entries // span if tries < EVEN_TRIES else (low + high) // 2
-            size = min(wanted, high - low)
-            at = max(low, min(guess - size // 2, high - size))
-            block = self._block(at, size)
-            base = _word(block, word)[0] & mask
-            if base > value:
-                high = at
-            elif _word(block, (size - 1) * ENTRY_BYTES + word)[0] & mask <= value:
-                low = at + size
-            else:
-                left, right = 0, size - 1
-                while right - left > 1:
-                    middle = (left + right) // 2
-                    if _word(block, middle * ENTRY_BYTES + word)[0] & mask > value:
-                        right = middle
-                    else:
-                        left = middle
-                return Place(at + left, unpack_from(block, left * ENTRY_BYTES), unpack_from(block, right * ENTRY_BYTES))
-            tries, wanted = tries + 1, BLOCK
-        return self.at(low - 1)
+        found = search(self._block, self.count, Sought(value, first, last, word))
+        return self.at(found) if isinstance(found, int) else found
 
     def _words(self, position: int) -> Words:
         return unpack(self._block(position, 1))

@@ -24,18 +24,14 @@ from typing import TYPE_CHECKING, Final
 
 from indexer.building import Builder
 from indexer.errors import IndexFileError, MismatchError
-from indexer.file import IndexFile
-from indexer.format import RAW_FIELDS, Entry, Header, encode_entries
-from indexer.identity import disagreement, fits, identify, last_fitting, samples
-from indexer.lookup import Arrivals, Lookup
-from indexer.place import free_name, is_default, refuse_companion
-from indexer.repair import last_right, mend
+from indexer.identity import disagreement
+from indexer.known import RETRY_SECONDS, Known
 from indexer.segments import Found, Joiner
 from indexer.walker import RewrittenError, Walker
 from tailsrv.kit.errors import FatalError, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from collator.framing import Framing
     from indexer.options import Options
@@ -57,14 +53,8 @@ ATTACH_SECONDS: Final = 0.05
 FAR_BYTES: Final = 16 << 20
 """With more than this to read, workers read it."""
 
-RETRY_SECONDS: Final = 1.0
-"""How soon writing the index, or reading the stream, is tried again when the kernel refused it."""
-
 _STALE: Final = frozenset({errno.ESTALE, errno.ENOTCONN, errno.EBADF})
 """The descriptor is good for nothing any more: the file system behind it has been remounted, or its server has."""
-
-_ANYWHERE: Final = 1 << 48
-"""More messages than an entry can count."""
 
 
 class Follower:
@@ -83,19 +73,12 @@ class Follower:
         """The stream."""
         self.end = 0
         """How far it may be read."""
-        refuse_companion(options.file, options.index)
-        self.index = IndexFile(options.index)
+        self.known = Known(reactor, options, framing, log, read=self.read, written=lambda: self.advance(self.end))
         self.walker: Walker
-        self.arrivals: Arrivals
-        self.lookup: Lookup
         self.live = False
         """Whether all that there was has been read: what comes now is seen to arrive."""
         self.behind_since: float | None = None
         """When there was something to read that has not been read yet, in seconds of the monotonic clock."""
-        self.rebuilt = 0
-        """How often an index was set aside."""
-        self.repaired = 0
-        """How many entries were written again."""
         self.unreadable: str | None = None
         """Why the stream can't be read at the moment, and where."""
         self.reopen: Callable[[], None] = lambda: None
@@ -108,58 +91,17 @@ class Follower:
         self._builder: Builder | None = None
         self._alone_until = 0  # workers got nowhere: the loop walks up to this byte by itself
         self._posted = False
-        self._retry: Timer | None = None
         self._told_nonsense = self._told_no_workers = False
-        try:
-            self._open()
-        except BaseException:
-            self.index.close()
-            raise
+        self._walk_on()
 
     def close(self) -> None:
         """Close the index, and end the workers."""
         self._stop_building()
-        for timer in (self._retry, self._reading_again):
-            if timer is not None:
-                timer.cancel()
-        self.index.close()
+        if self._reading_again is not None:
+            self._reading_again.cancel()
+        self.known.close()
 
     # --- beginning
-
-    def _open(self) -> None:
-        if self.index.is_empty():
-            self._begin()
-            return
-        why = self._why_not()
-        if why is not None:
-            self._set_aside(why, at_start=True)
-        else:
-            self._start_at(-1)
-
-    def _why_not(self) -> str | None:
-        """Why the index can't be used. Raises `FatalError` where the file is not ours to be set aside."""
-        index = self.index
-        try:
-            is_ours = index.is_ours()
-            loaded = is_ours and index.load()
-        except OSError as error:
-            if not is_default(self._options.file, index.path):
-                raise FatalError(f"cannot read {index.path}: {reason(error)}; check the disk, or remove it") from None
-            return f"cannot be read: {reason(error)}"
-        # FILE.index is ours by its name, whatever has become of its content. Any other file may be somebody's.
-        if not is_ours and not is_default(self._options.file, index.path):
-            raise FatalError(
-                f"{index.path} is no index, or its first bytes are damaged; it is left as it is: "
-                "remove it if it was an index, or choose another place with --index"
-            )
-        if self._options.rebuild:
-            return "--rebuild"
-        if not loaded or index.header is None:
-            return "its header is damaged" if is_ours else "it is no index"
-        header = index.header
-        if header.framing != self._framing.name or header.interval != self._options.interval_bytes:
-            return f"it was made with --framing {header.framing} --interval-bytes {header.interval}"
-        return None
 
     def attach(self, fd: int, end: int) -> None:
         """The stream is there. An index that is not this stream's is set aside."""
@@ -170,8 +112,9 @@ class Follower:
         self._advance(end, ATTACH_SECONDS)
 
     def _is_index(self, fd: int) -> bool:
+        index = self.known.index.fileno()
         try:
-            return self.index.fileno() >= 0 and os.path.samestat(os.fstat(fd), os.fstat(self.index.fileno()))
+            return index >= 0 and os.path.samestat(os.fstat(fd), os.fstat(index))
         except OSError:
             return False  # one of the two can't be used at the moment; reading it will say so
 
@@ -185,33 +128,6 @@ class Follower:
             self._reading_again.cancel()
             self._reading_again = None
 
-    def _take_up(self) -> None:
-        """Find out what of the index is this stream's. Raises `OSError` where the stream can't be read."""
-        self.live = False
-        index, header, size = self.index, self._header(), os.fstat(self.fd).st_size
-        index.reveal()
-        why = None
-        if index.count:
-            why = disagreement(header, self.read)
-            last = -1 if why else last_fitting(index, self.read, size)
-            if last < 0:
-                self._set_aside(why or "the stream has other bytes before every entry")
-            elif last + 1 < index.count:
-                self._log.warning("index repaired", index=index.path, cut=index.count - last - 1)
-                index.cut(last + 1)
-        self._resume()
-        for position in samples(index.count):
-            if not fits(index, position, self.read, size):
-                error = MismatchError("a sample of its entries does not fit the stream", position)
-                count = self._mend(error)
-                if count is not None:
-                    self._cut(count, error)
-                    self._resume()
-                    break
-        if index.count and not header.head_bytes:
-            index.identify(identify(header, self.read))
-        self._verified = True
-
     def is_verified(self) -> bool:
         """Whether the index is known to be the stream's, so that it can be asked."""
         return self._verified
@@ -221,94 +137,33 @@ class Follower:
         self._stop_building()
         self.live = False
         self._alone_until = 0
-        self._set_aside(why)
-        self.advance(self.end)
-
-    def _set_aside(self, why: str, *, at_start: bool = False) -> None:
-        aside = self.index.set_aside(free_name(self._options.file, self.index.path), at_start=at_start)
-        self.rebuilt += 1
-        facts = {} if aside else {"advice": "no copy was kept; remove older copies if you want one the next time"}
-        self._log.warning("index set aside", index=self._options.index, renamed=aside, because=why, **facts)
-        self._begin()
-
-    def _begin(self) -> None:
-        self.index.begin(Header(self._framing.name, self._options.interval_bytes, time.time_ns()))
-        if self.index.trouble is not None:
-            self._retry_later()
-        self._start_at(-1)
-
-    def _resume(self) -> None:
-        """Go on behind the last entry within the stream's end that the stream verifies."""
-        index = self.index
-        if index.count and index.entry(index.count - 1).offset > self.end:
-            index.hide(index.find_offset(self.end, index.entry(index.count - 1).offset).position + 1)
-        bounds = Arrivals()
-        bounds.add(Entry(_ANYWHERE, self.end, _ANYWHERE << 15, exact=False))
-        position = last_right(self._lookup_in(bounds), index.count - 1)
-        index.hide(position + 1)
-        self._start_at(position)
-        if index.early:
-            self._log.info("index ahead of the stream", index=index.path, end=self.end, entries=index.early)
-
-    def _start_at(self, position: int) -> None:
-        """Go on behind this entry."""
-        last = self.index.entry(position)
-        self._walk_from(last)
-        self.arrivals = Arrivals()
-        self.arrivals.add(last)
-        self.lookup = self._lookup_in(self.arrivals)
+        self.known.set_aside(why)
         self._told_nonsense = False
-
-    def _lookup_in(self, arrivals: Arrivals) -> Lookup:
-        return Lookup(self._framing, self.index, arrivals, self._header().seed(), self.read)
-
-    def _header(self) -> Header:
-        header = self.index.header
-        assert header is not None  # noqa: S101 - for the type checker: it was loaded, or has begun
-        return header
+        self._walk_on()
+        self.advance(self.end)
 
     # --- repairing
 
     def repair(self, error: MismatchError) -> None:
         """Repair the index around the entry that the stream contradicts. Raises `OSError` where it can't be read."""
-        why = disagreement(self._header(), self.read)
+        why = disagreement(self.known.header(), self.read)
         if why is not None:
             self.start_over(why)
             return
-        count = self._mend(error)
+        count = self.known.mend(error)
         if count is not None:
             self._cut_back(count, error)
 
     def give_up(self, error: MismatchError) -> None:
         """The index was repaired, and is contradicted there still: make all that follows again."""
-        self._cut_back(last_right(self.lookup, self._place(error)) + 1, error)
-
-    def _mend(self, error: MismatchError) -> int | None:
-        """Write the wrong entries again. Where that is too much, returns how many are right before them."""
-        wrong = self._place(error)
-        right = last_right(self.lookup, wrong)
-        try:
-            mended = mend(self.index, self._framing, self.read, right=right, wrong=wrong, end=self.arrivals.last())
-        except MismatchError:
-            return right + 1
-        self.repaired += mended
-        self._log.warning("index repaired", index=self.index.path, entries=mended, because=str(error))
-        return None
-
-    def _place(self, error: MismatchError) -> int:
-        return min(error.position, self.index.count - 1)
+        self._cut_back(self.known.right_before(error), error)
 
     def _cut_back(self, count: int, error: MismatchError) -> None:
         self._stop_building()
-        self._cut(count, error)
+        self.known.cut(count, error)
         self._verified = self.live = False
         self._alone_until = 0
         self.advance(self.end)
-
-    def _cut(self, count: int, error: MismatchError) -> None:
-        cut = self.index.count + self.index.early - count
-        self._log.warning("index repaired", index=self.index.path, cut=cut, because=str(error))
-        self.index.cut(count)
 
     # --- following
 
@@ -343,17 +198,23 @@ class Follower:
     def _follow(self, before: int, seconds: float) -> None:
         if not self._verified:
             self._take_up()
-        elif self.end < self.arrivals.last().offset:
+        elif self.end < self.known.arrivals.last().offset:
             self._stop_building()
-            self._verified = False
             self._take_up()
         elif self.end < before:
             # Nothing that was answered is gone, but what had been read of the next message may be another's now.
             self._stop_building()
-            self._walk_from(self.arrivals.last())
+            self._walk_on()
         if self._builder is not None or (self._is_far() and self._build()):
             return
         self._read_on(seconds)
+
+    def _take_up(self) -> None:
+        self.live = self._verified = False
+        self.known.take_up(self.fd, self.end)
+        self._told_nonsense = False
+        self._walk_on()
+        self._verified = True
 
     def met(self, error: OSError) -> None:
         """A look-up met this. Where it says that the descriptor is good for nothing any more, another one is needed."""
@@ -364,7 +225,7 @@ class Follower:
         """The stream can't be read where it has to be read next: try again later."""
         self._stop_building()
         where = self.walker.position
-        self._walk_from(self.arrivals.last())
+        self._walk_on()
         self.live = False
         file = error.filename or self._options.file
         self._is_stale = error.errno in _STALE and not isinstance(error, IndexFileError)
@@ -385,7 +246,7 @@ class Follower:
 
     def _is_far(self) -> bool:
         far = self.end - self.walker.position > FAR_BYTES and self.is_behind()
-        return far and self.arrivals.last().offset >= self._alone_until and not self.index.is_full()
+        return far and self.known.arrivals.last().offset >= self._alone_until and not self.known.index.is_full()
 
     def is_behind(self) -> bool:
         """Whether there is something to read that has not been read yet."""
@@ -397,11 +258,11 @@ class Follower:
 
     def _read_on(self, seconds: float) -> None:
         walker, deadline = self.walker, time.monotonic() + seconds
-        while self.is_behind() and not self.index.is_full():
+        while self.is_behind() and not self.known.index.is_full():
             size = min(PIECE_BYTES, self.end - walker.position)
             data = self.read(walker.position, size)
             raw = walker.feed(data)
-            self._note(raw, walker.number, walker.boundary, exact=self.live)
+            self.known.note(raw, walker.number, walker.boundary, exact=self.live)
             if len(data) < size:
                 return  # it has just been cut: the event is on its way
             if time.monotonic() > deadline:
@@ -410,7 +271,7 @@ class Follower:
             self._caught_up()
             return
         self._lag()
-        if not self.index.is_full() and not self._posted:
+        if not self.known.index.is_full() and not self._posted:
             self._posted = True
             self._reactor.post(self._go_on)
 
@@ -425,7 +286,7 @@ class Follower:
         if self.behind_since is None:
             self.behind_since = time.monotonic()
         if not self.live:
-            self.progress(self.arrivals.last().offset, self.end)
+            self.progress(self.known.arrivals.last().offset, self.end)
 
     def _go_on(self) -> None:
         self._posted = False
@@ -436,7 +297,7 @@ class Follower:
 
     def _build(self) -> bool:
         """Let workers walk what there is. Returns whether they do."""
-        header, known = self._header(), self.arrivals.last()
+        header, known = self.known.header(), self.known.arrivals.last()
         joiner = Joiner(self._framing, header.interval, known.offset, known.number)
         try:
             self._builder = Builder(
@@ -465,20 +326,20 @@ class Follower:
     def _on_found(self, joiner: Joiner, found: Found) -> bool:
         raw = joiner.join(found)
         try:
-            self._note(raw or (), joiner.number, joiner.boundary, exact=False)
+            self.known.note(raw or (), joiner.number, joiner.boundary, exact=False)
         except OSError:
             return False  # the loop goes on from here, and meets the same
         self._lag()
-        return raw is not None and not found.impossible and not self.index.is_full()
+        return raw is not None and not found.impossible and not self.known.index.is_full()
 
     def _on_built(self, begin: int) -> None:
         """The workers are done, or got as far as they could; the rest is for the loop."""
         self._builder = None
-        known = self.arrivals.last()
+        known = self.known.arrivals.last()
         if known.offset - begin < FAR_BYTES:
             # A worker that died, or a message that none of them can see the end of: others would not fare better here.
             self._alone_until = known.offset + FAR_BYTES
-        self._walk_from(known)
+        self._walk_on()
         self._log.info("indexed", file=self._options.file, end=known.offset, messages=known.number)
         self.advance(self.end)
 
@@ -486,42 +347,12 @@ class Follower:
         if self._builder is not None:
             self._builder.stop()
             self._builder = None
-            self._walk_from(self.arrivals.last())
+            self._walk_on()
 
-    def _walk_from(self, known: Entry) -> None:
-        header = self._header()
-        self.walker = Walker(self._framing, header.interval, header.seed(), known.offset, known.number)
-
-    # --- what is known
-
-    def _note(self, raw: Sequence[int], number: int, boundary: int, *, exact: bool) -> None:
-        """Put down what was found: entries, and that the messages before `boundary` are there."""
-        last = self.arrivals.last()
-        if number == last.number:
-            return
-        now = max(time.time_ns(), last.time)  # a clock that is set back stands still here
-        if raw:
-            now = self._put_down(raw, now, exact=exact)
-        self.arrivals.add(Entry(number, boundary, now, exact))
-
-    def _put_down(self, raw: Sequence[int], now: int, *, exact: bool) -> int:
-        """Write entries, or find that they are there already. Returns by when these messages were there."""
-        index = self.index
-        if index.early:
-            adopted = index.adopt(raw)
-            if adopted:
-                # As after a start: of what is before this one, the index knows best when it arrived.
-                self.arrivals.restart(index.entry(index.count - 1))
-                now = max(now, self.arrivals.last().time)
-            raw = raw[RAW_FIELDS * adopted :]
-            if not raw:
-                return now
-        if not index.count:
-            index.identify(identify(self._header(), self.read))
-        index.append(encode_entries(raw, now, exact=exact))
-        if index.trouble is not None:
-            self._retry_later()
-        return now
+    def _walk_on(self) -> None:
+        """Go on reading behind what is known."""
+        header, last = self.known.header(), self.known.arrivals.last()
+        self.walker = Walker(self._framing, header.interval, header.seed(), last.offset, last.number)
 
     # --- trouble
 
@@ -536,20 +367,3 @@ class Follower:
                 error=self.walker.nonsense,
                 advice="what lies before is answered; is --framing right?",
             )
-
-    def _retry_later(self) -> None:
-        if self._retry is None:
-            self._log.warning(
-                "index not written", index=self.index.path, error=self.index.trouble, advice=self.index.advice
-            )
-            self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)
-
-    def _try_again(self) -> None:
-        self.index.flush()
-        if self.index.trouble is not None:
-            self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)
-            return
-        self._retry = None
-        self._log.info("index written again", index=self.index.path)
-        if self.fd >= 0:
-            self.advance(self.end)

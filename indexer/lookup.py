@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from collator.framing import Framing
-    from indexer.file import IndexFile, Place
+    from indexer.file import IndexFile
+    from indexer.search import Place
 
 POINTS: Final = 2048
 """For so many of the latest wake-ups it is known when which messages arrived, to the message."""
@@ -166,7 +167,11 @@ class Lookup:
         right = decode_entry(there) if there is not None else end
         size = right.offset - left.offset
         in_order = size >= 0 and left.number <= right.number and left.time <= right.time
-        if not in_order or right.offset > end.offset or right.number > end.number:
+        # No two entries are in the same interval: one that is too early in the stream is in another one's place.
+        in_place = left.offset >= (position + 1) * self._interval and (
+            there is None or right.offset >= (position + 2) * self._interval
+        )
+        if not in_order or not in_place or right.offset > end.offset or right.number > end.number:
             raise MismatchError(f"the entries from number {position} on are out of order", position)
         dense = self._interval - left.offset % self._interval  # from here on there is no boundary but the right one
         context = min(CONTEXT_BYTES, left.offset)

@@ -33,7 +33,7 @@ REPAIR_SECONDS: Final = 0.05
 """and more within this time: the loop does nothing else meanwhile."""
 
 
-def last_right(lookup: Lookup, position: int) -> int:
+def last_right(index: IndexFile, lookup: Lookup, position: int) -> int:
     """An entry at or before `position` that the stream verifies, with the messages before it; -1: its beginning.
 
     Looked for in steps that double. Raises `OSError` where the stream can't be read.
@@ -42,12 +42,23 @@ def last_right(lookup: Lookup, position: int) -> int:
     while position >= 0:
         try:
             lookup.check(position - 1)
+            if _follows_earlier(index, position):
+                return position
         except (MismatchError, IndexFileError):
-            position -= step
-            step *= 2
-        else:
-            return position
+            pass  # this one is not right either
+        position -= step
+        step *= 2
     return -1
+
+
+def _follows_earlier(index: IndexFile, position: int) -> bool:
+    """Whether an entry is behind some earlier ones: a run of right entries may have been written in a wrong place."""
+    offset, back = index.entry(position).offset, 1
+    while back <= position:
+        if index.entry(position - back).offset >= offset:
+            return False
+        back *= 2
+    return True
 
 
 class _Fixes:

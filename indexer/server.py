@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Final
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING
 
 from collator.framing import make_framing
+from indexer.answers import Answers
 from indexer.clients import Clients
-from indexer.errors import MismatchError, UnknownError
-from indexer.following import RETRY_SECONDS, Follower
-from indexer.query import KINDS, Malformed, Query, parse, render, render_error
+from indexer.following import Follower
+from indexer.known import RETRY_SECONDS
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Listener, listeners_for
-from tailsrv.kit.errors import FatalError, reason
+from tailsrv.kit.errors import FatalError
 from tailsrv.kit.measures import Histogram, Measure
 from tailsrv.kit.shortage import Retried
 from tailsrv.kit.stream import Stream
@@ -25,14 +23,9 @@ from tailsrv.kit.stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from indexer.format import Entry
     from indexer.options import Options
     from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor, Timer
-
-QUERY_SECONDS: Final = (
-    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
-)  # fmt: skip
 
 
 class IndexServer:
@@ -52,10 +45,8 @@ class IndexServer:
         self._reopening: Timer | None = None
         self._gone_fd = -1
         self._follower: Follower | None = None
+        self._answers: Answers | None = None
         self._clients = Clients(reactor, self._answer, self._look)
-        self._asked = dict.fromkeys((*KINDS, "malformed"), 0)
-        self._failed = 0
-        self._duration = Histogram("tailsrv_index_query_seconds", "Time to answer a query.", QUERY_SECONDS)
 
     # --- life
 
@@ -66,6 +57,7 @@ class IndexServer:
         framing = make_framing(options.framing, options.max_message_bytes)
         self._follower = Follower(self._reactor, options, framing, self._log)
         self._follower.reopen = self._reopen
+        self._answers = Answers(self._reactor, options.file, self._follower)
         if options.rebuild and sys.stderr is not None and sys.stderr.isatty():
             from indexer.progress import Progress  # noqa: PLC0415 - for eyes only
 
@@ -211,95 +203,8 @@ class IndexServer:
             self._follower.catch_up()
 
     def _answer(self, line: bytes) -> bytes:
-        begin = time.perf_counter()
-        query = parse(line)
-        if isinstance(query, Malformed):
-            self._asked["malformed"] += 1
-            return render_error(query.reason, query.is_json)
-        self._asked[query.kind] += 1
-        try:
-            reply = self._find(query)
-        except UnknownError as error:
-            reply = render_error(str(error), query.is_json)
-        except MismatchError as error:
-            reply = self._answer_repaired(query, error)
-        except OSError as error:
-            reply = self._tell_unreadable(query, error)
-        except Exception as error:  # noqa: BLE001 - contained: what was asked costs one answer, whatever it meets
-            self._reactor.contain(error, lambda: None)
-            reply = render_error("no answer because of a bug, which the log has; please report it", query.is_json)
-        self._duration.observe(time.perf_counter() - begin)
-        return reply
-
-    def _answer_repaired(self, query: Query, error: MismatchError) -> bytes:
-        """Repair the index where it contradicts the stream, and answer from it."""
-        follower = self._follower
-        assert follower is not None  # noqa: S101 - for the type checker: it was asked
-        self._failed += 1
-        try:
-            follower.repair(error)
-            return self._find(query)
-        except UnknownError as unknown:
-            return render_error(str(unknown), query.is_json)
-        except MismatchError as again:
-            follower.give_up(again)
-            return render_error(f"{again}; the index is being rebuilt, ask again", query.is_json)
-        except OSError as failed:
-            return self._tell_unreadable(query, failed)
-
-    def _tell_unreadable(self, query: Query, error: OSError) -> bytes:
-        # A place of the disk that can't be read is no reason to take the other answers away.
-        assert self._follower is not None  # noqa: S101 - for the type checker: it was asked
-        self._follower.met(error)
-        return render_error(f"cannot read {error.filename or self._options.file}: {reason(error)}", query.is_json)
-
-    def _find(self, query: Query) -> bytes:
-        follower = self._follower
-        assert follower is not None  # noqa: S101 - for the type checker: there are clients
-        if not follower.live:
-            self._refuse_unknown(query, follower.arrivals.last())
-        lookup = follower.lookup
-        try:
-            if query.is_json:
-                answer = lookup.answer(query)
-                return render(answer if follower.is_current() else replace(answer, partial=True))
-            number = query.value if query.kind == "number" else max(0, follower.arrivals.last().number - query.value)
-            return b"%d\n" % lookup.offset_of(number)
-        except UnknownError:
-            if follower.is_current() or follower.fd < 0:
-                raise
-            raise self._not_yet(follower.arrivals.last()) from None
-
-    def _refuse_unknown(self, query: Query, known: Entry) -> None:
-        """While there is much to read yet, nobody knows where the stream ends, nor what lies beyond what was read."""
-        follower, (kind, value) = self._follower, query[:2]
-        assert follower is not None  # noqa: S101 - for the type checker: it was asked
-        if follower.fd < 0:
-            # An index without entries is that of a stream without messages, which is what there is so far.
-            if follower.index.count or follower.index.early or (kind == "number" and value > 0):
-                raise UnknownError(f"{self._options.file} is not there yet; ask again later")
-            return
-        if not follower.is_verified():
-            raise UnknownError(f"{follower.unreadable or 'the index is being compared'}; ask again later")
-        is_known = (
-            (kind == "number" and value < known.number)
-            or (kind == "offset" and value < known.offset)
-            or (kind == "time" and value <= known.time)
-        )
-        if not is_known:
-            raise self._not_yet(known)
-
-    def _not_yet(self, known: Entry) -> UnknownError:
-        follower = self._follower
-        assert follower is not None  # noqa: S101 - for the type checker: it was asked
-        state = "ask again later"
-        if follower.index.is_full():
-            state = "stopped: the index cannot be written"
-        elif follower.unreadable is not None:
-            state = f"stopped: {follower.unreadable}"
-        return UnknownError(
-            f"not indexed yet: {known.number} messages in {known.offset} of {follower.end} bytes so far; {state}"
-        )
+        assert self._answers is not None  # noqa: S101 - for the type checker: there are clients
+        return self._answers.answer(line)
 
     # --- how it is
 
@@ -307,7 +212,8 @@ class IndexServer:
         """What it counts."""
         follower = self._follower
         assert follower is not None  # noqa: S101 - for the type checker: it serves
-        known, index = follower.arrivals.last(), follower.index
+        known, index = follower.known.arrivals.last(), follower.known.index
+        rebuilt, repaired = follower.known.rebuilt, follower.known.repaired
         since = follower.behind_since
         prefix = "tailsrv_index"
         yield Measure("gauge", f"{prefix}_messages", "Messages in the stream, as far as it was read.", known.number)
@@ -318,17 +224,15 @@ class IndexServer:
         yield Measure("gauge", f"{prefix}_behind_seconds", "For how long there has been something to read.", seconds)
         yield Measure("gauge", f"{prefix}_entries", "Entries in the index.", index.count)
         yield Measure("gauge", f"{prefix}_file_bytes", "Size of the index.", index.size())
-        yield Measure("counter", f"{prefix}_set_aside", "Indexes that were set aside.", follower.rebuilt)
-        yield Measure("counter", f"{prefix}_repaired", "Entries that were wrong and written again.", follower.repaired)
+        yield Measure("counter", f"{prefix}_set_aside", "Indexes that were set aside.", rebuilt)
+        yield Measure("counter", f"{prefix}_repaired", "Entries that were wrong and written again.", repaired)
         yield Measure("gauge", f"{prefix}_connections", "Clients that are connected.", len(self._clients))
         accepted = sum(acceptor.accepted for acceptor in self._acceptors)
         yield Measure("counter", f"{prefix}_accepted_connections", "Clients that were let in.", accepted)
         refused = sum(acceptor.refused for acceptor in self._acceptors)
         yield Measure("counter", f"{prefix}_refused_connections", "Clients that --allow kept out.", refused)
-        for kind, count in self._asked.items():
-            yield Measure("counter", f"{prefix}_queries", "Queries, by kind.", count, {"kind": kind})
-        yield Measure("counter", f"{prefix}_mismatches", "Answers withheld: index and stream disagreed.", self._failed)
-        yield self._duration
+        if self._answers is not None:
+            yield from self._answers.measures()
 
     def unhealthy(self) -> str | None:
         """Why it can't answer everything; None when it can."""
@@ -344,10 +248,10 @@ class IndexServer:
         yield from filter(None, (self._opening.paused, self._unusable, follower.unreadable, stream))
         if follower.fd < 0:
             yield f"waiting for {file}"
-        index = follower.index
+        index = follower.known.index
         if index.trouble is not None:
             yield f"{self._options.index} cannot be written: {index.trouble}; {index.advice}"
         if follower.walker.nonsense is not None:
             yield f"{file} makes no sense at offset {follower.walker.boundary}"
         if not follower.live:
-            yield f"indexing: {follower.arrivals.last().offset} of {follower.end} bytes"
+            yield f"indexing: {follower.known.arrivals.last().offset} of {follower.end} bytes"

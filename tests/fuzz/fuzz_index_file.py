@@ -105,11 +105,11 @@ class Indexer:
         """What the daemon answers; None where it asks for patience."""
         follower = self.follower
         try:
-            return follower.lookup.answer(query)
+            return follower.known.lookup.answer(query)
         except MismatchError as error:
             follower.repair(error)
         try:
-            return follower.lookup.answer(query)
+            return follower.known.lookup.answer(query)
         except MismatchError as error:
             follower.give_up(error)
         return None

@@ -97,7 +97,7 @@ def test_times_never_go_back_when_the_clock_does(path: Path, monkeypatch: pytest
         for number in range(20):
             stream.write(b"%099d\n" % number * 100)
             story.grow()
-    entries = [story.follower.index.entry(position) for position in range(story.follower.index.count)]
+    entries = [story.follower.known.index.entry(position) for position in range(story.follower.known.index.count)]
     assert len(entries) > 40
     assert [entry.time for entry in entries] == sorted(entry.time for entry in entries)
     assert verify(str(path)) == []
@@ -115,7 +115,7 @@ def test_where_no_process_can_be_forked_the_loop_builds_alone(
     story.attach()
     story.run()
     assert set(story.log.events) == {"no workers"}
-    assert story.follower.lookup.answer(Query("count", 1, True)).count == 30 * large.count
+    assert story.follower.known.lookup.answer(Query("count", 1, True)).count == 30 * large.count
     story.close()
     assert verify(str(path)) == []
 

@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collator.framing import FRAMINGS
@@ -71,9 +71,10 @@ def test_a_bit_that_flips_while_it_runs_costs_no_answer(directory: str) -> None:
             indexer.overwrite(flipped(RIGHT, bit))
             assert indexer.check() == 2 * (TRUTH.count + 1), bit
         assert indexer.log.of("index set aside") == []
-        assert indexer.follower.repaired == len(bits())
+        assert indexer.follower.known.repaired == len(bits())
 
 
+@settings(deadline=None)  # an example asks 242 questions; how long that takes is not what is promised here
 @given(st.integers(0, len(RIGHT) - 1), st.binary(min_size=1, max_size=200), st.booleans())
 def test_garbage_anywhere_at_a_start_or_later_leads_to_no_wrong_answer(at: int, garbage: bytes, running: bool) -> None:
     damaged = (RIGHT[:at] + garbage + RIGHT[at + len(garbage) :])[: len(RIGHT)]
@@ -88,6 +89,7 @@ def test_garbage_anywhere_at_a_start_or_later_leads_to_no_wrong_answer(at: int, 
             assert verify(path) == []
 
 
+@settings(deadline=None)  # as above
 @given(st.integers(0, len(RIGHT)), st.booleans())
 def test_an_index_that_is_cut_anywhere_leads_to_no_wrong_answer(size: int, running: bool) -> None:
     begin = RIGHT if running else RIGHT[:size]
@@ -108,7 +110,11 @@ def test_damage_of_every_kind_leads_to_no_wrong_answer_whatever_the_framing(dire
             right = file.read()
     for trial in range(60):
         damaged, at = bytearray(right), rng.randrange(HEADER_BYTES, len(right))
-        garbage = (bytes(100), rng.randbytes(rng.randrange(1, 201)), right[HEADER_BYTES : HEADER_BYTES + 50])[trial % 3]
+        if trial % 3 == 2:
+            at -= (at - HEADER_BYTES) % ENTRY_BYTES
+        other = HEADER_BYTES + rng.randrange(len(right) // ENTRY_BYTES - 8) * ENTRY_BYTES
+        misplaced = right[other : other + rng.randrange(1, 8) * ENTRY_BYTES]
+        garbage = (bytes(100), rng.randbytes(rng.randrange(1, 201)), misplaced)[trial % 3]
         damaged[at : at + len(garbage)] = garbage[: len(right) - at]
         running, early = trial % 2 == 0, rng.randrange(truth.end)
         with Indexer(directory, truth, index=right if running else bytes(damaged)) as indexer:
