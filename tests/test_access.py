@@ -13,6 +13,8 @@ from tests.support.daemons import MODULES, PATIENCE, Daemon, read_to_end
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.needs("ipv6")
+
 
 def talk(daemon: Daemon, source: str, request: bytes) -> bytes:
     """What a peer with this address of the loopback interface gets for its request."""

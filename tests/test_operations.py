@@ -89,6 +89,7 @@ def test_a_wrong_environment_variable_exits_2_and_is_named(tmp_path: Path, comma
     _assert_one_line(said, "many", "port")
 
 
+@pytest.mark.needs("ipv6")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_can_be_given_in_the_environment(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").touch()
@@ -176,6 +177,7 @@ def test_listening_is_logged_with_every_address(tmp_path: Path, command: str) ->
     assert not path.exists()
 
 
+@pytest.mark.needs("ipv6")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_port_0_on_all_interfaces_serves_both_families(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").touch()

@@ -8,7 +8,6 @@ closes that connection. Every connection gets keepalive, so that a dead peer is 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import select
@@ -165,10 +164,9 @@ class Acceptor:
         sock = self._listener.socket
         if sock.fileno() < 0:  # closed meanwhile
             return
-        with contextlib.suppress(OSError):  # where it can't, accepting says so
-            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                sock.listen(BACKLOG)  # somebody has shut it down: `ss -K`, or another process that has inherited it
         try:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                _listen_again(sock)
             self._reactor.register(sock.fileno(), self._events, self._on_ready)
         except OSError as error:
             self._pause(error)
@@ -187,6 +185,26 @@ class Acceptor:
             self._pause_timer = None
         self._reactor.unregister(self._listener.socket.fileno())
         self._listener.close()
+
+
+def _listen_again(sock: socket.socket) -> None:
+    """Revive a listener that somebody has shut down: another process that has inherited it, or `ss -K`.
+
+    After the latter, what it accepts is shut down as well, until a shutdown while it listens has cleared that.
+    """
+    _listen(sock)
+    sock.shutdown(socket.SHUT_RDWR)
+    _listen(sock)
+
+
+def _listen(sock: socket.socket) -> None:
+    try:
+        # A port of the kernel's choice was given back, and listening without it would choose another one.
+        sock.bind(sock.getsockname())
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which says that it is bound
+            raise
+    sock.listen(BACKLOG)
 
 
 def _set_up(sock: socket.socket) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tailsrv.kit import acceptor as acceptor_module
 from tailsrv.kit.acceptor import Acceptor
 from tailsrv.kit.access import AllowList
-from tailsrv.kit.addresses import Address, Listener, bind
+from tailsrv.kit.addresses import Address, Listener, bind, format_address, parse_address
 from tailsrv.kit.errors import FatalError
 from tailsrv.kit.reactor import READ, Reactor
 
@@ -203,15 +204,35 @@ def test_after_every_error_of_accept_the_next_connection_is_accepted(
     assert [line["error"] for line in paused] == ([os.strerror(number)] if number in OF_THE_LISTENER else [])
 
 
-@pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_a_listener_that_stopped_listening_listens_again_and_the_loop_does_not_spin(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str
-) -> None:
-    """`ss -K` does it, and so does whoever has inherited the socket and shuts it down."""
-    monkeypatch.setattr(acceptor_module, "PAUSE_SECONDS", 0.05)
-    (listener,) = bind(Address(host="127.0.0.1") if family == "tcp" else Address(path=str(tmp_path / "socket")))
-    accepting = Accepting(listener)
+def shut_down(listener: Listener) -> None:
+    """As a process does that has inherited the socket."""
     listener.socket.shutdown(socket.SHUT_RDWR)
+
+
+def destroy(listener: Listener) -> None:
+    """As an operator does with ss; where the kernel or this user may not, as above."""
+    port = listener.socket.getsockname()[1]
+    subprocess.run(["ss", "-K", "-l", "-n", "sport", "=", str(port)], check=False, capture_output=True)
+    if listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        shut_down(listener)
+
+
+@pytest.mark.parametrize(
+    ("address", "stop"),
+    [
+        pytest.param("127.0.0.1:0", shut_down, id="shut down"),
+        pytest.param("127.0.0.1:0", destroy, id="destroyed", marks=pytest.mark.needs("ss")),
+        pytest.param(":0", destroy, id="destroyed, both families", marks=pytest.mark.needs("ss")),
+        pytest.param("unix:{}", shut_down, id="unix"),
+    ],
+)
+def test_a_listener_that_stopped_listening_listens_again_and_the_loop_does_not_spin(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, stop: Callable[[Listener], None]
+) -> None:
+    monkeypatch.setattr(acceptor_module, "PAUSE_SECONDS", 0.05)
+    (listener,) = bind(parse_address(address.format(tmp_path / "socket")))
+    accepting = Accepting(listener)
+    stop(listener)
     rounds = 0
 
     def count() -> None:
@@ -223,8 +244,12 @@ def test_a_listener_that_stopped_listening_listens_again_and_the_loop_does_not_s
     accepting.reactor.run()
     assert rounds < 20
     assert accepting.log.named("accepting paused")
-    if family == "tcp":
-        assert_next_is_accepted(accepting)
+    if not address.startswith("unix:"):  # which the kernel shuts down for ever
+        assert format_address(listener.socket.getsockname()) == listener.address
+        with accepting.connect() as peer:
+            accepting.until(lambda: bool(accepting.taken))
+            accepting.taken[0].sendall(b"served")
+            assert peer.recv(6) == b"served"
     accepting.close()
 
 

@@ -50,6 +50,7 @@ def test_what_is_no_address_is_refused_with_the_forms_there_are(text: str) -> No
         parse_address(text)
 
 
+@pytest.mark.needs("ipv6")
 def test_an_empty_host_listens_for_both_families() -> None:
     (listener,) = bind(Address(port=0))
     try:
