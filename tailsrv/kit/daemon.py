@@ -69,14 +69,18 @@ def run_daemon(name: str, options: CommonOptions, make: Callable[[Reactor, Log],
     except UsageError:
         raise
     except FatalError as error:
-        log.error("failed", error=str(error))
+        log.error("failed", error=str(error), **_advice(error.__context__))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        facts = {"advice": advice(error)} if is_shortage(error) else {}
-        log.error("failed", error=f"{where}{reason(error)}", at=location(error), **facts)
+        log.error("failed", error=f"{where}{reason(error)}", at=location(error), **_advice(error))
     except Exception as error:  # noqa: BLE001 - the outermost frame: a bug ends the daemon with one line, like all else
         log.error("failed", error=repr(error), at=location(error), advice="this is a bug; please report this line")
     return 1
+
+
+def _advice(error: BaseException | None) -> dict[str, str]:
+    """What to do about a shortage, which is behind many an error of a start."""
+    return {"advice": advice(error)} if isinstance(error, OSError) and is_shortage(error) else {}
 
 
 def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: Log) -> int:

@@ -65,14 +65,18 @@ def prepare() -> None:
 
 
 def keep_standard_descriptors() -> None:
-    """Open /dev/null where 0, 1 or 2 is closed: a socket with such a number would get what is meant for an operator."""
-    for fd in (0, 1, 2):
+    """Open what of 0, 1 and 2 is closed: a socket with such a number would get what is meant for an operator.
+
+    They are opened the wrong way round, as glibc does it for setuid programs: a read or write fails as before, with
+    EBADF. (A closed output must not look like one that has taken everything.)
+    """
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(fd)
         except OSError:
             # The lowest free number is the one that is closed. Where there is no /dev, a directory takes no bytes.
             try:
-                os.open(os.devnull, os.O_RDWR)
+                os.open(os.devnull, flags)
             except OSError:
                 os.open("/", os.O_RDONLY)
 
