@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from tailsrv.client import StreamDiverged
 from tailsrv.client.threads import start
 from tailsrv.kit.errors import FatalError, UsageError, reason
+from tailsrv.kit.standard_error import keep_standard_descriptors
 from tailsrv_client.errors import ClientError, GaveUpError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     from tailsrv.kit.environment import name_variables, with_variables  # noqa: PLC0415 - the same
 
     name = command.name or "tailsrv-client"
+    keep_standard_descriptors()
     for signum in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(signum, _raise_signalled)
