@@ -40,6 +40,6 @@ if [[ $(cat "$venv/.installed" 2>/dev/null) != "$made_for" ]]; then
 fi
 rm -f "$stamp"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$what" >"$log" 2>&1 ||
-    fail "pip cannot install $what: $(grep -v -i -e warning -e notice "$log" | tail -n 1); it needs its package index (see: pip config list), or try again"
+    fail "pip cannot install $what: $(grep -m 1 '^ *ERROR' "$log" || tail -n 1 "$log"); it needs a package index (see pip config list); run make again to retry"
 printf '%s\n' "$made_for" >"$stamp"
 done=1
