@@ -99,6 +99,7 @@ def test_following_over_an_unreadable_place_is_reported_once_and_tried_again(pat
     assert verify(str(path)) == []
 
 
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize("poll", [(), ("--poll", "0.05")], ids=["asked", "polled"])
 def test_a_file_whose_server_has_forgotten_it_is_opened_again(path: Path, poll: tuple[str, ...]) -> None:
     """As after the restart of a file server: from some moment on, every call on the descriptor says ESTALE.
@@ -125,6 +126,7 @@ def test_a_file_whose_server_has_forgotten_it_is_opened_again(path: Path, poll: 
     assert verify(str(path)) == []
 
 
+@pytest.mark.needs("strace")
 def test_an_unreadable_place_that_growth_meets_is_waited_out_and_what_is_known_is_answered(path: Path) -> None:
     path.with_name("stream.index").unlink()
     path.write_bytes(b"")
