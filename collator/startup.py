@@ -34,7 +34,7 @@ GONE_EVENTS: Final = flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB
 """A file was moved, deleted, or has one name less."""
 
 RETRY_SECONDS: Final = 1.0
-STOP_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 0.2
 """How long a recovery has to notice that it shall end. One that waits for the disk is left where it is."""
 
 
