@@ -199,7 +199,7 @@ class Known:
         try:
             mended = mend(self.index, self._framing, self._read, right=right, wrong=wrong, end=self.arrivals.last())
         except MismatchError:
-            return right + 1
+            return self.right_before(error)
         self.repaired += mended
         self._log.warning("index repaired", index=self.index.path, entries=mended, because=str(error))
         return None
@@ -209,8 +209,8 @@ class Known:
         return min(error.position, self.index.count - 1)
 
     def right_before(self, error: MismatchError) -> int:
-        """How many entries are right before the wrong one."""
-        return last_right(self.index, self.lookup, self.place(error)) + 1
+        """How many entries are right, and in order, before the wrong one."""
+        return last_right(self.index, self.lookup, self.place(error), in_order=True) + 1
 
     def cut(self, count: int, error: MismatchError) -> None:
         """Forget all entries but the first `count`."""

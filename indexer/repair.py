@@ -11,6 +11,7 @@ Knows nothing of what the stream is, nor of who asks.
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from indexer.errors import IndexFileError, MismatchError
@@ -27,38 +28,52 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 1 << 17
 
+RUN_ENTRIES: Final = 4096
+"""No longer run of entries, 96 KiB, is looked for in a wrong place."""
+
 REPAIR_BYTES: Final = 1 << 20
 """So much of the stream is walked in any case,"""
 REPAIR_SECONDS: Final = 0.05
 """and more within this time: the loop does nothing else meanwhile."""
 
 
-def last_right(index: IndexFile, lookup: Lookup, position: int) -> int:
+def last_right(index: IndexFile, lookup: Lookup, position: int, *, in_order: bool = False) -> int:
     """An entry at or before `position` that the stream verifies, with the messages before it; -1: its beginning.
 
-    Looked for in steps that double. Raises `OSError` where the stream can't be read.
+    Looked for in steps that double. `in_order`: the entries before it are in order, too. Raises `OSError` where the
+    stream can't be read.
     """
     step = 1
     while position >= 0:
         try:
             lookup.check(position - 1)
-            if _follows_earlier(index, position):
+            ordered = _in_order(index, position) if in_order else position
+            if ordered == position:
                 return position
+            position = ordered
         except (MismatchError, IndexFileError):
-            pass  # this one is not right either
-        position -= step
-        step *= 2
+            position -= step
+            step *= 2
     return -1
 
 
-def _follows_earlier(index: IndexFile, position: int) -> bool:
-    """Whether an entry is behind some earlier ones: a run of right entries may have been written in a wrong place."""
-    offset, back = index.entry(position).offset, 1
+def _in_order(index: IndexFile, position: int) -> int:
+    """The last entry up to `position` that is in the order of the entries before it.
+
+    A run of right entries may have been written in a wrong place, by a disk or a program. Looked at are as many
+    entries before it as such a run is long, and some that are further away.
+    """
+    begin = max(0, position - RUN_ENTRIES)
+    offsets = [words[1] for words in index.words(begin, position - begin + 1)]
+    for at, (earlier, later) in enumerate(pairwise(offsets)):
+        if later <= earlier:
+            return begin + at
+    back = RUN_ENTRIES
     while back <= position:
-        if index.entry(position - back).offset >= offset:
-            return False
+        if index.entry(position - back).offset >= offsets[0]:
+            return position - back
         back *= 2
-    return True
+    return position
 
 
 class _Fixes:
