@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
+import subprocess
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +30,7 @@ from tests.support.requirements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from _pytest.terminal import TerminalReporter
 
@@ -155,17 +155,22 @@ def _programs(name: str) -> Iterable[str]:
 
 
 class _Watch:
-    """An audit hook that sees which programs this process starts; hooks can't be removed, so there is only one."""
+    """Sees which programs this process starts, through `subprocess.Popen`, by which asyncio starts them as well."""
 
-    _installed = False
+    _start: Callable[..., None] | None = None
     _allowed: frozenset[str] | None = None
     _seen: dict[str, None]
 
     @classmethod
     def install(cls) -> None:
-        if not cls._installed:
-            cls._installed = True
-            sys.addaudithook(cls._audit)
+        if cls._start is None:
+            start = cls._start = subprocess.Popen.__init__
+
+            def watched(self: subprocess.Popen[Any], args: Any, *more: Any, **options: Any) -> None:
+                cls._look(args, options)
+                start(self, args, *more, **options)
+
+            subprocess.Popen.__init__ = watched  # type: ignore[method-assign] # audit hooks slow every open() down
 
     @classmethod
     def begin(cls, allowed: Iterable[str]) -> None:
@@ -181,11 +186,11 @@ class _Watch:
         return list(cls._seen)
 
     @classmethod
-    def _audit(cls, event: str, arguments: tuple[Any, ...]) -> None:
-        if event != "subprocess.Popen" or cls._allowed is None:
+    def _look(cls, args: Any, options: Mapping[str, Any]) -> None:
+        if cls._allowed is None:
             return
-        words = [os.fsdecode(word) for word in arguments[1]]
-        for program in programs_in(words):
+        words = [os.fsdecode(word) for word in ([args] if isinstance(args, str | bytes | os.PathLike) else args)]
+        for program in programs_in(["sh", *words] if options.get("shell") else words):
             if program not in cls._allowed and (providing(program) or program not in BASE_PROGRAMS):
                 cls._seen[program] = None
 
