@@ -15,6 +15,7 @@ import os
 import resource
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -220,6 +221,15 @@ def _socket_filter() -> str:
     return ""
 
 
+def _device() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.mknod(f"{folder}/device", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+        except OSError as error:
+            return f"no device can be made: {error.strerror}"
+    return ""
+
+
 def _root() -> str:
     return "" if os.geteuid() == 0 else "this user is not root"
 
@@ -270,6 +280,7 @@ REGISTRY: Final[dict[str, Requirement]] = {
     "ipv6": Requirement(probe=_ipv6, advice="enable IPv6 on the loopback interface"),
     "descriptors": Requirement(probe=_descriptors, advice=f"raise the hard limit: ulimit -Hn {DESCRIPTORS}"),
     "socket-filter": Requirement(probe=_socket_filter, advice=_AS_ROOT),
+    "device": Requirement(probe=_device, advice=_AS_ROOT),
     "root": Requirement(probe=_root, advice="run the tests as root"),
 }
 
