@@ -206,7 +206,8 @@ def _descriptors() -> str:
 
 
 def _namespace() -> str:
-    return _ends_well("unshare", "--mount", "true")
+    said = _ends_well("unshare", "--mount", "true")
+    return f"this user may not mount file systems ({said})" if said else ""
 
 
 def _socket_filter() -> str:
@@ -254,8 +255,8 @@ REGISTRY: Final[dict[str, Requirement]] = {
     "logrotate": Requirement(
         ("logrotate",), ("logrotate",), _version("logrotate", "--version"), mends=True, unpacked=True
     ),
-    "namespace": Requirement(probe=_namespace, advice=_AS_ROOT),
-    "mount": Requirement(("mount", "umount"), ("mount",), _mount, after=("namespace",), advice=_AS_ROOT),
+    "right-to-mount": Requirement(probe=_namespace, advice=_AS_ROOT),
+    "mount": Requirement(("mount", "umount"), ("mount",), _mount, after=("right-to-mount",), advice=_AS_ROOT),
     "ext4": Requirement(
         ("mkfs.ext4", "losetup"),
         ("e2fsprogs", "mount"),
@@ -274,7 +275,7 @@ REGISTRY: Final[dict[str, Requirement]] = {
     "nbd": Requirement(
         ("nbdkit", "nbdfuse"), ("nbdkit", "libnbd-bin", "fuse3"), _fuse, after=("ext4",), advice=_AS_ROOT
     ),
-    "netns": Requirement(("ip",), ("iproute2",), _network_namespace, after=("namespace",), advice=_AS_ROOT),
+    "netns": Requirement(("ip",), ("iproute2",), _network_namespace, after=("right-to-mount",), advice=_AS_ROOT),
     "ss": Requirement(("ss",), ("iproute2",)),
     "ip": Requirement(("ip",), ("iproute2",)),
     "ipv6": Requirement(probe=_ipv6, advice="enable IPv6 on the loopback interface"),
