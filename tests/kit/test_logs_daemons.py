@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -155,9 +156,12 @@ def test_a_background_daemon_is_not_stopped_by_a_terminal_that_stops_background_
     command = [sys.executable, "-m", "tailsrv", str(file), *LISTEN, "--ready-fd", str(write_end)]
     with subprocess.Popen([sys.executable, "-c", script, str(write_end), *command], pass_fds=(write_end,)) as terminal:
         os.close(write_end)
-        with os.fdopen(read_end, "rb") as ready:
-            assert ready.readline().startswith(b"{")
-        terminal.kill()
+        try:
+            with os.fdopen(read_end, "rb") as ready:
+                assert select.select([ready], [], [], PATIENCE)[0], "it has been stopped"
+                assert ready.readline().startswith(b"{")
+        finally:
+            terminal.kill()
 
 
 @pytest.mark.parametrize("command", [*MODULES.values(), "compose.up", "compose.check"])
