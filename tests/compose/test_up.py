@@ -269,13 +269,16 @@ def test_a_ready_descriptor_that_nobody_reads_is_survived(tmp_path: Path, kind: 
     ):
         assert process.stdout is not None
         assert process.stderr is not None
-        while "Ctrl-C stops" not in (line := process.stdout.readline()):
-            assert line
-        while "nobody reads --ready-fd" not in (line := process.stderr.readline()):
-            assert line
-        process.terminate()
-        process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0
+        try:
+            while "Ctrl-C stops" not in (line := process.stdout.readline()):
+                assert line
+            while "nobody reads --ready-fd" not in (line := process.stderr.readline()):
+                assert line
+            process.terminate()
+            process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", range(1, 5))
@@ -360,10 +363,10 @@ def test_a_start_that_takes_long_is_waited_for(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
+        running = Up(process, [])  # type: ignore[arg-type] # its output is text here
         try:
             while "still waiting for collate" not in (line := process.stderr.readline()):
                 assert line
-            running = Up(process, [])  # type: ignore[arg-type] # its output is text here
             os.kill(running.daemons()[0], signal.SIGCONT)
             while "Ctrl-C stops" not in (line := process.stdout.readline()):
                 assert line
@@ -371,4 +374,7 @@ def test_a_start_that_takes_long_is_waited_for(tmp_path: Path) -> None:
             process.communicate(timeout=PATIENCE)
             assert process.returncode == 0
         finally:
+            if process.poll() is None:
+                for pid in running.daemons():
+                    os.kill(pid, signal.SIGCONT)  # a stopped process would never learn that its launcher is gone
             process.kill()
