@@ -137,3 +137,27 @@ def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
     lucky.sendall(b"three\n")
     lane.reactor.run()
     assert lane.gatherer.batch.size == len(b"one\ntwo\n" * 2 + b"three\n")
+
+
+def test_a_producer_of_the_acknowledged_port_that_is_late_or_has_no_room_is_told_that_this_passes(lane: Lane) -> None:
+    from collator.acklane import AckLane  # noqa: PLC0415 - one use
+
+    acknowledged = AckLane(lane.reactor, lane.intake, lane.gatherer, {}, configure("test", "error"))
+    theirs = []
+    for _ in range(2):
+        ours, peer = socket.socketpair()
+        ours.setblocking(False)
+        acknowledged.connected(ours, "a peer")
+        theirs.append(peer)
+    theirs[1].sendall(b"name\n")
+    lane.reactor.run()
+    for connection in tuple(acknowledged.connections):
+        if connection.name:
+            connection.evicted()
+        else:
+            connection.expired()
+    assert theirs[0].recv(1000) == b"error: busy, no name within 30 seconds\n"
+    assert theirs[1].recv(1000).startswith(b"0 0\nerror: busy, --buffer-bytes")
+    acknowledged.close()
+    for peer in theirs:
+        peer.close()
