@@ -51,9 +51,23 @@ class Up:
         """Signal it; the exit code, which has to come at once."""
         begin = time.monotonic()
         self.process.send_signal(signum)
-        code = self.process.wait(PATIENCE)
+        try:
+            code = self.process.wait(AT_ONCE)
+        except subprocess.TimeoutExpired:
+            pytest.fail("it does not end:\n" + "\n".join(map(state, (self.process.pid, *self.daemons()))))
         assert time.monotonic() - begin < AT_ONCE
         return code
+
+
+def state(pid: int) -> str:
+    """What a process is, and what its threads wait for."""
+    found = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()]
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        lines = (task / "status").read_text().splitlines()
+        found += [line for line in lines if line.startswith(("State", "SigPnd", "SigBlk", "SigCgt"))]
+        with contextlib.suppress(OSError):  # only root may see it
+            found.append((task / "stack").read_text())
+    return "\n".join(found)
 
 
 @contextlib.contextmanager
