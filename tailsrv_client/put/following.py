@@ -1,4 +1,4 @@
-"""`tailsrv-put --follow`: a growing file, through rotations, as producers that keep no state here.
+"""`tailsrv-put --follow`: a growing file, through rotations, as producers that keep no state here (see `places`).
 
 Law: files are sent in the order in which they were written to: one that was rotated away is sent to its end, and its
 last line completed, before the next one begins. Its end is known when no process has it open for writing; a writer
@@ -23,20 +23,21 @@ from tailsrv.client import Servers, parse_addresses
 from tailsrv.client.ports import ACKNOWLEDGED
 from tailsrv_client.errors import ClientError, GaveUpError, UnknownHostError, WrongPortError
 from tailsrv_client.lane import check_name
-from tailsrv_client.put.followed import FollowedFile, Identity, base_name, identify, producer_name, rotated_names
+from tailsrv_client.put.backlog import UNSURE_SECONDS, Backlog, continued, tell_found
+from tailsrv_client.put.beside import rotated_names
+from tailsrv_client.put.opened import OpenedFiles
+from tailsrv_client.put.places import Names, base_name, find_later
 from tailsrv_client.put.shipping import Shipment, ask_acked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tailsrv_client.put.followed import Identity
     from tailsrv_client.put.options import Options
     from tailsrv_client.terminal import Progress
 
 QUIET_SECONDS: Final = 2.0
 """How long a rotated file that still has a writer must be quiet before the next file begins."""
-
-UNSURE_SECONDS: Final = 10.0
-"""The same before its end is believed, where the kernel does not say who writes."""
 
 _NAMES: Final = flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
 _CONTENT: Final = flags.MODIFY | flags.CLOSE_WRITE
@@ -51,11 +52,14 @@ class Follower:
         self._options = options
         self._servers = Servers(parse_addresses(options.addresses, ACKNOWLEDGED), ACKNOWLEDGED)
         self._base = check_name(options.name) if options.name else base_name(self._path, os.uname().nodename)
-        self._framing = make_framing(options.framing, options.max_message_bytes)
+        framing = make_framing(options.framing, options.max_message_bytes)
+        self._files = OpenedFiles(self._path, framing)
+        self._backlog = Backlog(self._files, self._path, self._base, self._ask_acked, tell)
+        self._live: Identity | None = None
+        """What FILE is, as of the last look."""
         self._progress, self._tell = progress, tell
         self._guard = threading.Condition(threading.RLock())
         self._shipments: list[Shipment] = []
-        self._seen = set[Identity]()
         self._shipped = 0
         self._inotify = INotify()
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -64,7 +68,8 @@ class Follower:
         """Follow for ever; with --once, until all that there is has been acknowledged."""
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # what who opens a file sends to who holds a lease on it
         self._inotify.add_watch(os.path.dirname(self._path), _NAMES | flags.ONLYDIR)
-        self._find_rotated()
+        for shipment in self._backlog.look_back(ignore_rotated=self._options.ignore_rotated):
+            self._add(shipment)
         self._find_live()
         self._catch_up()
         poller = select.poll()
@@ -80,78 +85,28 @@ class Follower:
                     self._catch_up()
         finally:
             for shipment in self._shipments:
-                shipment.close()
+                self._close(shipment)
 
     # --- finding files
 
-    def _find_rotated(self) -> None:
-        """At the start: what was rotated before and is not acknowledged to its end."""
-        copied = self._is_copied()
-        for name in rotated_names(self._path):
-            shipment = self._open(name)
-            if shipment is None:
-                continue
-            acked = self._ask_acked(shipment.name)
-            unknown = not acked and not shipment.life
-            if self._is_done(shipment, acked) or (unknown and (copied or self._options.ignore_rotated)):
-                shipment.close()
-            else:
-                self._add(shipment)
-
-    def _is_done(self, shipment: Shipment, acked: int) -> bool:
-        """Whether a rotated file is acknowledged to its end; while somebody can write to it, it has none."""
-        writer = shipment.file.has_writer()
-        shipment.look()
-        if writer is None:
-            writer = time.time() - os.fstat(shipment.file.fd).st_mtime < UNSURE_SECONDS
-        # One byte more than there is: its last line was completed, so its end was seen.
-        return acked > shipment.file.size or (acked == shipment.file.size and not writer)
-
-    def _is_copied(self) -> bool:
-        """Whether the live file was truncated before: then what lies beside it are copies of what was sent."""
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            identity, size = identify(fd), os.fstat(fd).st_size
-        finally:
-            os.close(fd)
-        life = self._life(identity)
-        return life > 0 or self._ask_acked(producer_name(self._base, identity, 0)) > size
-
     def _ask_acked(self, name: str) -> int:
+        for shipment in self._shipments:
+            if shipment.started and shipment.lane.name == name and shipment.lane.greeted:
+                return shipment.lane.acked  # to ask would end its connection
         return ask_acked(self._servers, name, self._tell, self._options.timeout)
 
     def _find_live(self) -> None:
-        shipment = self._open(self._path)
-        if shipment is not None:
-            self._add(shipment)
-
-    def _open(self, path: str) -> Shipment | None:
-        """The file called `path`, if it is there and new to us."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        identity = identify(fd)
-        if identity in self._seen:
-            os.close(fd)
-            return None
-        self._seen.add(identity)
-        life = self._life(identity)
-        return Shipment(FollowedFile(fd, self._framing), producer_name(self._base, identity, life), path, life)
-
-    def _life(self, identity: Identity) -> int:
-        """Which of its lives the file is in: one that has something acknowledged has ended the one before."""
-        life = 0
-        while self._ask_acked(producer_name(self._base, identity, life + 1)):
-            life += 1
-        return life
+        """Follow FILE, if it is there and new to us."""
+        file = self._files.open(self._path)
+        if file is not None:
+            self._add(Shipment(file, self._path))
 
     def _add(self, shipment: Shipment) -> None:
-        self._inotify.add_watch(f"/proc/self/fd/{shipment.file.fd}", _CONTENT)
+        self._watch(shipment)
         self._shipments.append(shipment)
+
+    def _watch(self, shipment: Shipment) -> None:
+        self._inotify.add_watch(f"/proc/self/fd/{shipment.file.fd}", _CONTENT)
 
     def _catch_up(self) -> None:
         """Until there are no news of names: what was rotated while we opened a file comes before that file."""
@@ -171,17 +126,22 @@ class Follower:
                 renamed = renamed or event.name == own
                 if event.mask & flags.MOVED_TO:
                     moved.add(event.name)
-        # Copies that logrotate makes beside a file appear by creation, and are none of ours.
-        for name in rotated_names(self._path) if moved else ():
-            if os.path.basename(name) in moved:
-                shipment = self._open(name)
-                if shipment is not None:
-                    self._add(shipment)
+        if moved:
+            self._open_moved(moved)
+        if renamed or moved:
+            self._files.forget_deleted()
         if renamed:
             self._find_live()
         if moved:
             self._sort()
         return renamed or bool(moved)
+
+    def _open_moved(self, names: set[str]) -> None:
+        # A copy that logrotate makes next to FILE appears by creation; it is looked for when FILE was truncated.
+        for name in rotated_names(self._path):
+            shipment = self._backlog.shipment(name) if os.path.basename(name) in names else None
+            if shipment is not None:
+                self._add(shipment)
 
     def _sort(self) -> None:
         """Those that have not begun go in the order in which they were written to, whatever they are called now."""
@@ -192,91 +152,120 @@ class Follower:
                 age[status.st_dev, status.st_ino] = number
         newest = len(age)
         self._shipments.sort(
-            key=lambda one: -1 if one.started else age.get((one.file.identity.device, one.file.identity.inode), newest)
+            key=lambda one: -1 if one.begun else age.get((one.file.identity.device, one.file.identity.inode), newest)
         )
 
     # --- sending them
 
     def _advance(self) -> bool:
         """Do what can be done now. Returns whether there is nothing left to do, for --once."""
+        self._live = self._files.live()
         waits = False
-        for number, shipment in enumerate(list(self._shipments)):
-            with self._guard:
-                shipment.look()
-                error, truncated = shipment.error, shipment.sent_beyond
-            if truncated or shipment.over:
-                self._shipments[number] = shipment = self._next_life(shipment)  # noqa: PLW2901 - the same file
-            elif isinstance(error, (GaveUpError, UnknownHostError, WrongPortError)):
-                raise error
-            elif error is not None:
-                raise ClientError(f"{shipment.path}, at byte {shipment.lane.acked}: {error}") from error
-            if not shipment.started:
-                if waits:
+        number = 0
+        while number < len(self._shipments):
+            shipment = self._shipments[number]
+            brought = self._brought_forward(shipment)
+            if brought != [shipment]:
+                self._shipments[number : number + 1] = brought
+                continue
+            if not shipment.started and not shipment.waits:
+                if waits and not shipment.begun:
                     break
                 shipment.start(self._servers, self._guard, self._on_news, self._tell, self._options.timeout)
             waits = waits or not self._is_out_of_the_way(shipment)
+            number += 1
         done = [shipment for shipment in self._shipments if self._is_over(shipment)]
         for shipment in done:
-            self._shipped += shipment.lane.acked
-            shipment.close()
+            self._shipped += shipment.offset
+            self._close(shipment)
             self._shipments.remove(shipment)
         with self._guard:
-            self._progress.at(self._shipped + sum(shipment.lane.acked for shipment in self._shipments))
+            self._progress.at(self._shipped + sum(shipment.offset for shipment in self._shipments))
         return self._advance() if done else self._options.once and self._is_all_acked()
+
+    def _brought_forward(self, shipment: Shipment) -> list[Shipment]:
+        """The shipment, or what takes its place: what comes next of its file, or another content of it."""
+        with self._guard:
+            shipment.look()
+            error, over = shipment.error, shipment.is_over
+        if over:
+            return self._next_life(shipment)
+        if isinstance(error, (GaveUpError, UnknownHostError, WrongPortError)):
+            raise error
+        if error is not None:
+            raise ClientError(f"{shipment.path}, at byte {shipment.offset}: {error}") from error
+        if shipment.was_continued():
+            self._tell(continued(shipment.path))
+        rest = shipment.after_head()
+        return [rest or self._placed(shipment)]
+
+    def _placed(self, shipment: Shipment) -> Shipment:
+        """The same with its place, if it has none and its first message is there."""
+        file, path = shipment.file, shipment.path
+        if shipment.place is not None:
+            return shipment
+        if shipment.replaced:
+            found = find_later(file, Names(self._base, file.identity), self._ask_acked)
+        else:
+            found = self._backlog.find(file, rotated=self._is_rotated(shipment))
+        if found is None:
+            return shipment
+        if not shipment.replaced:
+            tell_found(found, file, path, self._tell)
+        return Shipment(file, path, found.place)
+
+    def _close(self, shipment: Shipment) -> None:
+        shipment.stop()
+        self._files.close(shipment.file)
 
     def _is_all_acked(self) -> bool:
         with self._guard:
-            return all(shipment.lane.complete for shipment in self._shipments)
+            return all(shipment.complete for shipment in self._shipments)
 
     def _is_rotated(self, shipment: Shipment) -> bool:
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+        if self._live is None:
             # Moved away and not yet replaced: it may be moved back, unless there are newer files already.
             return shipment is not self._shipments[-1]
-        try:
-            return identify(fd) != shipment.file.identity
-        finally:
-            os.close(fd)
+        return self._live != shipment.file.identity
 
     def _is_out_of_the_way(self, shipment: Shipment) -> bool:
         """Whether the next file may begin: this one is rotated, sent, and no longer written to."""
         with self._guard:
-            complete = shipment.lane.complete
+            complete = shipment.complete
         quiet = time.monotonic() - shipment.quiet_since >= QUIET_SECONDS
         return complete and quiet and self._is_rotated(shipment)
 
     def _is_over(self, shipment: Shipment) -> bool:
         """Whether a file is rotated, written to its end, and acknowledged to it."""
-        if not shipment.started or not self._is_rotated(shipment):
+        if not (shipment.started or shipment.waits) or not self._is_rotated(shipment):
             return False
         writer = shipment.file.has_writer()
         if writer or (writer is None and time.monotonic() - shipment.quiet_since < UNSURE_SECONDS):
             return False
         with self._guard:
             shipment.look()
-            if not shipment.lane.greeted:
+            if shipment.started and not shipment.lane.greeted:
                 return False
-            rest = shipment.file.finish(shipment.lane.acked)
+            rest = 0 if shipment.head else shipment.file.finish(shipment.lane.acked)
             shipment.wake()
-            complete = shipment.lane.complete
+            complete = shipment.complete
+        if not shipment.started and not complete:
+            self._on_news()  # its only line is complete now
         if rest:
             self._tell(f"{shipment.path}: its last {rest} bytes are no whole message; they were not sent")
         return complete or bool(rest)
 
-    def _next_life(self, shipment: Shipment) -> Shipment:
+    def _next_life(self, shipment: Shipment) -> list[Shipment]:
         """The file was truncated in place: what it holds now is the stream of another producer."""
         shipment.stop()
-        sent, size = max(shipment.lane.sent, shipment.lane.acked), shipment.file.size
-        self._tell(
-            f"{shipment.path} was truncated in place: it has {size} bytes, {sent} were sent"
-            if shipment.error is None
-            else f"{shipment.path} was truncated in place while nobody looked ({shipment.error})"
-        )
-        self._tell("what was written between the last look and the truncation is lost; rename-and-create loses nothing")
-        life = shipment.life + 1
-        name = producer_name(self._base, shipment.file.identity, life)
-        return Shipment(shipment.file, name, shipment.path, life)
+        file, path = shipment.file, shipment.path
+        self._tell(f"{path} was truncated in place, after {shipment.offset_sent} bytes of it had been sent")
+        copies = [] if shipment.place is None else self._backlog.after_truncation(shipment.place.name, file.tail)
+        for copy in copies:
+            self._watch(copy)
+        if not copies:
+            self._tell("what was written after the last look, and is in no copy next to the file, is lost")
+        return [*copies, Shipment(file, path, replaced=True)]
 
     def _pause(self) -> float | None:
         """Seconds until quiet becomes meaningful; None: only an event changes anything. Idle means idle."""
@@ -284,7 +273,7 @@ class Follower:
             return None
         now = time.monotonic()
         limits = (QUIET_SECONDS, UNSURE_SECONDS)
-        waits = [one.quiet_since + limit - now for one in self._shipments if one.started for limit in limits]
+        waits = [one.quiet_since + limit - now for one in self._shipments for limit in limits]
         return min((wait for wait in waits if wait > 0), default=None)
 
     def _on_news(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from tailsrv.client.talk import persistently
 from tailsrv_client import lane
 from tailsrv_client.errors import GaveUpError, ProducerDiverged
 from tailsrv_client.link import Link
+from tailsrv_client.put.followed import Head
+from tailsrv_client.put.places import Place
 
 if TYPE_CHECKING:
     import threading
@@ -23,14 +24,24 @@ if TYPE_CHECKING:
 
 
 class Shipment:
-    """`file` under the producer's name `name`. `changed` is called, in any thread, when there is news."""
+    """`file`, to be sent from `place` on; None: not known before its first message is complete.
 
-    def __init__(self, file: FollowedFile, name: str, path: str, life: int) -> None:
-        self.file, self.name, self.path, self.life = file, name, path, life
-        self.lane = lane.Lane(name, file)
+    `replaced`: it holds another content than it did before.
+    """
+
+    def __init__(self, file: FollowedFile, path: str, place: Place | None = None, *, replaced: bool = False) -> None:
+        self.file, self.path, self.place, self.replaced = file, path, place, replaced
+        head = None if place is None else place.head
+        self.head = None if head is None else Head(head)
+        if place is not None:
+            file.go_on(place.shift, place.offset)
+        self.lane = lane.Lane("" if place is None else place.name, self.head or file)
         self.error: Exception | None = None
         self.quiet_since = time.monotonic()
         """When it was last seen to grow."""
+        self.begun = False
+        """Whether the file, or its first message, is being sent or was."""
+        self._told_continued = False
         self._link: Link | None = None
         self._changed: Callable[[], None] = lambda: None
 
@@ -40,9 +51,36 @@ class Shipment:
         return self._link is not None
 
     @property
-    def sent_beyond(self) -> bool:
-        """Whether more was sent of it than it holds: it was truncated in place."""
-        return max(self.lane.sent, self.lane.acked) > self.file.end
+    def waits(self) -> bool:
+        """Whether there is nothing to be sent yet, also if what comes first is not complete: it needs no connection."""
+        if self.started:
+            return False
+        if self.place is None:
+            return self.file.first_message() is None
+        return self.head is None and self.file.end == self.place.acked
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that can be sent at present is acknowledged."""
+        return self.waits or (self.head is None and self.lane.complete)
+
+    @property
+    def offset(self) -> int:
+        """The first byte of the file that is not acknowledged."""
+        return self.file.offset(self.lane.acked)
+
+    @property
+    def offset_sent(self) -> int:
+        """The first byte of the file that was not sent."""
+        return self.file.offset(max(self.lane.sent, self.lane.acked))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the file no longer holds what was sent of it: it was truncated in place."""
+        if isinstance(self.error, ProducerDiverged):
+            return True
+        looked_at = self.place is not None and self.head is None
+        return looked_at and (self.offset_sent > self.file.length or not self.file.holds(self.file.tail))
 
     def start(
         self,
@@ -52,7 +90,8 @@ class Shipment:
         tell: Callable[[str], None],
         outage: float | None,
     ) -> None:
-        """Begin to send it."""
+        """Begin to send it. `changed` is called, in any thread, when there is news."""
+        self.begun = True
         self._changed = changed
         self._link = Link(
             Rotation(servers),
@@ -64,28 +103,38 @@ class Shipment:
             outage=outage,
         )
 
+    def after_head(self) -> Shipment | None:
+        """What comes behind the first message, when that is acknowledged."""
+        place, head = self.place, self.head
+        if place is None or head is None or not self.lane.complete:
+            return None
+        self.stop()
+        # A last line that was completed, and continued meanwhile, has no terminator in the file.
+        shift = head.end if self.file.is_boundary(head.end) else head.end - 1
+        rest = Shipment(self.file, self.path, Place(place.rest, shift))
+        rest.begun = True
+        return rest
+
     def look(self) -> None:
         """Send what is new."""
-        if self.file.look():
+        if self.file.look(0 if self.head else self.lane.sent):
             self.quiet_since = time.monotonic()
-            if self._link is not None:
-                self._link.wake()
+            self.wake()
 
     def wake(self) -> None:
-        """There is more to send, though the file has not grown."""
+        """There may be more to send."""
         if self._link is not None:
             self._link.wake()
-
-    def close(self) -> None:
-        """End the connection, and close the file."""
-        self.stop()
-        with contextlib.suppress(OSError):  # closed by an earlier life of the same file
-            self.file.close()
 
     def stop(self) -> None:
         """End the connection alone."""
         if self._link is not None:
             self._link.close()
+
+    def was_continued(self) -> bool:
+        """Whether a line was continued after it was completed and sent; True once for each shipment."""
+        told, self._told_continued = self._told_continued, self._told_continued or self.file.was_continued
+        return self._told_continued and not told
 
     def _on_acked(self, _: Acked) -> None:
         self._changed()
@@ -93,11 +142,6 @@ class Shipment:
     def _on_failed(self, error: Exception) -> None:
         self.error = error
         self._changed()
-
-    @property
-    def over(self) -> bool:
-        """Whether the collator knows a longer file of this name: what we have was truncated while nobody looked."""
-        return isinstance(self.error, ProducerDiverged)
 
 
 def ask_acked(servers: Servers, name: str, tell: Callable[[str], None], outage: float | None) -> int:

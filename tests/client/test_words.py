@@ -22,7 +22,9 @@ from tailsrv_client.errors import CheckpointError, IndexFailed
 from tailsrv_client.lane import check_name
 from tailsrv_client.messages import Message
 from tailsrv_client.planning import make_plan, settle
-from tailsrv_client.put.followed import Identity, base_name, producer_name, rotated_names
+from tailsrv_client.put.beside import rotated_names
+from tailsrv_client.put.followed import Identity
+from tailsrv_client.put.places import Names, base_name
 from tailsrv_client.queries import Entry
 from tailsrv_client.queries import decode as decode_reply
 from tailsrv_client.terminal import human
@@ -229,8 +231,10 @@ def test_whatever_a_file_is_called_its_producer_has_a_name_that_may_be_used(
     path: str, host: str, inode: int, life: int
 ) -> None:
     path = path.replace("\0", "").encode("utf-8", "replace").decode()
-    name = producer_name(base_name(f"/x/{path}", host), Identity(1, inode, 0xFFFFFFFF), life)
-    assert check_name(name)
+    names = Names(base_name(f"/x/{path}", host), Identity(1, inode, 0xFFFFFFFF))
+    found = [names.rest, names.head(0xFFFFFFFF), names.later(0xFFFFFFFF, life + 1)]
+    assert [check_name(name) for name in found] == found
+    assert len(set(found)) == 3
 
 
 def test_files_of_one_name_in_two_folders_are_two_producers() -> None:
