@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import select
 import socket
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ from tailsrv.kit.addresses import BACKLOG, format_address
 from tailsrv.kit.errors import reason
 from tailsrv.kit.logs import Repeated
 from tailsrv.kit.reactor import HANGUP, READ
-from tailsrv.kit.shortage import advice, is_shortage, spare_descriptors
+from tailsrv.kit.shortage import advice, hold_descriptors, is_drawn_on, is_shortage, spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,11 @@ class Acceptor:
         reactor.register(listener.socket.fileno(), self._events, self._on_ready)
 
     def _on_ready(self, mask: int) -> None:
+        if is_drawn_on() and not self._use_reserve:
+            hold_descriptors()  # what is free belongs there first
+            if is_drawn_on():
+                self._pause(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return
         failed: OSError | None = None
         for _ in range(ACCEPTS_PER_TURN):
             try:

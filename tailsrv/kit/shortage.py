@@ -15,7 +15,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.kit.errors import reason
+from tailsrv.kit.errors import FatalError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,13 +75,6 @@ def hold_descriptors() -> None:
             return
 
 
-def forget_descriptors() -> None:
-    """In a forked child that has closed its parent's descriptors: what was held is not ours."""
-    global _wanted  # noqa: PLW0603 - as above
-    _wanted = 0
-    _held.clear()
-
-
 def is_drawn_on() -> bool:
     """Whether something has taken of what should be held back: descriptors are short."""
     return _wanted > len(_held)
@@ -109,15 +102,26 @@ class Retried:
     >>> opening()  # now, or as soon as there are descriptors again
     """
 
-    def __init__(self, reactor: Reactor, log: Log, activity: str, attempt: Callable[[], None], **facts: object) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        log: Log,
+        activity: str,
+        attempt: Callable[[], None],
+        *,
+        failed: Callable[[FatalError], None] | None = None,
+        **facts: object,
+    ) -> None:
         """`attempt()` does it, or raises; it is called again after a shortage, so it must undo what it did by half.
 
-        `activity` and `facts` are what the log says: "… paused", "… resumed".
+        `failed(error)` hears of a `FatalError` of a later attempt, which has no caller to raise it to; without it the
+        daemon ends. `activity` and `facts` are what the log says: "… paused", "… resumed".
         """
         self._reactor = reactor
         self._log = log
         self._activity = activity
         self._attempt = attempt
+        self._failed = failed
         self._facts = facts
         self._timer: Timer | None = None
         self.paused: str | None = None
@@ -134,6 +138,9 @@ class Retried:
                 raise
             self._pause(error)
             return
+        except FatalError:
+            self.paused = None
+            raise
         if self.paused is not None:
             self.paused = None
             self._log.info(f"{self._activity} resumed", **self._facts)
@@ -142,7 +149,15 @@ class Retried:
         if self.paused is None:
             self._log.warning(f"{self._activity} paused", error=reason(error), advice=advice(error), **self._facts)
         self.paused = f"{self._activity} is paused: {reason(error)}"
-        self._timer = self._reactor.call_later(RETRY_SECONDS, self)
+        self._timer = self._reactor.call_later(RETRY_SECONDS, self._again)
+
+    def _again(self) -> None:
+        try:
+            self()
+        except FatalError as error:
+            if self._failed is None:
+                raise
+            self._failed(error)
 
     def cancel(self) -> None:
         """Do not try again by itself. Whether it is paused stays known."""

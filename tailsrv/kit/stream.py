@@ -98,9 +98,11 @@ class Stream:
         self._inotify_fd = self._watches.fd
         self._mark = WatchedMark(self._mark_path, self._watches, log)
         self._uncommitted = Uncommitted(reactor, path, log)
-        self._opening = Retried(reactor, log, "opening the file", self._open_file, file=path)
-        self._opening_mark = Retried(reactor, log, "opening the commit mark", self._open_mark, file=self._mark_path)
-        self._watching = Retried(reactor, log, "watching the directory", self._watch_names, file=path)
+        self._opening = Retried(reactor, log, "opening the file", self._open_file, failed=failed, file=path)
+        self._opening_mark = Retried(
+            reactor, log, "opening the commit mark", self._open_mark, failed=failed, file=self._mark_path
+        )
+        self._watching = Retried(reactor, log, "watching the directory", self._watch_names, failed=failed, file=path)
         self._file_problem: str | None = None
         self._poll_timer: Timer | None = None
 

@@ -140,6 +140,21 @@ def test_a_connection_that_the_loop_has_no_room_for_is_closed_and_logged(
     assert_next_is_accepted(accepting)
 
 
+def test_nobody_is_accepted_with_descriptors_that_the_reserve_lacks(
+    accepting: Accepting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else peers take what becomes free, and a health check never gets one."""
+    lacking = [True, True, True, False]
+    monkeypatch.setattr(acceptor_module, "hold_descriptors", lambda: lacking.pop(0))
+    monkeypatch.setattr(acceptor_module, "is_drawn_on", lambda: lacking[0])
+    monkeypatch.setattr(acceptor_module, "PAUSE_SECONDS", 0.01)
+    with accepting.connect():
+        accepting.until(lambda: bool(accepting.taken))
+    assert lacking == [False]
+    (line,) = accepting.log.named("accepting paused")
+    assert line["advice"] == "raise LimitNOFILE= (ulimit -n)"
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ECONNRESET, errno.ENOTCONN])
 def test_a_peer_that_is_gone_before_its_socket_is_set_up_costs_nothing_but_itself(
     accepting: Accepting, monkeypatch: pytest.MonkeyPatch, number: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tailsrv.kit import shortage
+from tailsrv.kit.errors import FatalError
 from tailsrv.kit.reactor import Reactor
 from tailsrv.kit.shortage import RESERVED, Retried, hold_descriptors, is_shortage, spare_descriptors
 
@@ -51,7 +52,8 @@ def full_table() -> Iterator[list[int]]:
     yield taken
     for fd in (*taken, *shortage._held):
         os.close(fd)
-    shortage.forget_descriptors()
+    shortage._held.clear()
+    shortage._wanted = 0
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
@@ -123,6 +125,29 @@ def test_an_error_that_is_no_shortage_is_the_callers(reactor: Reactor) -> None:
     with pytest.raises(PermissionError):
         activity()
     assert activity.paused is None
+
+
+def test_what_is_wrong_after_the_shortage_is_told_to_who_asked_to_hear_it(
+    reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then nobody is there to whom it could be raised: FILE became a directory meanwhile."""
+    monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.001)
+    errors: list[BaseException] = [OSError(errno.EMFILE, "short"), FatalError("a directory")]
+
+    def attempt() -> None:
+        raise errors.pop(0)
+
+    told: list[str] = []
+
+    def failed(error: FatalError) -> None:
+        told.append(str(error))
+        reactor.stop()
+
+    activity = Retried(reactor, Lines(), "opening the file", attempt, failed=failed)
+    activity()
+    reactor.call_later(5.0, reactor.stop)
+    reactor.run()
+    assert (told, activity.paused) == (["a directory"], None)
 
 
 def test_a_cancelled_activity_is_not_tried_again(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
