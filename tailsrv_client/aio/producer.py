@@ -14,7 +14,7 @@ from tailsrv.client.talk import persistently
 from tailsrv.kit.errors import UsageError
 from tailsrv_client.aio.connecting import AsyncLine, readable
 from tailsrv_client.aio.disk import Disk
-from tailsrv_client.errors import ClientError
+from tailsrv_client.errors import ClientError, GaveUpError
 from tailsrv_client.lane import RECEIVE_BYTES, Lane, check_name, greet
 from tailsrv_client.link import SEND_BYTES, STEADY_SECONDS
 from tailsrv_client.outbox import Memory, Outbox
@@ -50,6 +50,7 @@ class AsyncProducer:
         spool: str | None = None,
         max_in_flight_bytes: int | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        outage: float | None = None,
     ) -> None:
         self._rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
         check_name(name)
@@ -67,6 +68,8 @@ class AsyncProducer:
         self._more = asyncio.Event()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._outage = outage
+        self._gives_up: asyncio.TimerHandle | None = None
 
     async def send(self, payload: bytes) -> asyncio.Future[int | None]:
         """Take a message, as soon as there is room for it. The future's result is as that of `Receipt`.
@@ -89,6 +92,7 @@ class AsyncProducer:
             if self._failure is not None:
                 raise self._failure
         self._more.set()
+        self._expect()
         return receipt
 
     async def flush(self) -> None:
@@ -133,8 +137,28 @@ class AsyncProducer:
             await self._disk.load()
         if self._task is None and self._failure is None:
             self._task = asyncio.create_task(self._run())
+            self._expect()
+
+    def _expect(self) -> None:
+        """An acknowledgement is due, if something is unacknowledged."""
+        if self._outage is not None and self._gives_up is None and self._held and self._failure is None:
+            self._gives_up = asyncio.get_running_loop().call_later(self._outage, self._give_up)
+
+    def _expect_no_more(self) -> None:
+        if self._gives_up is not None:
+            self._gives_up.cancel()
+            self._gives_up = None
+
+    def _give_up(self) -> None:
+        trouble = self._rotation.trouble or f"{self._rotation.address} acknowledges nothing"
+        error = GaveUpError(f"no acknowledgement for {self._outage} s ({trouble})")
+        self._tell(f"producer ended: {error}")
+        self._fail(error)
+        if self._task is not None:
+            self._task.cancel()
 
     def _fail(self, error: Exception) -> None:
+        self._expect_no_more()
         self._failure = self._failure or error
         self._outbox.fail(error)
         self._changed.set()
@@ -214,6 +238,8 @@ class AsyncProducer:
         for acked in self._lane.received(data):
             self._outbox.settle(acked)
             self._rotation.worked()
+            self._expect_no_more()
+        self._expect()
         self._changed.set()
 
     async def _tidy(self) -> None:

@@ -443,6 +443,46 @@ def test_a_consumer_gives_up_when_asked_to() -> None:
             asyncio.run(awaited(options))
 
 
+def test_a_producer_gives_up_when_asked_to(tmp_path: Path) -> None:
+    async def awaited(address: str, spool: str | None) -> None:
+        async with AsyncProducer(address, "n", spool=spool, outage=0.3) as producer:
+            receipt = await producer.send(b"hello")
+            with pytest.raises(GaveUpError):
+                await receipt
+            with pytest.raises(GaveUpError):
+                await producer.send(b"more")
+
+    def greet(sock: socket.socket) -> None:
+        sock.sendall(b"0 0\n")
+        swallow(sock)
+
+    with Peer(greet) as mute:
+        for number, address in enumerate((unused_address(), mute.address)):
+            for spool in (None, str(tmp_path / f"{number}.spool")):
+                with pytest.raises(GaveUpError, match="no acknowledgement for"):
+                    asyncio.run(awaited(address, spool))
+                producer = Producer(address, "n", spool=spool, outage=0.3)
+                if spool is None:  # else it is still there
+                    producer.send(b"hello")
+                with pytest.raises(GaveUpError):
+                    producer.flush()
+                producer.close()
+
+
+def test_a_producer_that_is_acknowledged_or_has_nothing_to_send_does_not_give_up(tmp_path: Path) -> None:
+    async def awaited(address: str) -> None:
+        async with AsyncProducer(address, "a", outage=0.3) as producer:
+            for _ in range(10):
+                await (await producer.send(b"hello"))
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.6)
+            await (await producer.send(b"hello"))
+
+    with StreamUnderTest(tmp_path / "s.log") as stream:
+        asyncio.run(awaited(stream.acks))
+        assert stream.content() == b"hello\n" * 11
+
+
 # --- the index comes and goes
 
 
