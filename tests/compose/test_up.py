@@ -199,6 +199,17 @@ def _runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path: Path) -> None:
+    wanted = {"TAILSRV_COLLATE_METRICS": f"unix:{tmp_path}/http", "TAILSRV_COLLATE_LISTEN": "198.51.100.1:1"}
+    with up(tmp_path / "log", env={**os.environ, **wanted}) as running, socket.socket(socket.AF_UNIX) as http:
+        http.settimeout(PATIENCE)
+        http.connect(str(tmp_path / "http"))
+        http.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert http.recv(12) == b"HTTP/1.1 200"
+        running.passes_a_line_on()
+        assert running.ends() == 0
+
+
 def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: Path) -> None:
     with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
         running.process.send_signal(signal.SIGHUP)
