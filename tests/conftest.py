@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support import needs
 from tests.support.needs import (  # noqa: F401  # hooks of pytest
     pytest_collection_modifyitems,
@@ -19,7 +21,9 @@ from tests.support.needs import (  # noqa: F401  # hooks of pytest
 )
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
+
+    from tailsrv.kit.reactor import Reactor
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,3 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if sys.version_info < (3, 11, 5):
         config.option.tbstyle = "native"
     needs.pytest_configure(config)
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    """A loop that the test turns."""
+    from tailsrv.kit.reactor import Reactor  # noqa: PLC0415 - most tests are of processes and need none of it
+
+    reactor = Reactor()
+    yield reactor
+    reactor.close()

@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.support.daemons import PATIENCE, Daemon
+from tests.support.daemons import PATIENCE, Daemon, wait_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +99,18 @@ class StreamUnderTest:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+
+def append(path: Path, data: bytes) -> None:
+    """To the end of a file."""
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def wait_content(stream: StreamUnderTest, content: bytes) -> None:
+    """Until the stream is as long; and it is that."""
+    wait_size(stream.path, len(content))
+    assert stream.content() == content
 
 
 def run(command: list[str], data: bytes = b"", **popen: Any) -> subprocess.CompletedProcess[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
     from pathlib import Path
-
-logging.getLogger("tailsrv_client").setLevel(logging.CRITICAL)
 
 
 def blocking(consumer: Consumer) -> list[Message]:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.client.streams import PUT, StreamUnderTest, kill_process, lines, run, started
+from tests.client.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
 from tests.support.daemons import wait_size, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 WITHOUT_GENERATIONS: Final = (
@@ -31,22 +30,6 @@ WITHOUT_GENERATIONS: Final = (
     "main()\n"
 )
 """The command on a file system as overlayfs and NFS are: an inode's number is all that there is."""
-
-
-@pytest.fixture
-def stream(tmp_path: Path) -> Iterator[StreamUnderTest]:
-    with StreamUnderTest(tmp_path / "s.log") as stream:
-        yield stream
-
-
-def append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
-
-
-def wait_content(stream: StreamUnderTest, content: bytes) -> None:
-    wait_size(stream.path, len(content))
-    assert stream.content() == content
 
 
 def follow(stream: StreamUnderTest, log: Path, *options: str) -> list[str]:

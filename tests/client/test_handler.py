@@ -21,16 +21,7 @@ from tests.client.streams import StreamUnderTest, unused_address
 from tests.support.daemons import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-logging.getLogger("tailsrv_client").setLevel(logging.CRITICAL)
-
-
-@pytest.fixture
-def stream(tmp_path: Path) -> Iterator[StreamUnderTest]:
-    with StreamUnderTest(tmp_path / "s.log") as stream:
-        yield stream
 
 
 def logger_of(handler: logging.Handler, name: str = "app") -> logging.Logger:

@@ -34,16 +34,7 @@ from tests.support.daemons import wait_until
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
     from pathlib import Path
-
-logging.getLogger("tailsrv_client").setLevel(logging.CRITICAL)
-
-
-@pytest.fixture
-def stream(tmp_path: Path) -> Iterator[StreamUnderTest]:
-    with StreamUnderTest(tmp_path / "s.log") as stream:
-        yield stream
 
 
 def silent(sock: socket.socket) -> None:

@@ -10,29 +10,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.streams import PUT, Peer, StreamUnderTest, kill_process, lines, run, started, unused_address
+from tests.client.streams import (
+    PUT,
+    Peer,
+    StreamUnderTest,
+    kill_process,
+    lines,
+    run,
+    started,
+    unused_address,
+    wait_content,
+)
 from tests.support.daemons import PATIENCE, wait_size
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def stream(tmp_path: Path) -> Iterator[StreamUnderTest]:
-    with StreamUnderTest(tmp_path / "s.log") as stream:
-        yield stream
-
-
-def append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
-
-
-def wait_content(stream: StreamUnderTest, content: bytes) -> None:
-    wait_size(stream.path, len(content))
-    assert stream.content() == content
 
 
 @pytest.mark.parametrize("options", [["--raw"], [], ["--name", "a"], ["--name", ""]])

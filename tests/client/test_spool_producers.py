@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -19,16 +18,8 @@ from tests.client.streams import PUT, StreamUnderTest, lines, run, send_lines, u
 from tests.support.daemons import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-logging.getLogger("tailsrv_client").setLevel(logging.CRITICAL)
-
-
-@pytest.fixture
-def stream(tmp_path: Path) -> Iterator[StreamUnderTest]:
-    with StreamUnderTest(tmp_path / "s.log") as stream:
-        yield stream
 
 
 def no_space(*_: object) -> None:

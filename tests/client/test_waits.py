@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -24,8 +23,6 @@ from tests.support.daemons import PATIENCE, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-logging.getLogger("tailsrv_client").setLevel(logging.CRITICAL)
 
 
 @pytest.fixture

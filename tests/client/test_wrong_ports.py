@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-logging.getLogger("tailsrv_client").setLevel(logging.CRITICAL)
-
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamUnderTest]:

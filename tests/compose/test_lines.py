@@ -10,19 +10,12 @@ import pytest
 from compose.up.lines import LONGEST_LINE, LineSplitter, LogFile
 from tailsrv.kit.errors import FatalError
 from tailsrv.kit.line_writer import BUFFER_BYTES
-from tailsrv.kit.reactor import Reactor
 from tests.support.daemons import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    reactor = Reactor()
-    yield reactor
-    reactor.close()
+    from tailsrv.kit.reactor import Reactor
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

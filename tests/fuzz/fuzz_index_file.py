@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from collator.framing import make_framing
 from indexer.errors import MismatchError
@@ -24,6 +24,7 @@ from indexer.query import Query
 from tailsrv.kit.reactor import Reactor
 from tests.fuzz.campaign import run
 from tests.indexer.support import Truth, lines
+from tests.support.loops import Lines
 
 if TYPE_CHECKING:
     from indexer.query import Answer
@@ -60,22 +61,6 @@ def edited(data: bytes) -> bytes:
     elif len(data) % 3 == 2:
         content += data
     return bytes(content)
-
-
-class Lines:
-    """A log that keeps its events."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def debug(self, event: str, **facts: object) -> None:
-        self.events.append((event, facts))
-
-    info = warning = error = debug
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """What was said with this event."""
-        return [facts for each, facts in self.events if each == event]
 
 
 class Indexer:

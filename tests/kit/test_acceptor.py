@@ -16,27 +16,13 @@ from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Address, Listener, bind, format_address, parse_address
 from tailsrv.kit.errors import FatalError
 from tailsrv.kit.reactor import READ, Reactor
+from tests.support.loops import Lines, turn_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PATIENCE = 10.0
-
-
-class Lines:
-    """A log that keeps its events."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def debug(self, event: str, **facts: object) -> None:
-        self.events.append((event, facts))
-
-    info = warning = error = debug
-
-    def named(self, event: str) -> list[dict[str, Any]]:
-        return [facts for name, facts in self.events if name == event]
 
 
 class Accepting:
@@ -69,20 +55,7 @@ class Accepting:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Turn the loop until the condition holds."""
-
-        def too_late() -> None:
-            raise TimeoutError(f"{self.log.events} {self.reports}")
-
-        def look() -> None:
-            if condition():
-                self.reactor.stop()
-
-        limit = self.reactor.call_later(PATIENCE, too_late)
-        self.reactor.after_round(look)
-        self.reactor.post(lambda: None)
-        self.reactor.run()
-        self.reactor._after_round = ()
-        limit.cancel()
+        turn_until(self.reactor, condition, lambda: f"{self.log.events} {self.reports}")
 
     def close(self) -> None:
         self.acceptor.close()
@@ -133,7 +106,7 @@ def test_a_connection_that_the_loop_has_no_room_for_is_closed_and_logged(
     with accepting.connect() as peer:
         accepting.until(lambda: not accepting.faults)
         assert peer.recv(1) == b""
-    (line,) = accepting.log.named("connection dropped")
+    (line,) = accepting.log.of("connection dropped")
     assert line["error"] == os.strerror(number)
     assert advice in line["advice"]
     assert not accepting.reports
@@ -151,7 +124,7 @@ def test_nobody_is_accepted_with_descriptors_that_the_reserve_lacks(
     with accepting.connect():
         accepting.until(lambda: bool(accepting.taken))
     assert lacking == [False]
-    (line,) = accepting.log.named("accepting paused")
+    (line,) = accepting.log.of("accepting paused")
     assert line["advice"] == "raise LimitNOFILE= (ulimit -n)"
 
 
@@ -215,7 +188,7 @@ def test_after_every_error_of_accept_the_next_connection_is_accepted(
 ) -> None:
     monkeypatch.setattr(accepting.listener, "socket", failing(accepting, *[number] * 3))
     assert_next_is_accepted(accepting)
-    paused = accepting.log.named("accepting paused")
+    paused = accepting.log.of("accepting paused")
     assert [line["error"] for line in paused] == ([os.strerror(number)] if number in OF_THE_LISTENER else [])
 
 
@@ -258,7 +231,7 @@ def test_a_listener_that_stopped_listening_listens_again_and_the_loop_does_not_s
     accepting.reactor.call_later(0.2, accepting.reactor.stop)
     accepting.reactor.run()
     assert rounds < 20
-    assert accepting.log.named("accepting paused")
+    assert accepting.log.of("accepting paused")
     if not address.startswith("unix:"):  # which the kernel shuts down for ever
         assert format_address(listener.socket.getsockname()) == listener.address
         with accepting.connect() as peer:
@@ -291,7 +264,7 @@ def test_a_listener_that_is_closed_during_a_pause_harms_no_other_descriptor(
 ) -> None:
     monkeypatch.setattr(accepting.listener, "socket", failing(accepting, errno.EMFILE))
     with accepting.connect():
-        accepting.until(lambda: bool(accepting.log.named("accepting paused")))
+        accepting.until(lambda: bool(accepting.log.of("accepting paused")))
     number = accepting.listener.socket.fileno()
     accepting.listener.close()
     one, other = socket.socketpair()

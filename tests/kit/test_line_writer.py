@@ -20,11 +20,12 @@ import pytest
 
 from tailsrv.kit import line_writer
 from tailsrv.kit.line_writer import BUFFER_BYTES, LineWriter
-from tailsrv.kit.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tailsrv.kit.reactor import Reactor
 
 LINE_BYTES = 100
 
@@ -73,13 +74,6 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 def _refuse(_sink: object) -> None:
     raise PermissionError(13, "Permission denied")
-
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    reactor = Reactor()
-    yield reactor
-    reactor.close()
 
 
 def line(number: int) -> str:

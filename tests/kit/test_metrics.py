@@ -24,23 +24,12 @@ from tailsrv.kit.measures import Measure
 from tailsrv.kit.metrics import MetricsEndpoint
 from tailsrv.kit.reactor import Reactor
 from tests.fuzz import fuzz_http
+from tests.support.loops import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE = 10.0
-
-
-class Lines:
-    """A log that keeps its events."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def debug(self, event: str, **facts: object) -> None:
-        self.events.append((event, facts))
-
-    info = warning = error = debug
 
 
 class Server:

@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv.kit.notifier import Notifier
-from tailsrv.kit.reactor import Reactor
 from tests.support.daemons import MODULES, PATIENCE, Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    reactor = Reactor()
-    yield reactor
-    reactor.close()
+    from tailsrv.kit.reactor import Reactor
 
 
 @pytest.fixture

@@ -6,23 +6,12 @@ import os
 import signal
 import socket
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import FatalError
 from tailsrv.kit.reactor import READ, Reactor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    reactor = Reactor()
-    yield reactor
-    reactor.close()
 
 
 def test_timers_run_in_their_order_and_a_cancelled_one_never(reactor: Reactor) -> None:

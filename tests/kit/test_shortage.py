@@ -6,36 +6,19 @@ import contextlib
 import errno
 import os
 import resource
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tailsrv.kit import shortage
 from tailsrv.kit.errors import FatalError
-from tailsrv.kit.reactor import Reactor
 from tailsrv.kit.shortage import RESERVED, Retried, hold_descriptors, is_shortage, spare_descriptors
+from tests.support.loops import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-
-class Lines:
-    """A log that keeps its events."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def debug(self, event: str, **facts: object) -> None:
-        self.events.append((event, facts))
-
-    info = warning = error = debug
-
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    reactor = Reactor()
-    yield reactor
-    reactor.close()
+    from tailsrv.kit.reactor import Reactor
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tailsrv.kit.mark import MarkWriter
 from tailsrv.kit.reactor import Reactor
 from tailsrv.kit.shortage import ShortageError
 from tailsrv.kit.stream import Stream
+from tests.support.loops import turn_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,20 +57,7 @@ class Story:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Turn the loop until the condition holds."""
-
-        def too_late() -> None:
-            raise TimeoutError(f"{self.ends} {self.lines}")
-
-        def look() -> None:
-            if condition():
-                self.reactor.stop()
-
-        limit = self.reactor.call_later(PATIENCE, too_late)
-        self.reactor.after_round(look)
-        self.reactor.post(lambda: None)
-        self.reactor.run()
-        self.reactor._after_round = ()
-        limit.cancel()
+        turn_until(self.reactor, condition, lambda: f"{self.ends} {self.lines}")
 
 
 @pytest.fixture
