@@ -89,7 +89,8 @@ class Closer:
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-        self._ending: dict[socket.socket, None] = {}
+        self._ending: dict[socket.socket, bool] = {}
+        """Each with whether its peer has ended as well."""
         self._deadlines: Deadlines[socket.socket] = Deadlines(reactor, LINGER_SECONDS, self._lingered, self._close)
 
     def __len__(self) -> int:
@@ -106,7 +107,7 @@ class Closer:
         except OSError:  # reset by the peer
             self._close(sock)
             return
-        self._ending[sock] = None
+        self._ending[sock] = False
         self._deadlines.start(sock)
         self._reactor.modify(sock.fileno(), READ, functools.partial(self._on_event, sock))
         self._on_event(sock, READ)
@@ -123,13 +124,16 @@ class Closer:
         self._close(sock)
 
     def _on_event(self, sock: socket.socket, _mask: int) -> None:
-        if discard(sock) is True:
-            if not unacknowledged(sock):
-                self._close(sock)
-            else:
-                # Both sides have ended: a hang-up from now on, which tells nothing until the last byte is acknowledged
-                # and the state of the socket changes.
-                self._reactor.modify(sock.fileno(), _EDGE)
+        ended = self._ending[sock]
+        if not ended and discard(sock) is not True:
+            return
+        if not unacknowledged(sock):
+            self._close(sock)
+        elif not ended:
+            # Both sides have ended: a hang-up from now on, which tells nothing until the last byte is acknowledged and
+            # the state of the socket changes. Asked for once: asking again would be answered with the same hang-up.
+            self._ending[sock] = True
+            self._reactor.modify(sock.fileno(), _EDGE)
 
     def _lingered(self, sock: socket.socket) -> None:
         if unacknowledged(sock):
