@@ -93,7 +93,10 @@ class Broadcaster:
         self._subscribers: dict[int, Subscriber] = {}
         self._acceptors: list[Acceptor] = []
         self.draining = False
-        """Whether its end has begun."""
+        """Whether its end has begun: it was asked for, or the file has gone."""
+        self.stopping = False
+        """Whether its end was asked for."""
+        self._patience = 0.0
         self._describing = self._describe_again = False
         self._bad_headers = 0
         self._log_bad_header = Repeated(log.warning, "bad header")
@@ -120,22 +123,21 @@ class Broadcaster:
 
     def stop(self) -> None:
         """Send what is due to those who read, then end. The second time: end."""
-        if self.draining:
+        if self.stopping:
             self._reactor.stop()
-        else:
-            self._drain(STALLED_SECONDS)
+            return
+        self.stopping = True
+        self._patience = STALLED_SECONDS
+        self._drain()
 
     def close(self) -> None:
-        """Give everything back. It is a reset for clients alone that a failure cuts off."""
+        """Give everything back. It is a reset for clients that are cut off from bytes that are due to them."""
         for acceptor in self._acceptors:
             acceptor.close()
         self._fanout.close()
         for subscriber in tuple(self._subscribers.values()):
             self._forget(subscriber)
-            if self.draining:
-                self._closer.abandon(subscriber.sock)
-            else:
-                self._closer.cut(subscriber.sock)
+            self._closer.cut(subscriber.sock)
         self._closer.close()
         self._stream.close()
 
@@ -254,18 +256,19 @@ class Broadcaster:
             self._log.warning("file gone", file=self._options.file, advice="serving it until this daemon is stopped")
         else:
             self._log.warning("file gone", file=self._options.file, drain_seconds=self._options.drain)
+            self._patience = STALLED_SECONDS if self.stopping else self._options.drain
             self._ending()
-            self._drain(self._options.drain)
+            self._drain()
 
     def _failed(self, error: FatalError) -> None:
         raise error
 
     # --- the end
 
-    def _drain(self, patience: float) -> None:
+    def _drain(self) -> None:
         """Send what is due to those who read, then stop.
 
-        That is when all have it, when the time for it is over, or when nobody took anything for `patience` seconds.
+        That is when all have it, when the time for it is over, or when nobody took anything for `_patience` seconds.
         """
         if self.draining:
             return
@@ -284,9 +287,9 @@ class Broadcaster:
         self._look()
         self._fanout.stop_at(self._stream.end, self._subscribers.values())
         now = time.monotonic()
-        self._watch_drain(now + self._options.drain, patience, now, (0, 0))
+        self._watch_drain(now + self._options.drain, now, (0, 0))
 
-    def _watch_drain(self, end: float, patience: float, since: float, before: tuple[int, int]) -> None:
+    def _watch_drain(self, end: float, since: float, before: tuple[int, int]) -> None:
         left = self._closer.hurry()
         if not self._subscribers and not self._closer:
             self._reactor.stop()
@@ -294,13 +297,11 @@ class Broadcaster:
         now, progress = time.monotonic(), (self._fanout.sent, left)
         if progress != before:
             since = now
-        if now >= end or now - since >= patience:
+        if now >= end or now - since >= self._patience:
             self._log.warning("clients did not read", clients=len(self._subscribers) + len(self._closer))
             self._reactor.stop()
             return
-        self._reactor.call_later(
-            DRAIN_LOOK_SECONDS, functools.partial(self._watch_drain, end, patience, since, progress)
-        )
+        self._reactor.call_later(DRAIN_LOOK_SECONDS, functools.partial(self._watch_drain, end, since, progress))
 
     # --- what can be asked
 

@@ -88,6 +88,9 @@ def work(channel: socket.socket, sockets: list[socket.socket], options: Options,
 
 def _say(channel: socket.socket, report: Report) -> None:
     """Send a report. A supervisor that has died need not get it; that its channel is full is no reason to wait."""
+    if report.text is not None:  # which may name a file whose name is no UTF-8
+        text = report.text.encode("utf-8", "backslashreplace").decode()
+        report = msgspec.structs.replace(report, text=text)
     with contextlib.suppress(OSError):
         channel.send(encode(report), socket.MSG_DONTWAIT)
 
@@ -134,7 +137,7 @@ class _Worker:
 
     def stop(self) -> None:
         # A terminal, or systemd, signals all processes of a group, and the supervisor tells us as well: that is once.
-        if not self.server.draining:
+        if not self.server.stopping:
             self.server.stop()
 
     def _gone(self) -> None:
@@ -146,7 +149,10 @@ class _Worker:
         except ConnectionError:
             order = b""
         if order == Order.MEASURE.value:
-            self.say(Report("measured", self.server.unhealthy(), list(self.server.measures())))
+            try:
+                self.say(Report("measured", self.server.unhealthy(), list(self.server.measures())))
+            except Exception as error:  # noqa: BLE001 - reported; a question costs no client its connection
+                self._reactor.contain(error, lambda: None)
         elif order == Order.DESCRIBE.value:
             self.server.describe()
         elif order == Order.END.value:

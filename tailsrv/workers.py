@@ -98,6 +98,9 @@ class Supervisor:
         self._is_ready = False
         """Whether all workers have served once."""
         self._stopping = False
+        """Whether nobody is served any more: its end was asked for, or the file has gone."""
+        self._stops = 0
+        """How often its end was asked for."""
 
     # --- a server's four verbs
 
@@ -120,11 +123,10 @@ class Supervisor:
 
     def stop(self) -> None:
         """Let the workers finish; the second time, end."""
-        order = Order.END if self._stopping else Order.STOP
+        self._stops += 1
         self._stop_listening()
-        self._tell_all(order)
-        if order is Order.STOP:
-            self._reactor.call_later(self._options.drain + GRACE_SECONDS, self._kill_all)
+        self._tell_all(Order.STOP if self._stops == 1 else Order.END)
+        self._kill_later(self._options.drain if self._stops == 1 else 0.0)
         self._end_if_all_have()
 
     def close(self) -> None:
@@ -239,6 +241,7 @@ class Supervisor:
             worker.serves = True
         elif report.event == "gone":
             self._stop_listening()
+            self._kill_later(self._options.drain)
         elif report.event == "measured":
             worker.last, worker.asked = report, False
         return True
@@ -265,6 +268,10 @@ class Supervisor:
                 worker.before[measure.name] = worker.before.get(measure.name, 0.0) + measure.value
         worker.last = Report("measured")
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _kill_later(self, seconds: float) -> None:
+        """Wait no longer than that, and a moment, for workers that should end."""
+        self._reactor.call_later(seconds + GRACE_SECONDS, self._kill_all)
 
     def _kill_all(self) -> None:
         for worker in self._workers:

@@ -106,6 +106,7 @@ def test_a_stop_is_not_held_up_by_who_does_not_read(tmp_path: Path) -> None:
         begin = time.monotonic()
         assert daemon.stop() == 0
         assert time.monotonic() - begin < 4
+        assert is_reset(client), "it has not got everything, and must be able to tell"
 
 
 def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
@@ -118,6 +119,23 @@ def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
         begin = time.monotonic()
         assert daemon.stop() == 0
         assert time.monotonic() - begin < 0.9
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_first_signal_while_the_clients_of_a_file_that_has_gone_are_served_does_not_end_that(
+    tmp_path: Path, workers: str
+) -> None:
+    path = tmp_path / "large"
+    whole = content(40 * MIB)
+    path.write_bytes(whole)
+    with serve(path, "--workers", workers) as daemon, ask(daemon, b"0\n") as client:
+        received = read_exactly(client, MIB)
+        path.rename(tmp_path / "rotated")
+        daemon.wait_log("file gone")
+        daemon.signal(signal.SIGTERM)
+        received += read_to_end(client)
+        assert received == whole
+        assert daemon.wait() == 0
 
 
 def test_a_replay_that_is_under_way_is_finished_when_the_daemon_stops(tmp_path: Path) -> None:

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemons import Daemon, is_running, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, children, content, follow, is_reset, listens, scrape, serve
+from tests.tailsrv.support import (
+    MIB,
+    append,
+    ask,
+    children,
+    content,
+    follow,
+    http_get,
+    is_reset,
+    listens,
+    scrape,
+    serve,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,6 +190,23 @@ def test_a_file_that_goes_away_ends_them_all_well(path: Path) -> None:
                 assert read_to_end(client) == path.with_name("gone").read_bytes()
         assert daemon.wait() == 0
         assert [entry["event"] for entry in daemon.events()].count("file gone") == 3
+
+
+def test_a_worker_that_hangs_when_the_file_goes_away_is_not_waited_for(path: Path) -> None:
+    with serve(path, "--workers", "2", "--drain", "0.2") as daemon:
+        os.kill(children(daemon)[1], signal.SIGSTOP)
+        path.rename(f"{path}.1")
+        assert daemon.wait() == 0
+
+
+def test_a_name_that_is_no_utf_8_costs_no_client_its_connection(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon, ask(daemon, b"0\n") as client:
+        assert "does not exist yet" in http_get(daemon, "/healthz")
+        assert scrape(daemon)["tailsrv_workers"] == 2
+        path.write_bytes(b"hello")
+        assert read_exactly(client, 5) == b"hello"
+        assert not [event for event in daemon.events() if event["event"] == "worker died"]
 
 
 def test_what_one_process_fails_with_all_fail_with_once(tmp_path: Path) -> None:
