@@ -219,10 +219,15 @@ class Stream:
             self._reactor.call_later(0, self._look_again)
 
     def _look_again(self) -> None:
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        try:
             self._look_for_names()
-            self.refresh()
-            self._changed()
+        except FatalError as error:
+            self._failed(error)
+            return
+        self.refresh()
+        self._changed()
 
     def _look_for_names(self) -> None:
         if self.fd < 0 and _exists(self.path):
@@ -314,7 +319,7 @@ class Stream:
             elif event.wd == self._directory_watch:
                 if event.mask & _DIRECTORY_LOST:
                     self._names_asked = 0
-                    look = True
+                    look = gone = True  # the file went with it, perhaps
                 look = look or event.name in {self._name, self._name + SUFFIX}
             elif event.wd == self._mark.watch and event.mask & ~_MODIFY:
                 self._look_after_mark()
@@ -334,6 +339,7 @@ class Stream:
 
     def _on_poll(self) -> None:
         self._poll_timer = None
+        before = self.end
         try:
             self._look_for_names()
             self._look_after_mark()
@@ -343,7 +349,6 @@ class Stream:
         self._look_whether_gone()
         if self._is_closed:
             return
-        before = self.end
         self.refresh()
         if self.end != before:
             self._changed()

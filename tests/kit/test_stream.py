@@ -407,6 +407,23 @@ def test_a_directory_that_is_made_again_is_watched_again(log: Path, tell: Callab
     assert story.stream.unhealthy() is None
 
 
+def test_a_directory_that_is_moved_away_takes_the_file_with_it(log: Path, tell: Callable[..., Story]) -> None:
+    log.write_bytes(b"hello")
+    story = tell(use_mark=False)
+    log.parent.rename(log.parent.with_name("elsewhere"))
+    story.until(lambda: story.gone == 1)
+
+
+def test_what_was_appended_before_a_file_was_moved_is_told_by_polling(log: Path, tell: Callable[..., Story]) -> None:
+    """Where the kernel tells nothing, as on a network file system."""
+    log.write_bytes(b"hello")
+    story = tell(poll_seconds=60)
+    _append(log, b" world")
+    log.rename(log.with_name("moved"))
+    story.stream._on_poll()
+    assert (story.gone, story.ends) == (1, [11])
+
+
 # --- shortages
 
 
@@ -437,6 +454,17 @@ def test_a_file_that_appears_in_a_shortage_is_opened_when_it_is_over(
     story.until(lambda: story.ends[-1:] == [5])
     assert story.lines.count("opening the file paused") == story.lines.count("opening the file resumed") == 1
     assert story.stream.unhealthy() is None
+
+
+def test_what_is_no_file_after_a_shortage_is_the_owners_to_deal_with(
+    log: Path, tell: Callable[..., Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = tell()
+    failures: list[str] = []
+    monkeypatch.setattr(story.stream, "_failed", lambda error: failures.append(str(error)))
+    log.mkdir()
+    story.stream._look_again()  # what a paused watch does when it is back
+    assert ["not a regular file" in failure for failure in failures] == [True]
 
 
 def test_a_mark_that_appears_in_a_shortage_holds_the_end_where_it_was(
