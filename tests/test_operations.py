@@ -338,14 +338,30 @@ import collator.acklane
 from tailsrv.kit.reactor import Reactor
 
 collator.acklane.PATIENCE_SECONDS = 0.2
-whole = Reactor.register
 refused = []
+
+class Epoll:
+    def __init__(self, whole):
+        self.whole = whole
+
+    def register(self, fd, events):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name):
+        return getattr(self.whole, name)
+
+register_whole = Reactor.register
 
 def register(self, fd, events, handler, abort=None):
     if abort is not None and not refused:
         refused.append(fd)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    whole(self, fd, events, handler, abort)
+        whole, self._epoll = self._epoll, Epoll(self._epoll)
+        try:
+            register_whole(self, fd, events, handler, abort)
+        finally:
+            self._epoll = whole
+    else:
+        register_whole(self, fd, events, handler, abort)
 
 Reactor.register = register
 module = sys.argv[3]

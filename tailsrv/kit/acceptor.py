@@ -140,12 +140,12 @@ class Acceptor:
         except ConnectionError:
             close()
         except Exception as error:  # noqa: BLE001 - logged, contained, or raised again
-            if isinstance(error, OSError) and (is_shortage(error) or error.errno == errno.ENOSPC):
+            if isinstance(error, OSError) and is_shortage(error):
                 self._log_dropped(
                     peer=format_address(peer),
                     listener=self._listener.address,
                     error=reason(error),
-                    advice="raise fs.epoll.max_user_watches" if error.errno == errno.ENOSPC else advice(error),
+                    advice=advice(error),
                 )
                 close()
             else:

@@ -178,11 +178,20 @@ class Startup:
 
 
 def log_contained(reactor: Reactor, log: Log) -> None:
-    """Have every error that `reactor` contains logged with its place."""
-    contained = Repeated(log.error, "unexpected error")
-    reactor.on_contained = lambda error: contained(
-        error=repr(error), at=location(error), advice="this is a bug; please report this line; one peer was closed"
-    )
+    """Have every error that `reactor` contains logged: a shortage with what to do, others with their place."""
+    unexpected = Repeated(log.error, "unexpected error")
+    dropped = Repeated(log.warning, "connection dropped")
+
+    def contained(error: Exception) -> None:
+        if isinstance(error, OSError) and is_shortage(error):
+            dropped(error=reason(error), advice=advice(error))
+        else:
+            where = location(error)
+            unexpected(
+                error=repr(error), at=where, advice="this is a bug; please report this line; one peer was closed"
+            )
+
+    reactor.on_contained = contained
 
 
 def feed_watchdog(reactor: Reactor, notifier: Notifier) -> None:

@@ -19,6 +19,7 @@ costs 7 MiB a process. docs/benchmarks/loops.md has the figures.
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import os
 import select
@@ -28,6 +29,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tailsrv.kit.errors import FatalError, UsageError
+from tailsrv.kit.shortage import ShortageError, is_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,18 +83,29 @@ class Reactor:
         self.on_contained: Callable[[Exception], None] = lambda _error: None
         """Called with each of them, to report it."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.register(self._wake_read, READ, self._on_wake)
+        try:
+            self.register(self._wake_read, READ, self._on_wake)
+        except BaseException:
+            self._close_descriptors()
+            raise
 
     # --- descriptors
 
     def register(
         self, fd: int, events: int, handler: Callable[[int], None], abort: Callable[[], None] | None = None
     ) -> None:
-        """Call ``handler(mask)`` whenever `fd` has one of `events`, or hung up. Raises `OSError` where epoll can't.
+        """Call ``handler(mask)`` whenever `fd` has one of `events`, or hung up.
+
+        Raises `ShortageError` when epoll's watches are used up, another `OSError` where it can't otherwise.
 
         ``abort()`` closes the one peer that the handler works for, if it raises; without it the loop ends then.
         """
-        self._epoll.register(fd, events)
+        try:
+            self._epoll.register(fd, events)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ShortageError(error, "out of epoll watches", "raise fs.epoll.max_user_watches") from None
         self._handlers[fd] = handler, abort
         self._fresh.add(fd)
 
@@ -115,13 +128,15 @@ class Reactor:
     def contain(self, error: Exception, abort: Callable[[], None] | None) -> bool:
         """Deal with an error in work for one peer: count and report it, and close that peer with ``abort()``.
 
-        To be called where such work is not done in a registered handler: timers, turns. Raises `error` if it is a
-        `FatalError`, which is the daemon's own, or if there is no peer to close. False when `abort` failed as well,
-        which is reported and costs nobody else anything either; the peer may be half closed then.
+        One that a shortage has caused is reported, and not counted. To be called where such work is not done in a
+        registered handler: timers, turns. Raises `error` if it is a `FatalError`, which is the daemon's own, or if
+        there is no peer to close. False when `abort` failed as well, which is reported and costs nobody else anything
+        either; the peer may be half closed then.
         """
         if abort is None or isinstance(error, (FatalError, UsageError)):
             raise error
-        self.contained += 1
+        if not is_shortage(error):
+            self.contained += 1
         self.on_contained(error)
         try:
             abort()
@@ -205,6 +220,9 @@ class Reactor:
         """Give back the loop's own descriptors."""
         if self._signals:
             signal.set_wakeup_fd(-1)
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         for fd in (self._wake_read, self._wake_write):
             os.close(fd)
         self._epoll.close()

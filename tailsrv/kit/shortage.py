@@ -133,10 +133,10 @@ class Retried:
         try:
             with spare_descriptors():
                 self._attempt()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if not is_shortage(error):
                 raise
-            self._pause(error)
+            self._pause(error if isinstance(error, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
             return
         except FatalError:
             self.paused = None

@@ -16,6 +16,7 @@ from tailsrv.kit.access import AllowList
 from tailsrv.kit.addresses import Address, Listener, bind, format_address, parse_address
 from tailsrv.kit.errors import FatalError
 from tailsrv.kit.reactor import READ, Reactor
+from tailsrv.kit.shortage import ShortageError
 from tests.support.loops import Lines, turn_until
 
 if TYPE_CHECKING:
@@ -97,18 +98,21 @@ def test_the_daemons_own_error_ends_the_loop(accepting: Accepting) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"), [(errno.ENOSPC, "fs.epoll.max_user_watches"), (errno.ENOMEM, "free some memory")]
+    ("error", "advice"),
+    [
+        (ShortageError(OSError(errno.ENOSPC, "No space"), "out of epoll watches", "raise it"), "raise it"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "free some memory"),
+    ],
 )
 def test_a_connection_that_the_loop_has_no_room_for_is_closed_and_logged(
-    accepting: Accepting, number: int, advice: str
+    accepting: Accepting, error: OSError, advice: str
 ) -> None:
-    accepting.faults = [OSError(number, os.strerror(number))]
+    accepting.faults = [error]
     with accepting.connect() as peer:
         accepting.until(lambda: not accepting.faults)
         assert peer.recv(1) == b""
     (line,) = accepting.log.of("connection dropped")
-    assert line["error"] == os.strerror(number)
-    assert advice in line["advice"]
+    assert (line["error"], line["advice"]) == (error.strerror, advice)
     assert not accepting.reports
     assert_next_is_accepted(accepting)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
 import socket
 import threading
@@ -12,6 +14,7 @@ import pytest
 from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import FatalError
 from tailsrv.kit.reactor import READ, Reactor
+from tailsrv.kit.shortage import ShortageError
 
 
 def test_timers_run_in_their_order_and_a_cancelled_one_never(reactor: Reactor) -> None:
@@ -31,6 +34,27 @@ def test_a_timer_may_be_as_far_away_as_anybody_likes(reactor: Reactor, seconds: 
     reactor.post(lambda: reactor.call_later(0.01, reactor.stop))
     reactor.run()
     assert far.callback is not None
+
+
+def test_a_loop_that_cannot_be_made_keeps_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def __init__(self) -> None:
+            self.closed = False
+
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            self.closed = True
+
+    before = os.listdir("/proc/self/fd")
+    full = Full()
+    monkeypatch.setattr(select, "epoll", lambda: full)
+    with pytest.raises(ShortageError) as raised:
+        Reactor()
+    assert raised.value.advice == "raise fs.epoll.max_user_watches"
+    assert full.closed
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_call_from_another_thread_wakes_the_loop_and_runs_on_its_thread(reactor: Reactor) -> None:
