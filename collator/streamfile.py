@@ -12,23 +12,18 @@ import contextlib
 import os
 import resource
 import stat
-import time
 from typing import TYPE_CHECKING, Final
 
 from collator.beside import Directory, sync_failed
 from collator.obstacles import obstacle
 from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.files import MODE, append, lock
+from tailsrv.kit.files import GONE, MODE, append, lock
 
 if TYPE_CHECKING:
     from collator.gather import Piece
 
 OPEN_TRIES: Final = 100
 """How often FILE is opened again because its name came to mean another file before it was locked."""
-
-LOCK_TRIES: Final = 10
-LOCK_SECONDS: Final = 0.03
-"""How soon a lock is tried again: `tailsrv-check` holds it for a moment to see whether there is a writer."""
 
 
 class ForeignBytesError(Exception):
@@ -92,13 +87,6 @@ class StreamFile:
     def _lock(self, fd: int) -> None:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise self._not_regular()
-        for _ in range(LOCK_TRIES):
-            try:
-                lock(fd, self.path)
-            except FatalError:
-                time.sleep(LOCK_SECONDS)
-            else:
-                return
         lock(fd, self.path)
 
     def _open(self) -> int:
@@ -183,11 +171,11 @@ class StreamFile:
 
 
 def is_other(fd: int, path: str, directory: Directory | None = None) -> bool:
-    """Whether `path` means no file, or another one than `fd` is."""
+    """Whether `path` means no file, or another one than `fd` is, as far as can be told."""
     try:
         found = os.stat(path, dir_fd=None if directory is None else directory.fd)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in GONE
     return not os.path.samestat(os.fstat(fd), found)
 
 

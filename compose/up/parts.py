@@ -6,6 +6,7 @@ why nothing heavy is imported here: what this module loads, each daemon carries.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 
 MEANT_FOR_THE_LAUNCHER: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID")
+
+FURTHER_ADDRESSES: Final = ("TAILSRV_PORT", "TAILSRV_COLLATE_PORT", "TAILSRV_COLLATE_ACK_PORT", "TAILSRV_INDEX_PORT")
+"""Ports come on top of what is passed as --listen; they would be open beyond --host."""
 
 
 class Part(msgspec.Struct):
@@ -112,11 +116,14 @@ def _become(part: Part, ready: int, log: int, launcher: int) -> NoReturn:
         os.close(log)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
-        for variable in MEANT_FOR_THE_LAUNCHER:
+        for variable in (*MEANT_FOR_THE_LAUNCHER, *FURTHER_ADDRESSES):
             os.environ.pop(variable, None)
         sys.argv = [part.name, *part.arguments, "--ready-fd", str(ready)]
         part.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
+    except BaseException as error:  # noqa: BLE001 - said; nobody above could
+        with contextlib.suppress(OSError):
+            os.write(2, f"{part.name} cannot start: {error!r}\n".encode(errors="backslashreplace"))
     finally:
         os._exit(code)  # what the launcher does at its exit is not ours to do

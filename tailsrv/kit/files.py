@@ -18,6 +18,9 @@ from tailsrv.kit.errors import FatalError, reason
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+"""Errors of stat(2) that say that a name means nothing. Others say that it can't be told at the moment."""
+
 MODE: Final = 0o640
 """Permissions of what we create, within the umask."""
 

@@ -15,7 +15,7 @@ from typing import Final
 from inotify_simple import flags, parse_events
 
 from tailsrv.kit.errors import FatalError
-from tailsrv.kit.files import open_regular
+from tailsrv.kit.files import GONE, open_regular
 from tailsrv.kit.shortage import ShortageError
 
 __all__ = ["Watches", "flags", "parse_events"]
@@ -30,8 +30,6 @@ _OWN_LIMITS: Final = {
 
 _FILE_EVENTS: Final = int(flags.MODIFY | flags.ATTRIB | flags.MOVE_SELF | flags.DELETE_SELF)
 
-_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
-
 
 def is_named(fd: int, path: str) -> bool:
     """Whether `path` still means the open file `fd`, as far as can be told."""
@@ -39,7 +37,7 @@ def is_named(fd: int, path: str) -> bool:
         ours = os.fstat(fd)
         return ours.st_nlink > 0 and os.path.samestat(ours, os.stat(path))
     except OSError as error:
-        return error.errno not in _GONE
+        return error.errno not in GONE
 
 
 class Watches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,3 +219,17 @@ def test_a_lock_that_is_held_for_a_moment_does_not_end_a_start(tmp_path: Path, m
 def test_more_pieces_than_a_writev_takes(file: StreamFile, tmp_path: Path) -> None:
     file.append([b"%d\n" % number for number in range(3000)])
     assert (tmp_path / "stream").read_bytes() == b"one\n" + b"".join(b"%d\n" % number for number in range(3000))
+
+
+@pytest.mark.parametrize(("number", "gone"), [(errno.ENOENT, True), (errno.ESTALE, True), (errno.EACCES, False)])
+def test_a_name_that_cannot_be_looked_at_is_no_file_that_is_gone(
+    file: StreamFile, monkeypatch: pytest.MonkeyPatch, number: int, gone: bool
+) -> None:
+    """Somebody has taken the permission to search the directory from us, and gives it back."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert file.is_gone() is gone
+    monkeypatch.undo()

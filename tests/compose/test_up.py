@@ -201,7 +201,12 @@ def _runs(pid: int) -> bool:
 
 def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path: Path) -> None:
     wanted = {"TAILSRV_COLLATE_METRICS": f"unix:{tmp_path}/http", "TAILSRV_COLLATE_LISTEN": "198.51.100.1:1"}
-    with up(tmp_path / "log", env={**os.environ, **wanted}) as running, socket.socket(socket.AF_UNIX) as http:
+    ports = dict.fromkeys(
+        ("TAILSRV_PORT", "TAILSRV_COLLATE_PORT", "TAILSRV_COLLATE_ACK_PORT", "TAILSRV_INDEX_PORT"), "0"
+    )
+    environment = {**os.environ, **wanted, **ports}
+    with up(tmp_path / "log", env=environment) as running, socket.socket(socket.AF_UNIX) as http:
+        assert [address.rpartition(":")[0] for address in running.addresses] == ["127.0.0.1"] * 4
         http.settimeout(PATIENCE)
         http.connect(str(tmp_path / "http"))
         http.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
