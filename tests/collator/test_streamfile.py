@@ -201,21 +201,6 @@ def test_a_file_that_is_deleted_between_open_and_lock_is_created_again(
     file.close()
 
 
-def test_a_lock_that_is_held_for_a_moment_does_not_end_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "stream"
-    tries: list[int] = []
-
-    def held(fd: int, name: str) -> None:
-        tries.append(fd)
-        if len(tries) < 3:
-            raise FatalError("has a writer already: tailsrv-check")
-        lock(fd, name)
-
-    monkeypatch.setattr(streamfile, "lock", held)
-    StreamFile(str(path)).close()
-    assert len(tries) == 3
-
-
 def test_more_pieces_than_a_writev_takes(file: StreamFile, tmp_path: Path) -> None:
     file.append([b"%d\n" % number for number in range(3000)])
     assert (tmp_path / "stream").read_bytes() == b"one\n" + b"".join(b"%d\n" % number for number in range(3000))
