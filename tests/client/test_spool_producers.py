@@ -52,8 +52,11 @@ def test_an_anchor_that_can_not_be_made_durable_sends_nothing_until_it_can(
         failures.append(fd)
         no_space()
 
-    producer = Producer(f"{unused_address()},{stream.acks}", "a", spool=path)
+    address = stream.acks
+    stream.kill("tailsrv-collate")  # nobody answers before the disk is full
+    producer = Producer(address, "a", spool=path)
     monkeypatch.setattr(os, "fdatasync", fail)
+    assert stream.acks == address
     send_lines(producer, 0, 10)
     wait_until(lambda: len(failures) >= 2 or producer.in_flight == 0)
     assert stream.content() == b""

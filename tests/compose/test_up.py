@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def state(pid: int) -> str:
     found = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()]
     for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
         lines = (task / "status").read_text().splitlines()
-        found += [line for line in lines if line.startswith(("State", "SigPnd", "SigBlk", "SigCgt"))]
+        found += [line for line in lines if line.startswith(("State", "SigPnd", "SigBlk", "SigIgn", "SigCgt"))]
         with contextlib.suppress(OSError):  # only root may see it
             found.append((task / "stack").read_text())
     return "\n".join(found)
@@ -216,7 +217,9 @@ def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path:
 
 
 def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: Path) -> None:
-    with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
+    # The tests themselves may be running under nohup.
+    default = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    with up(tmp_path / "log", stderr=subprocess.PIPE, preexec_fn=default) as running:
         running.process.send_signal(signal.SIGHUP)
         assert running.ends(signal.SIGHUP) == 0
         assert running.process.stderr is not None
