@@ -24,6 +24,7 @@ import heapq
 import os
 import select
 import signal
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -78,6 +79,8 @@ class Reactor:
         self._after_round: tuple[Callable[[], None], ...] = ()
         self._running = False
         self._woken = False
+        self._closing = threading.Lock()
+        self._is_closed = False
         self.contained = 0
         """How many errors were kept from ending the loop; see `contain`."""
         self.on_contained: Callable[[Exception], None] = lambda _error: None
@@ -163,7 +166,9 @@ class Reactor:
         # One byte wakes for all that is posted until then: the pipe must have room for signals, which would be lost.
         if not self._woken:
             self._woken = True
-            os.write(self._wake_write, b"\0")
+            with self._closing:
+                if not self._is_closed:
+                    os.write(self._wake_write, b"\0")
 
     def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
         """Call in the loop, not in the midst of something, when the signal has arrived."""
@@ -217,10 +222,14 @@ class Reactor:
         self._running = False
 
     def close(self) -> None:
-        """Give back the loop's own descriptors."""
-        if self._signals:
-            signal.set_wakeup_fd(-1)
-        self._close_descriptors()
+        """Give back the loop's own descriptors. What is posted from now on is forgotten."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            if self._signals:
+                signal.set_wakeup_fd(-1)
+            self._close_descriptors()
 
     def _close_descriptors(self) -> None:
         for fd in (self._wake_read, self._wake_write):

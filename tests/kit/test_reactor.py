@@ -336,3 +336,18 @@ def test_a_deadline_that_is_started_while_others_expire_has_its_full_time(reacto
     reactor.run()
     assert expired == ["first", "third"]
     assert reactor._timeout() == -1
+
+
+def test_what_a_thread_posts_after_the_end_is_forgotten() -> None:
+    """A thread that waits for a disk outlives the loop; the loop's descriptors may be somebody else's by then."""
+    reactor = Reactor()
+    reactor.close()
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    try:
+        reactor.post(lambda: None)
+        with pytest.raises(BlockingIOError):
+            os.read(read_end, 1)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    reactor.close()
