@@ -23,6 +23,7 @@ from collator.framing import FramingError
 from collator.journal import SUFFIX, JournalFile, boot_id, sample
 from collator.obstacles import obstacle
 from collator.records import JournalError, decode, producers
+from collator.rescue import SUFFIX as RESCUE_SUFFIX
 from collator.rescue import Rescue
 from tailsrv.kit.errors import FatalError, reason
 from tailsrv.kit.files import open_beside
@@ -92,7 +93,7 @@ def recover(
     Raises `FatalError` where only an operator can decide, `OSError` otherwise, and `StoppedError`. It can be called
     again after each of them.
     """
-    for suffix in (SUFFIX, MARK_SUFFIX):
+    for suffix in (SUFFIX, MARK_SUFFIX, RESCUE_SUFFIX):
         file.directory.sweep(file.name + suffix)
     mark = read_mark(file.path)
     content = None if adopt else read_journal(file.path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collator.streamfile import StreamFile
 
 COPY_BYTES: Final = 1 << 20
+SUFFIX: Final = ".rescued"
 
 
 class Rescue:
@@ -34,12 +35,16 @@ class Rescue:
         self.start = start
         self.copied = 0
         """Bytes moved."""
-        name = f"{file.path}.rescued-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{start}"
+        name = f"{file.path}{SUFFIX}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{start}"
         number, self.path = 0, name
         while os.path.lexists(self.path):
             number += 1
             self.path = f"{name}.{number}"
-        self._fd = open_beside(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        # Until it is whole and durable it has a name that the next start sweeps: FILE still holds the bytes.
+        self._name = os.path.join(os.path.dirname(file.path), f".{file.name}{SUFFIX}.new")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._name)
+        self._fd = open_beside(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
     def run(self, advance: Callable[[int], None] = lambda _count: None) -> None:
         """Move them; ``advance(count)`` is called with each part, and may raise to end it.
@@ -50,6 +55,8 @@ class Rescue:
         try:
             self._copy(advance)
             os.fsync(self._fd)
+            os.rename(self._name, self.path)
+            self._name = self.path
             file.directory.sync()
             before = self.copied
             self._copy(advance)
@@ -77,7 +84,7 @@ class Rescue:
         """Let it come to nothing."""
         os.close(self._fd)
         with contextlib.suppress(OSError):
-            os.unlink(self.path)
+            os.unlink(self._name)
 
     def _copy(self, advance: Callable[[int], None]) -> None:
         """Copy what is there; FILE may become longer and shorter meanwhile."""
