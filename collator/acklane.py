@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from collator.acks import NAME_LINE_BYTES, NameError_, Progress, error_line, note_run, read_name, run_lines
 from collator.gather import Inbox
-from collator.intake import Counts, no_room
+from collator.intake import Counts
 from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import reason
 from tailsrv.kit.logs import Repeated, printable
@@ -239,9 +239,9 @@ class AckProducer:
         """Tell it why, once what came before is committed."""
         self._reject("misframed", str(error))
 
-    def evicted(self) -> None:
-        """Its incomplete message has made no progress for longest."""
-        self._reject("no room", no_room(self.inbox))
+    def evicted(self, why: str) -> None:
+        """There is no room for its incomplete message."""
+        self._reject("no room", why)
 
     # --- leaving
 

@@ -105,10 +105,18 @@ class Committer:
         return None if met is None else f"{met.event} to write {self._file.path}: {met.error}"
 
     @property
+    def syncing(self) -> bool:
+        """Whether what an interval has brought is being made durable."""
+        return self._disk.interval_began is not None
+
+    @property
     def slow(self) -> str | None:
         """What to say when the disk has not answered for long."""
-        seconds = time.monotonic() - self._began
-        if not self.busy or seconds < SLOW_SECONDS:
+        waiting = [self._began] if self.busy else []
+        if self._disk.interval_began is not None:
+            waiting.append(self._disk.interval_began)
+        seconds = time.monotonic() - min(waiting) if waiting else 0.0
+        if seconds < SLOW_SECONDS:
             return None
         return f"the disk under {self._file.path} has not answered for {seconds:.0f} s"
 
@@ -236,7 +244,10 @@ class Committer:
 
     def look(self) -> None:
         """Something happened to the journal or the mark: see whether they are there, and write what is not."""
-        if not self._replacing and self._sidecars.look() and self.batch is None:
+        if self._replacing:
+            return
+        self._sidecars.look()
+        if self._sidecars.lost and self.batch is None:
             self._replacing = True  # nothing is committed meanwhile
             self._replace()
 

@@ -70,7 +70,8 @@ class DiskWriter:
         self._written = written
         self._file_worker, self._journal_worker = workers
         self._interval_timer: Timer | None = None
-        self._interval_began: float | None = None
+        self.interval_began: float | None = None
+        """When the sync of an interval began; None while there is none."""
         self.batch: Batch | None = None
         """What is being written."""
         self.record = Record(0, 0, 0, 0)
@@ -98,12 +99,12 @@ class DiskWriter:
         self.batch, self._pieces = None, ()
         if self._sync.kind == "always":
             self.synced = self.record.end
-        elif self._sync.kind == "interval" and self._interval_timer is None and self._interval_began is None:
+        elif self._sync.kind == "interval" and self._interval_timer is None and self.interval_began is None:
             self._interval_timer = self._reactor.call_later(self._sync.seconds, self._sync_interval)
 
     def write(self) -> None:
         """Write what is not written yet, and make it durable; also to try again."""
-        if self._interval_began is not None and time.monotonic() - self._interval_began > SLOW_SECONDS:
+        if self.interval_began is not None and time.monotonic() - self.interval_began > SLOW_SECONDS:
             self._journal_worker.submit(self._write_in_background, self._tried)
         elif self.record.end - self.record.start >= BESIDE_BYTES and not self._recorded:
             self._write_beside()
@@ -118,7 +119,7 @@ class DiskWriter:
         try:
             self._append()
             self._record_once()
-        except (OSError, ForeignBytesError) as error:
+        except (OSError, MemoryError, ForeignBytesError) as error:
             return (error,)
         return ()
 
@@ -139,7 +140,7 @@ class DiskWriter:
     def _append_caught(self) -> BaseException | None:
         try:
             self._append()
-        except (OSError, FatalError, ForeignBytesError) as error:
+        except (OSError, MemoryError, FatalError, ForeignBytesError) as error:
             return error
         return None
 
@@ -211,7 +212,7 @@ class DiskWriter:
 
     def _sync_interval(self) -> None:
         self._interval_timer = None
-        self._interval_began = time.monotonic()
+        self.interval_began = time.monotonic()
         upto = self._file.end if self.batch is None else self.record.start
         self._file_worker.submit(self.sync_now, partial(self._interval_done, upto))
 
@@ -231,7 +232,7 @@ class DiskWriter:
         self._file_worker.submit(self.sync_now, synced)
 
     def _interval_done(self, upto: int, error: BaseException | None) -> None:
-        self._interval_began = None
+        self.interval_began = None
         if error is not None:
             raise error
         self.note_durable(upto)

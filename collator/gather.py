@@ -35,6 +35,10 @@ SPARE_CHUNKS: Final = 2
 Piece = bytes | bytearray | memoryview
 
 
+class NoMemoryError(Exception):
+    """There is no memory for a producer's incomplete message: what is left of that message must be dropped."""
+
+
 class Inbox:
     """What one producer has sent that is no whole message yet."""
 
@@ -123,7 +127,10 @@ class Gatherer:
     # --- a producer's turn
 
     def space(self, inbox: Inbox) -> memoryview | None:
-        """Where this producer's next bytes go; None when there is no room before a commit."""
+        """Where this producer's next bytes go; None when there is no room before a commit.
+
+        Raises `MemoryError`, and then nothing has changed: see `reserve`.
+        """
         if self.held + self._receive_bytes > self._budget:
             return None
         chunk = self._chunk
@@ -141,7 +148,8 @@ class Gatherer:
     def received(self, inbox: Inbox, count: int) -> int:
         """Take in the `count` bytes that are now in the space; the bytes of whole messages that this added.
 
-        Raises `FramingError` when what follows these messages can't be one; they are in the batch nevertheless.
+        Raises `FramingError` when what follows these messages can't be one, and `NoMemoryError` when there is no memory
+        for it; the messages are in the batch nevertheless.
         """
         chunk, batch = self._chunk, self.batch
         assert chunk is not None  # noqa: S101 - for the type checker: space() has seen to it
@@ -174,6 +182,11 @@ class Gatherer:
         if added:
             batch.turns += 1
         return added
+
+    def reserve(self) -> None:
+        """Have the memory ready that `space` may need next. Raises `MemoryError`."""
+        if not self._spare:
+            self._spare.append(_Chunk(self._chunk_bytes))
 
     def finish(self, inbox: Inbox) -> int:
         """The producer ended cleanly: complete its last message where the framing can. The bytes that this added."""
@@ -249,12 +262,13 @@ class Gatherer:
 
     def _take_out(self, inbox: Inbox, chunk: _Chunk, boundary: int, stop: int) -> None:
         """Keep the incomplete message that begins at `boundary`; what it leaves behind may be overwritten."""
-        tail = stop - boundary
-        if tail > self._small_bytes:
-            self._keep(inbox, bytearray(chunk.view[boundary:stop]))
-            inbox.large = True
-        else:
-            self._keep(inbox, bytes(chunk.view[boundary:stop]))
+        large = stop - boundary > self._small_bytes
+        try:
+            carry = bytearray(chunk.view[boundary:stop]) if large else bytes(chunk.view[boundary:stop])
+        except MemoryError:
+            raise NoMemoryError from None
+        self._keep(inbox, carry)
+        inbox.large = large
         inbox.missing = self._framing.missing(chunk.data, boundary, stop)
 
     def _complete(self, inbox: Inbox, start: int, stop: int) -> int | None:
@@ -270,7 +284,10 @@ class Gatherer:
             if len(carry) + end - start > framing.max_message_bytes:
                 raise framing.too_long(f"a message of {len(carry) + end - start} bytes")
             return end
-        carry += chunk.view[start:stop]
+        try:
+            carry += chunk.view[start:stop]
+        except MemoryError:
+            raise NoMemoryError from None
         inbox.carry = carry
         self.held += stop - start
         inbox.missing -= stop - start

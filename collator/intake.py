@@ -4,6 +4,9 @@ A connection that is ready gets one bounded receive a round. When there is no ro
 it is parked: taken off the loop, so that it costs nothing, and served before everybody else when there is room again,
 in the order of parking. Nothing is read that can't be held.
 
+Where the machine has no memory for more, reading from everybody is paused until there is some. A message that can't
+grow for want of memory closes its producer.
+
 When all room is taken by incomplete messages, the connection has to go whose message has made no progress for longest
 (partials.py). Nobody has to go who has made some within `GRACE_SECONDS`: a burst of new connections waits instead, and
 does not push out those that are in the middle of a message.
@@ -18,18 +21,21 @@ import fcntl
 import sys
 import termios
 import time
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Protocol
 
 from collator.framing import FramingError
+from collator.gather import NoMemoryError
 from collator.partials import Partials
 from tailsrv.kit.errors import FatalError, UsageError
+from tailsrv.kit.shortage import RETRY_SECONDS, Retried
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from collator.gather import Gatherer, Inbox
+    from tailsrv.kit.logs import Log
     from tailsrv.kit.reactor import Reactor, Timer
 
 DRAIN_TURNS: Final = 64
@@ -53,14 +59,6 @@ class Counts:
         """Connections that the collator closed."""
         self.completed = 0
         """Last messages that got their terminator here."""
-
-
-def no_room(inbox: Inbox) -> str:
-    """Why the holder of `inbox` had to go."""
-    return (
-        "busy, --buffer-bytes is full of incomplete messages, and this one has made no progress for longest"
-        f" ({len(inbox.carry)} bytes)"
-    )
 
 
 class Source(Protocol):
@@ -88,8 +86,8 @@ class Source(Protocol):
     def misframed(self, error: FramingError) -> None:
         """What it sends can't be a message; what came before has been delivered."""
 
-    def evicted(self) -> None:
-        """There is no room but what its incomplete message takes."""
+    def evicted(self, why: str) -> None:
+        """There is no room for its incomplete message."""
 
     def abort(self) -> None:
         """Something unexpected went wrong in the work for it: close it."""
@@ -99,20 +97,23 @@ class Intake:
     """Takes turns among the sources."""
 
     def __init__(
-        self, reactor: Reactor, gatherer: Gatherer, commit: Callable[[], bool], busy: Callable[[], bool]
+        self, reactor: Reactor, gatherer: Gatherer, log: Log, *, commit: Callable[[], bool], busy: Callable[[], bool]
     ) -> None:
         """``commit()`` begins to commit what is gathered and returns whether it could. ``busy()``: one is under way."""
         self._reactor = reactor
         self._gatherer = gatherer
         self._commit = commit
         self._busy = busy
-        self._parked: deque[Source] = deque()
+        self._parked: OrderedDict[Source, None] = OrderedDict()
+        """Those that wait for room, in the order in which they get their turn."""
         self.closed = False
         """Whether nothing is read at present, room or not."""
         self.sources: set[Source] = set()
         self._partials: Partials[Source] = Partials()
         self._grace = GRACE_SECONDS
         self._grace_timer: Timer | None = None
+        self._memory = Retried(reactor, log, "reading from producers", gatherer.reserve)
+        self._memory_timer: Timer | None = None
         self._draining: dict[Source, int] = {}
 
     def add(self, source: Source) -> None:
@@ -123,6 +124,7 @@ class Intake:
     def remove(self, source: Source) -> None:
         """Serve it no more, before its socket is closed. Its incomplete message is forgotten."""
         self.sources.discard(source)
+        self._parked.pop(source, None)
         self._reactor.unregister(source.fd)
         self._gatherer.drop(source.inbox)
         self._partials.forget(source)
@@ -138,14 +140,13 @@ class Intake:
         """There may be room: let those who were parked have their turn."""
         parked = self._parked
         for _ in range(len(parked)):
-            if self.closed:
+            if self.closed or not parked:
                 return
-            source = parked[0]
-            # It may have been closed while it waited, or by what its turn led to.
-            if source in self.sources and self._receive_contained(source) is None:
+            source = next(iter(parked))
+            if self._receive_contained(source) is None:
                 return
-            parked.popleft()
-            if source in self.sources:
+            parked.pop(source, None)
+            if source in self.sources:  # it may have been closed by what its turn led to
                 try:
                     self._register(source)
                 except OSError as error:  # no memory, or fs.epoll.max_user_watches: this one can't be served
@@ -177,6 +178,11 @@ class Intake:
                     break
             del draining[source]
         return True
+
+    @property
+    def paused(self) -> str | None:
+        """Why nothing is read for want of memory, for health checks."""
+        return self._memory.paused
 
     @property
     def crowded(self) -> bool:
@@ -229,19 +235,32 @@ class Intake:
             raise _shared(error) from error
 
     def _space(self, source: Source) -> memoryview | None:
-        space = self._gatherer.space(source.inbox)
-        while space is None and self._make_room() and source in self.sources:
+        try:
             space = self._gatherer.space(source.inbox)
+            while space is None and self._make_room() and source in self.sources:
+                space = self._gatherer.space(source.inbox)
+        except MemoryError:
+            self._wait_for_memory()
+            return None
         return space
+
+    def _wait_for_memory(self) -> None:
+        self._commit()  # what it holds comes free
+        self._memory()
+        if self._memory_timer is None:  # the round that it begins lets the parked ones ask again
+            self._memory_timer = self._reactor.call_later(RETRY_SECONDS, self._memory_waited)
+
+    def _memory_waited(self) -> None:
+        self._memory_timer = None
 
     def _take_in(self, source: Source, count: int) -> None:
         batch = self._gatherer.batch
         before = batch.size
-        wrong: FramingError | None = None
+        wrong: FramingError | NoMemoryError | None = None
         try:
             try:
                 self._gatherer.received(source.inbox, count)
-            except FramingError as error:
+            except (FramingError, NoMemoryError) as error:
                 wrong = error
             added = batch.size - before
             if added:
@@ -251,8 +270,10 @@ class Intake:
         inbox = source.inbox
         if inbox.carry or inbox.noted:
             self._partials.note(source, completed=added > 0)
-        if wrong is not None:
+        if isinstance(wrong, FramingError):
             source.misframed(wrong)
+        elif wrong is not None:
+            source.evicted(f"busy, no memory for this message ({len(inbox.carry)} bytes of it are dropped)")
 
     def _make_room(self) -> bool:
         """Commit, or close who has made no progress for longest: whether it is worth asking for space again."""
@@ -270,7 +291,10 @@ class Intake:
                 self._grace_timer = self._reactor.call_later(wait, self._grace_over)
             return False
         try:
-            oldest.evicted()
+            oldest.evicted(
+                "busy, --buffer-bytes is full of incomplete messages, and this one has made no progress for longest"
+                f" ({len(oldest.inbox.carry)} bytes)"
+            )
         except Exception as error:  # noqa: BLE001 - contained, or raised again
             self._reactor.contain(error, oldest.abort)
         return True
@@ -283,7 +307,7 @@ class Intake:
         if source.inbox.noted:
             waiting = fcntl.ioctl(source.fd, termios.FIONREAD, bytes(4))
             self._partials.excuse(source, int.from_bytes(waiting, sys.byteorder))
-        self._parked.append(source)
+        self._parked[source] = None
 
 
 def _shared(error: Exception) -> FatalError:

@@ -58,7 +58,7 @@ class Pipeline:
         )
         self.known = recovered.producers
         """Every named producer that there ever was."""
-        self._sidecars = Sidecars(reactor, file, recovered, taken.watches, log)
+        self._sidecars = Sidecars(reactor, file, recovered, taken.watches, log=log, noticed=self._on_lost)
         self.committer = Committer(
             reactor,
             file=file,
@@ -69,7 +69,7 @@ class Pipeline:
             committed=self._committed,
             producers=self.known,
         )
-        self._intake = Intake(reactor, self.gatherer, self._try_commit, lambda: self.committer.busy)
+        self._intake = Intake(reactor, self.gatherer, log, commit=self._try_commit, busy=lambda: self.committer.busy)
         self.raw = RawLane(reactor, self._intake, self.gatherer, framing, log, check=not options.accept_any_message)
         self.acknowledged = AckLane(reactor, self._intake, self.gatherer, self.known, log)
         self._stopping = self._drained = self._syncing = False
@@ -79,7 +79,6 @@ class Pipeline:
         """and in how many messages, where they are counted."""
         reactor.register(self._watches.fd, READ, self._on_file_event)
         reactor.after_round(self._after_round)
-        self._look()
 
     # --- gathering and committing
 
@@ -108,6 +107,10 @@ class Pipeline:
         self.gatherer.release(batch)
         if batch.runs:
             self.acknowledged.committed(batch)
+
+    def unhealthy(self) -> str | None:
+        """Why messages are not read, or not committed, at the moment."""
+        return self.committer.stalled or self.committer.slow or self._intake.paused
 
     # --- its end
 
@@ -149,7 +152,7 @@ class Pipeline:
         self.raw.close()
         self.acknowledged.close()
         self._reactor.unregister(self._watches.fd)
-        if not (self.committer.busy or self._syncing):
+        if not (self.committer.busy or self.committer.syncing or self._syncing):
             self._sidecars.close()
             self._taken.close()
 
@@ -159,9 +162,13 @@ class Pipeline:
         with contextlib.suppress(BlockingIOError):
             os.read(self._watches.fd, EVENTS_BYTES)  # which file it was does not matter
         if not self._stopping:
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def _on_lost(self) -> None:
+        if not self._stopping:
+            self.committer.look()
+
+    def look(self) -> None:
         """See whether FILE and the files beside it are where they were."""
         if not self._file.is_gone():
             self.committer.look()

@@ -20,7 +20,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from collator.gather import Inbox
-from collator.intake import Counts, no_room
+from collator.intake import Counts
 from collator.wrongclient import FIRST_BYTES, may_become, recognise
 from tailsrv.kit.deadlines import Deadlines
 from tailsrv.kit.errors import reason
@@ -212,10 +212,10 @@ class RawProducer:
         self.lane.log_closed(peer=self.peer, error=str(error))
         self.close("misframed")
 
-    def evicted(self) -> None:
-        """Its incomplete message has made no progress for longest."""
+    def evicted(self, why: str) -> None:
+        """There is no room for its incomplete message."""
         self.lane.counts.rejected["no room"] += 1
-        self.lane.log_closed(peer=self.peer, error=no_room(self.inbox))
+        self.lane.log_closed(peer=self.peer, error=why)
         self.close("no room")
 
     # --- its end

@@ -83,6 +83,7 @@ class Collator:
             ]
         log.info("collating", file=options.file, framing=options.framing, **self.addresses)
         self._ready()
+        pipeline.look()  # FILE may have been moved during the recovery; what is queued is taken then
 
     def stop(self) -> None:
         """Commit what has come, tell the producers, and end."""
@@ -115,8 +116,7 @@ class Collator:
         """Why messages are not committed at the moment."""
         if self._pipeline is None:
             return self._startup.unhealthy()
-        committer = self._pipeline.committer
-        return committer.stalled or committer.slow
+        return self._pipeline.unhealthy()
 
     def measures(self) -> Iterator[Measure | Histogram]:
         """What the collator counts."""

@@ -20,7 +20,7 @@ from tailsrv.kit.mark import MarkWriter, encode_line
 from tailsrv.kit.shortage import Retried, spare_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from collator.journal import Standing
     from collator.records import Record
@@ -34,7 +34,19 @@ if TYPE_CHECKING:
 class Sidecars:
     """Journal and mark of one stream, from recovery on."""
 
-    def __init__(self, reactor: Reactor, file: StreamFile, recovered: Recovered, watches: Watches, log: Log) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        file: StreamFile,
+        recovered: Recovered,
+        watches: Watches,
+        *,
+        log: Log,
+        noticed: Callable[[], None],
+    ) -> None:
+        """``noticed()`` is called in the loop when something is lost that no event has told of."""
+        self._reactor = reactor
+        self._noticed = noticed
         self.journal = recovered.journal
         self.mark = recovered.mark
         self._file = file
@@ -54,7 +66,8 @@ class Sidecars:
         for fd in (self.journal.fd, self.mark.fd):
             # By descriptor: the name may mean another file by now.
             self._watches.add(f"/proc/self/fd/{fd}", GONE_EVENTS)
-        self.look()
+        if self.look():
+            self._reactor.call_later(0, self._noticed)
 
     def look(self) -> bool:
         """Compare names and files, after an event; whether something is lost that was not known to be."""

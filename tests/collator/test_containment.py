@@ -29,8 +29,9 @@ class Lane:
         self.reactor.on_contained = self.errors.append
         framing = make_framing("newline")
         self.gatherer = Gatherer(framing, 1 << 20)
-        self.intake = Intake(self.reactor, self.gatherer, lambda: False, lambda: False)
-        self.raw = RawLane(self.reactor, self.intake, self.gatherer, framing, configure("test", "error"), check=True)
+        log = configure("test", "error")
+        self.intake = Intake(self.reactor, self.gatherer, log, commit=lambda: False, busy=lambda: False)
+        self.raw = RawLane(self.reactor, self.intake, self.gatherer, framing, log, check=True)
         self.reactor.after_round(self.reactor.stop)
         self._theirs: list[socket.socket] = []
 
@@ -153,7 +154,7 @@ def test_a_producer_of_the_acknowledged_port_that_is_late_or_has_no_room_is_told
     lane.reactor.run()
     for connection in tuple(acknowledged.connections):
         if connection.name:
-            connection.evicted()
+            connection.evicted("busy, --buffer-bytes is full")
         else:
             connection.expired()
     assert theirs[0].recv(1000) == b"error: busy, no name within 30 seconds\n"

@@ -65,8 +65,8 @@ def withdraw() -> None:
     honest, start = DiskWriter._append, Sidecars.__init__
     marks: list[Any] = []
 
-    def remember(self: Sidecars, *arguments: Any) -> None:
-        start(self, *arguments)
+    def remember(self: Sidecars, *arguments: Any, **named: Any) -> None:
+        start(self, *arguments, **named)
         marks.append(self.mark)
 
     def append(self: DiskWriter) -> None:
