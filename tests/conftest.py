@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """Give the tests, and what they start, the same surroundings everywhere.
 
-    - A shell starts what runs in its background with SIGINT ignored, and that is inherited; a handler is not, so that
-      children begin with the default again.
+    - A shell starts what runs in its background with SIGINT ignored, and nohup with SIGHUP, which is inherited; a
+      handler is not, so that children begin with the default again.
     - Tests with thousands of clients need more descriptors than the usual soft limit.
     - Variables such as PYTHONUNBUFFERED hide faults that a user of a plain Python has.
     - Python before 3.11.5 (Debian 12 has 3.11.2) fails at random in `ast.parse` (python/cpython issue 106905), which
@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
     for name in [name for name in os.environ if name.startswith("PYTHON") and name != "PYTHONPATH"]:

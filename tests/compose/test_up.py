@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,9 +216,7 @@ def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path:
 
 
 def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: Path) -> None:
-    # The tests themselves may be running under nohup.
-    default = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
-    with up(tmp_path / "log", stderr=subprocess.PIPE, preexec_fn=default) as running:
+    with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
         running.process.send_signal(signal.SIGHUP)
         assert running.ends(signal.SIGHUP) == 0
         assert running.process.stderr is not None

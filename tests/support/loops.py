@@ -42,5 +42,5 @@ def turn_until(reactor: Reactor, condition: Callable[[], bool], trouble: Callabl
     reactor.after_round(look)
     reactor.post(lambda: None)
     reactor.run()
-    reactor._after_round = ()
+    reactor._after_round = tuple(call for call in reactor._after_round if call is not look)
     limit.cancel()
