@@ -74,6 +74,9 @@ class Source(Protocol):
     def anchored(self) -> bool:
         """Whether it knows which byte of the producer's stream its first one is."""
 
+    def has_message(self, position: int) -> bool:
+        """Whether there is a whole message from `position` on, where one begins. What is none yet has no time limit."""
+
     def anchor(self, acked: int) -> None:
         """The first byte is number `acked` of the stream. Durable when the next `tidy` returns, where the bytes are."""
 
@@ -126,8 +129,8 @@ class Lane:
 
     @property
     def complete(self) -> bool:
-        """Whether all that the source holds is acknowledged."""
-        return self.greeted and self.acked == self.source.end
+        """Whether all messages that the source holds are acknowledged."""
+        return self.greeted and not self.source.has_message(self.acked)
 
     def outgoing(self, limit: int) -> bytes | memoryview:
         """The next bytes to send, up to `limit`; say with `was_sent` how many were."""

@@ -198,7 +198,7 @@ class Link:
             return None
         with self._guard:
             source = self.lane.source
-            if source.end <= max(source.start, self.lane.acked):
+            if not source.has_message(max(source.start, self.lane.acked)):
                 self._waiting_since = None
                 return None
             if self._waiting_since is None:

@@ -135,6 +135,10 @@ class Outbox:
         """See `Source`."""
         return self._store.end + (self._store.base or 0)
 
+    def has_message(self, position: int) -> bool:
+        """See `Source`."""
+        return position < self.end
+
     @property
     def anchored(self) -> bool:
         """See `Source`."""

@@ -34,13 +34,8 @@ class Backlog:
         self._copied = dict[str, Tail]()
         """The producers of contents that have a copy, and the bytes where these ended."""
 
-    def look_back(self, *, ignore_rotated: bool) -> Iterator[Shipment]:
-        """At the start: those that are not acknowledged to their end, the oldest first; tells what may be missing."""
-        self._look_at_live()
-        yield from self.shipments(ignore_unknown=ignore_rotated)
-        self._tell_compressed()
-
-    def _look_at_live(self) -> None:
+    def look_at_live(self) -> None:
+        """At the start: see when what was sent of FILE was written."""
         live = self._files.look(self._path)
         if live is not None:
             found = self.find(live, rotated=False)
@@ -100,7 +95,8 @@ class Backlog:
                 return unknown, False
             current = self.find(live, rotated=False)
             tail = file.tail_at(min(original.offset, file.size))
-            if current is not None and current.place.name == original.name and live.holds(tail):
+            is_held = live.holds(tail) and live.holds(file.tail_at(file.size))
+            if current is not None and current.place.name == original.name and is_held:
                 return None, True
         finally:
             live.close()
@@ -114,7 +110,7 @@ class Backlog:
         self._copied[name] = tail
         return list(self.shipments())
 
-    def _tell_compressed(self) -> None:
+    def tell_compressed(self) -> None:
         """Files that are newer than the newest one of which anything was sent may hold what was never sent."""
         missing = [path for modified, path in compressed_names(self._path) if modified > self._known]
         what = "is compressed: what of it was not sent before is missing; use delaycompress"

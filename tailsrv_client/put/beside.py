@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,30 +19,33 @@ COMPRESSED: Final = (".gz", ".xz", ".bz2", ".zst", ".lz4")
 
 def rotated_names(path: str) -> list[str]:
     """What is there next to `path` that rotation may have made of it, the oldest first."""
-    found = []
-    for suffix, entry in _entries(path):
-        if ROTATED.fullmatch(suffix) and entry.is_file(follow_symlinks=False):
-            found.append((entry.stat().st_mtime_ns, _age(suffix), entry.path))
+    found = [(written, _age(suffix), name) for written, suffix, name in _files(path) if ROTATED.fullmatch(suffix)]
     return [name for _, _, name in sorted(found)]
 
 
 def compressed_names(path: str) -> list[tuple[int, str]]:
     """What was rotated and compressed: when it was last written to, in nanoseconds, and its name; the oldest first."""
     found = []
-    for suffix, entry in _entries(path):
+    for written, suffix, name in _files(path):
         stem, kind = os.path.splitext(suffix)
-        if kind in COMPRESSED and ROTATED.fullmatch(stem) and entry.is_file(follow_symlinks=False):
-            found.append((entry.stat().st_mtime_ns, entry.path))
+        if kind in COMPRESSED and ROTATED.fullmatch(stem):
+            found.append((written, name))
     return sorted(found)
 
 
-def _entries(path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _files(path: str) -> Iterator[tuple[int, str, str]]:
+    """The regular files whose names begin as `path` does: when each was last written to, its suffix, its name."""
     directory, own = os.path.split(os.path.abspath(path))
     with os.scandir(directory) as entries:
         for entry in entries:
             suffix = entry.name.removeprefix(own)
-            if suffix != entry.name:
-                yield suffix, entry
+            if suffix == entry.name:
+                continue
+            # Renamed since it was listed: the event of that brings us back.
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    yield status.st_mtime_ns, suffix, entry.path
 
 
 def _age(suffix: str) -> tuple[int, str]:

@@ -26,6 +26,10 @@ TAIL_BYTES: Final = 64
 """So many bytes tell whether a file still holds what it did."""
 
 
+class ReplacedError(ProducerDiverged):
+    """The file no longer holds what was sent of it."""
+
+
 class Identity(NamedTuple):
     """Which file it is, whatever it is called. Without generations a deleted file's number comes back before long."""
 
@@ -61,6 +65,10 @@ class Head:
         self.message = message
         self.end = len(message)
 
+    def has_message(self, position: int) -> bool:
+        """See `Source`."""
+        return position < self.end
+
     def anchor(self, acked: int) -> None:
         """See `Source`: never asked for."""
 
@@ -90,8 +98,16 @@ class FollowedFile:
         self._completion = b""
         self._inserted: int | None = None
         """The byte of the stream that completed a last line to which a late writer has appended since."""
+        self._looked_for = (0, 0, False)
+        """The last answer of `has_message`, and what it was for."""
         self.tail = Tail(0, b"")
         """The last bytes that were sent, or are being sent."""
+
+    def begin(self, first: bytes) -> None:
+        """`first`, its first message, is sent as a producer of its own."""
+        self.shift, self._inserted = 0, None
+        end = min(len(first), self.size)  # one byte less where its end is not in the file
+        self.tail = Tail(end, first[:end][-TAIL_BYTES:])
 
     def go_on(self, shift: int, offset: int) -> None:
         """Be the source of another producer, from byte `offset` of the file on."""
@@ -108,6 +124,32 @@ class FollowedFile:
         """How many bytes it has, with what completes its last line."""
         return self.size + len(self._completion)
 
+    def has_message(self, position: int) -> bool:
+        """See `Source`."""
+        at = self.offset(position)
+        if self._completion or at >= self.size or (self._inserted is not None and position <= self._inserted):
+            return position < self.end
+        asked = at, self.size
+        if self._looked_for[:2] != asked:
+            self._looked_for = *asked, self._has_message(at)
+        return self._looked_for[2]
+
+    def _has_message(self, at: int) -> bool:
+        """Whether the bytes from `at` on hold a whole message, or what the collator will refuse."""
+        framing = self._framing
+        rest = self.size - at
+        if rest > framing.max_message_bytes + PREFIX_BYTES:
+            return True
+        for limit in (HEAD_BYTES, rest):
+            data = os.pread(self.fd, min(limit, rest), at)
+            if framing.walk(data, 0, len(data), most=1)[0]:
+                return True
+        try:
+            framing.missing(data, 0, len(data))
+        except FramingError:
+            return True
+        return False
+
     def anchor(self, acked: int) -> None:
         """See `Source`: never asked for."""
 
@@ -118,7 +160,7 @@ class FollowedFile:
         """See `Source`: nothing is written here."""
 
     def read(self, position: int, limit: int) -> bytes:
-        """See `Source`. Raises `ProducerDiverged` when what was read before it is no longer there."""
+        """See `Source`. Raises `ReplacedError` when what was read before it is no longer there."""
         inserted = self._inserted
         if inserted is not None and position == inserted:
             return self._framing.terminator
@@ -128,7 +170,7 @@ class FollowedFile:
         if at >= self.size:
             return self._completion
         if not self.holds(self.tail):
-            raise ProducerDiverged("what was sent last is no longer in it")
+            raise ReplacedError("what was sent last is no longer in it")
         data = os.pread(self.fd, min(limit, self.size - at), at)
         self.tail = Tail(at + len(data), data[-TAIL_BYTES:])
         return data

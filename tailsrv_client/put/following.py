@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from inotify_simple import INotify, flags
+from inotify_simple import Event, INotify, flags
 
 from collator.framing import make_framing
 from tailsrv.client import Servers, parse_addresses
@@ -39,7 +40,13 @@ if TYPE_CHECKING:
 QUIET_SECONDS: Final = 2.0
 """How long a rotated file that still has a writer must be quiet before the next file begins."""
 
-_NAMES: Final = flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
+FILES: Final = 1000
+"""How many files are open at most; of a longer backlog the newer ones have to wait."""
+
+OTHER_DESCRIPTORS: Final = 40
+"""What is needed besides the files: a handful, and three for each connection."""
+
+_NAMES: Final = flags.ATTRIB | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
 _CONTENT: Final = flags.MODIFY | flags.CLOSE_WRITE
 
 
@@ -53,7 +60,7 @@ class Follower:
         self._servers = Servers(parse_addresses(options.addresses, ACKNOWLEDGED), ACKNOWLEDGED)
         self._base = check_name(options.name) if options.name else base_name(self._path, os.uname().nodename)
         framing = make_framing(options.framing, options.max_message_bytes)
-        self._files = OpenedFiles(self._path, framing)
+        self._files = OpenedFiles(self._path, framing, tell)
         self._backlog = Backlog(self._files, self._path, self._base, self._ask_acked, tell)
         self._live: Identity | None = None
         """What FILE is, as of the last look."""
@@ -61,6 +68,9 @@ class Follower:
         self._guard = threading.Condition(threading.RLock())
         self._shipments: list[Shipment] = []
         self._shipped = 0
+        self._looking_back = True
+        """Whether there may be rotated files that were not sent and are not open; FILE waits until there are none."""
+        self._most = _descriptors() - OTHER_DESCRIPTORS
         self._inotify = INotify()
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -68,9 +78,8 @@ class Follower:
         """Follow for ever; with --once, until all that there is has been acknowledged."""
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # what who opens a file sends to who holds a lease on it
         self._inotify.add_watch(os.path.dirname(self._path), _NAMES | flags.ONLYDIR)
-        for shipment in self._backlog.look_back(ignore_rotated=self._options.ignore_rotated):
-            self._add(shipment)
-        self._find_live()
+        self._backlog.look_at_live()
+        self._look_back()
         self._catch_up()
         poller = select.poll()
         poller.register(self._inotify.fileno(), select.POLLIN)
@@ -89,6 +98,16 @@ class Follower:
 
     # --- finding files
 
+    def _look_back(self) -> None:
+        """Open the rotated files that were not sent, the oldest first, as many as there is room for; then FILE."""
+        for shipment in self._backlog.shipments(ignore_unknown=self._options.ignore_rotated):
+            self._add(shipment)
+            if len(self._shipments) >= self._most:
+                return
+        self._looking_back = False
+        self._backlog.tell_compressed()
+        self._find_live()
+
     def _ask_acked(self, name: str) -> int:
         for shipment in self._shipments:
             if shipment.started and shipment.lane.name == name and shipment.lane.greeted:
@@ -96,7 +115,7 @@ class Follower:
         return ask_acked(self._servers, name, self._tell, self._options.timeout)
 
     def _find_live(self) -> None:
-        """Follow FILE, if it is there and new to us."""
+        """Follow FILE, if it is there and not open."""
         file = self._files.open(self._path)
         if file is not None:
             self._add(Shipment(file, self._path))
@@ -124,17 +143,21 @@ class Follower:
                 renamed = True
             elif event.mask & _NAMES:
                 renamed = renamed or event.name == own
-                if event.mask & flags.MOVED_TO:
+                if event.mask & flags.MOVED_TO or self._becomes_readable(event):
                     moved.add(event.name)
-        if moved:
+        if moved and not self._looking_back:
             self._open_moved(moved)
         if renamed or moved:
             self._files.forget_deleted()
-        if renamed:
+        if renamed and not self._looking_back:
             self._find_live()
         if moved:
             self._sort()
         return renamed or bool(moved)
+
+    def _becomes_readable(self, event: Event) -> bool:
+        path = os.path.join(os.path.dirname(self._path), event.name)
+        return bool(event.mask & flags.ATTRIB) and path in self._files.unreadable
 
     def _open_moved(self, names: set[str]) -> None:
         # A copy that logrotate makes next to FILE appears by creation; it is looked for when FILE was truncated.
@@ -144,16 +167,23 @@ class Follower:
                 self._add(shipment)
 
     def _sort(self) -> None:
-        """Those that have not begun go in the order in which they were written to, whatever they are called now."""
+        """Those that have not begun go in the order in which they were written to, whatever they are called now.
+
+        FILE is the last one, also if it has begun: what was rotated before and has grown since need not wait for it.
+        """
+        live = self._files.live()
         age = dict[tuple[int, int], int]()
         for number, name in enumerate(rotated_names(self._path)):
             with contextlib.suppress(FileNotFoundError):  # renamed again: its event brings us back here
                 status = os.stat(name)
                 age[status.st_dev, status.st_ino] = number
         newest = len(age)
-        self._shipments.sort(
-            key=lambda one: -1 if one.begun else age.get((one.file.identity.device, one.file.identity.inode), newest)
-        )
+
+        def order(one: Shipment) -> int:
+            identity = one.file.identity
+            return -1 if one.begun and identity != live else age.get((identity.device, identity.inode), newest)
+
+        self._shipments.sort(key=order)
 
     # --- sending them
 
@@ -179,6 +209,8 @@ class Follower:
             self._shipped += shipment.offset
             self._close(shipment)
             self._shipments.remove(shipment)
+        if done and self._looking_back:
+            self._look_back()
         with self._guard:
             self._progress.at(self._shipped + sum(shipment.offset for shipment in self._shipments))
         return self._advance() if done else self._options.once and self._is_all_acked()
@@ -220,7 +252,7 @@ class Follower:
 
     def _is_all_acked(self) -> bool:
         with self._guard:
-            return all(shipment.complete for shipment in self._shipments)
+            return not self._looking_back and all(shipment.complete for shipment in self._shipments)
 
     def _is_rotated(self, shipment: Shipment) -> bool:
         if self._live is None:
@@ -246,7 +278,7 @@ class Follower:
             shipment.look()
             if shipment.started and not shipment.lane.greeted:
                 return False
-            rest = 0 if shipment.head else shipment.file.finish(shipment.lane.acked)
+            rest = 0 if shipment.head else shipment.file.finish(shipment.acked)
             shipment.wake()
             complete = shipment.complete
         if not shipment.started and not complete:
@@ -260,7 +292,8 @@ class Follower:
         shipment.stop()
         file, path = shipment.file, shipment.path
         self._tell(f"{path} was truncated in place, after {shipment.offset_sent} bytes of it had been sent")
-        copies = [] if shipment.place is None else self._backlog.after_truncation(shipment.place.name, file.tail)
+        place = shipment.place
+        copies = [] if place is None else self._backlog.after_truncation(place.rest or place.name, file.tail)
         for copy in copies:
             self._watch(copy)
         if not copies:
@@ -278,3 +311,13 @@ class Follower:
 
     def _on_news(self) -> None:
         os.eventfd_write(self._news, 1)
+
+
+def _descriptors() -> int:
+    """How many this process may have open; the soft limit is raised as far as it helps."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES + OTHER_DESCRIPTORS
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(soft, wanted)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
+from tailsrv.kit.errors import reason
 from tailsrv_client.put.beside import rotated_names
 from tailsrv_client.put.followed import FollowedFile, Identity, identify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from collator.framing import Framing
 
@@ -17,35 +19,63 @@ if TYPE_CHECKING:
 class OpenedFiles:
     """What was opened of `path` and of what rotation made of it."""
 
-    def __init__(self, path: str, framing: Framing) -> None:
-        self._path, self._framing = path, framing
+    def __init__(self, path: str, framing: Framing, tell: Callable[[str], None]) -> None:
+        """`tell` hears of files that can't be read."""
+        self._path, self._framing, self._tell = path, framing, tell
         self._open = set[Identity]()
-        self._done = dict[Identity, bytes]()
-        """Those that are dealt with, and how they began: another file may be given their inodes."""
+        self._done = dict[Identity, tuple[int, bytes]]()
+        """Those that are dealt with: how long they were, and how they began: another file may be given their inodes."""
+        self.unreadable = set[str]()
+        """The paths of files that are there and could not be opened."""
 
     def open(self, path: str) -> FollowedFile | None:
-        """The file called `path`, if it is there and neither open nor dealt with."""
+        """The file called `path`, if it is there and not open. What is dealt with is opened again if it has grown.
+
+        What FILE is may grow again at any time: it is opened again in any case.
+        """
         file = self.look(path)
         if file is None:
             return None
-        known = self._done.get(file.identity)
-        if file.identity in self._open or (known and file.beginning().startswith(known)):
+        if file.identity in self._open or (path != self._path and self._is_done(file)):
             file.close()
             return None
         self._open.add(file.identity)
         return file
 
+    def _is_done(self, file: FollowedFile) -> bool:
+        size, beginning = self._done.get(file.identity, (0, b""))
+        return size > 0 and file.size == size and file.beginning().startswith(beginning)
+
     def look(self, path: str) -> FollowedFile | None:
-        """The file called `path`, if it is there: opened once more, for the caller to close."""
+        """The file called `path`, if it is there and can be read: opened once more, for the caller to close."""
+        fd = self._descriptor(path)
+        return None if fd is None else FollowedFile(fd, self._framing)
+
+    def _descriptor(self, path: str) -> int | None:
+        """None where there is nothing that can be read, which is told once: it may be given to us, or moved, later."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
+            self.unreadable.discard(path)
             return None
-        return FollowedFile(fd, self._framing)
+        except PermissionError as error:
+            self._tell_unreadable(path, reason(error))
+            return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            self._tell_unreadable(path, "not a regular file")
+            return None
+        self.unreadable.discard(path)
+        return fd
+
+    def _tell_unreadable(self, path: str, why: str) -> None:
+        if path not in self.unreadable:
+            self.unreadable.add(path)
+            self._tell(f"{path} can't be read: {why}; it is tried again when that changes")
 
     def close(self, file: FollowedFile) -> None:
         """It is dealt with."""
-        self._done[file.identity] = file.beginning()
+        self._done[file.identity] = file.size, file.beginning()
         self.put_back(file)
 
     def put_back(self, file: FollowedFile) -> None:
@@ -61,9 +91,8 @@ class OpenedFiles:
 
     def live(self) -> Identity | None:
         """What `path` is at present."""
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+        fd = self._descriptor(self._path)
+        if fd is None:
             return None
         try:
             return identify(fd)

@@ -9,9 +9,9 @@ from tailsrv.client import Rotation
 from tailsrv.client.line import Conversation, Line, SuspendedError
 from tailsrv.client.talk import persistently
 from tailsrv_client import lane
-from tailsrv_client.errors import GaveUpError, ProducerDiverged
+from tailsrv_client.errors import GaveUpError
 from tailsrv_client.link import Link
-from tailsrv_client.put.followed import Head
+from tailsrv_client.put.followed import Head, ReplacedError
 from tailsrv_client.put.places import Place
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class Shipment:
         self.file, self.path, self.place, self.replaced = file, path, place, replaced
         head = None if place is None else place.head
         self.head = None if head is None else Head(head)
-        if place is not None:
+        if head is not None:
+            file.begin(head)
+        elif place is not None:
             file.go_on(place.shift, place.offset)
         self.lane = lane.Lane("" if place is None else place.name, self.head or file)
         self.error: Exception | None = None
@@ -57,7 +59,7 @@ class Shipment:
             return False
         if self.place is None:
             return self.file.first_message() is None
-        return self.head is None and self.file.end == self.place.acked
+        return self.head is None and not self.file.has_message(self.place.acked)
 
     @property
     def complete(self) -> bool:
@@ -65,22 +67,28 @@ class Shipment:
         return self.waits or (self.head is None and self.lane.complete)
 
     @property
+    def acked(self) -> int:
+        """How many bytes of the stream are acknowledged, as far as is known."""
+        return self.lane.acked if self.place is None else max(self.lane.acked, self.place.acked)
+
+    @property
     def offset(self) -> int:
         """The first byte of the file that is not acknowledged."""
-        return self.file.offset(self.lane.acked)
+        return self.file.offset(self.acked)
 
     @property
     def offset_sent(self) -> int:
         """The first byte of the file that was not sent."""
-        return self.file.offset(max(self.lane.sent, self.lane.acked))
+        return self.file.offset(max(self.lane.sent, self.acked))
 
     @property
     def is_over(self) -> bool:
         """Whether the file no longer holds what was sent of it: it was truncated in place."""
-        if isinstance(self.error, ProducerDiverged):
+        if isinstance(self.error, ReplacedError):
             return True
-        looked_at = self.place is not None and self.head is None
-        return looked_at and (self.offset_sent > self.file.length or not self.file.holds(self.file.tail))
+        if self.place is None or (self.head is not None and not self.lane.complete):
+            return False  # the first message is in memory: it is sent all the same
+        return self.offset_sent > self.file.length or not self.file.holds(self.file.tail)
 
     def start(
         self,
@@ -130,6 +138,7 @@ class Shipment:
         """End the connection alone."""
         if self._link is not None:
             self._link.close()
+            self._link = None  # it refers to us: its descriptor would wait for the collector of cycles
 
     def was_continued(self) -> bool:
         """Whether a line was continued after it was completed and sent; True once for each shipment."""

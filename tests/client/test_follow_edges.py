@@ -1,0 +1,239 @@
+"""`tailsrv-put --follow` where lines are half, files are many, unreadable or back again, and names are shared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from tailsrv_client import Producer
+from tailsrv_client.put import beside
+from tailsrv_client.put.followed import identify
+from tailsrv_client.put.places import Names
+from tests.client.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
+from tests.client.test_follow import follow
+from tests.support.daemons import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOOK_SECONDS: Final = 1.0
+"""Longer than a look at the files takes. If it is too short, a test passes that should fail, and never the reverse."""
+
+
+@contextlib.contextmanager
+def busy(path: Path) -> Iterator[threading.Event]:
+    """Somebody appends to the file, whatever it is called meanwhile, more often than every 2 s; until the event."""
+    done = threading.Event()
+
+    def write(file: Any) -> None:
+        number = 0
+        while not done.wait(0.3):
+            file.write(b"busy %d\n" % number)
+            number += 1
+
+    with path.open("ab", buffering=0) as file:
+        writer = threading.Thread(target=write, args=(file,))
+        writer.start()
+        try:
+            yield done
+        finally:
+            done.set()
+            writer.join()
+
+
+def test_a_file_that_is_truncated_while_it_waits_for_its_turn_loses_and_tears_nothing(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    log = tmp_path / "app.log"
+    with busy(log) as done, started(follow(stream, log)):
+        wait_until(lambda: b"busy 0\n" in stream.content())
+        log.rename(tmp_path / "app.log.1")
+        append(log, b"the first line\nthe second line\n")
+        time.sleep(LOOK_SECONDS)
+        shutil.copy2(log, tmp_path / "app.log.2")
+        os.truncate(log, 0)
+        append(log, b"a line that is longer than both of them together, to be sure\nand another one\n")
+        done.set()
+        wait_until(lambda: stream.content().endswith(b"and another one\n"), "all is sent")
+    sent = [line for line in stream.content().splitlines() if not line.startswith(b"busy")]
+    assert sent == [
+        b"the first line",
+        b"the second line",
+        b"a line that is longer than both of them together, to be sure",
+        b"and another one",
+    ]
+
+
+@pytest.mark.parametrize("heading", [b"one\n", b""])
+def test_a_line_without_its_end_is_not_waited_for_by_once(
+    stream: StreamUnderTest, tmp_path: Path, heading: bytes
+) -> None:
+    log = tmp_path / "app.log"
+    append(log, heading + b"half a line")
+    for _ in range(2):
+        ended = run(follow(stream, log, "--once"))
+        assert (ended.returncode, ended.stderr, stream.content()) == (0, b"", heading)
+    append(log, b" and its end\n")
+    assert run(follow(stream, log, "--once")).returncode == 0
+    assert stream.content() == heading + b"half a line and its end\n"
+
+
+def test_a_line_without_its_end_has_no_time_limit(stream: StreamUnderTest, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    append(log, b"one\nhalf a line")
+    with started(follow(stream, log, "--timeout", "500ms")):
+        wait_content(stream, b"one\n")
+        time.sleep(LOOK_SECONDS)
+        append(log, b" and its end\n")
+        wait_content(stream, b"one\nhalf a line and its end\n")
+
+
+def test_an_old_file_that_ends_with_half_a_line_does_not_hold_up_the_new_one(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    log = tmp_path / "app.log"
+    with started(follow(stream, log)), log.open("ab", buffering=0) as old:
+        old.write(b"one\nhalf a line")
+        wait_content(stream, b"one\n")
+        log.rename(tmp_path / "app.log.1")
+        append(log, b"two\n")
+        wait_content(stream, b"one\ntwo\n")
+        old.write(b" and its end\n")
+        wait_content(stream, b"one\ntwo\nhalf a line and its end\n")
+
+
+@pytest.mark.parametrize("limit", ["-S -n 64", "-n 64"], ids=["soft", "hard"])
+def test_a_backlog_of_more_files_than_descriptors_is_sent_in_its_order(
+    stream: StreamUnderTest, tmp_path: Path, limit: str
+) -> None:
+    log = tmp_path / "app.log"
+    for number in range(90):
+        path = tmp_path / f"app.log.{90 - number}"
+        append(path, lines(number, number + 1))
+        os.utime(path, (number, number))
+    append(log, lines(90, 91))
+    ended = run(["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *follow(stream, log, "--once")])
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert stream.content() == lines(0, 91)
+
+
+def test_a_name_that_goes_while_the_directory_is_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "app.log"
+    for suffix in ("", ".1", ".2", ".3.gz"):
+        append(tmp_path / f"app.log{suffix}", b"x\n")
+    scandir = os.scandir
+
+    def slow(path: str) -> Any:
+        with scandir(path) as found:
+            entries = list(found)
+        for suffix in (".2", ".3.gz"):
+            (tmp_path / f"app.log{suffix}").unlink(missing_ok=True)
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", slow)
+    assert beside.rotated_names(str(log)) == [f"{log}.1"]
+    assert beside.compressed_names(str(log)) == []
+
+
+PRIVATE: Final = (
+    "import os\n"
+    "opened = os.open\n"
+    "def refuse(path, *arguments, **named):\n"
+    "    if isinstance(path, str) and 'app.log' in path and not os.stat(path).st_mode & 0o004:\n"
+    "        raise PermissionError(13, 'Permission denied', path)\n"
+    "    return opened(path, *arguments, **named)\n"
+    "os.open = refuse\n"
+    "from tailsrv_client.put.cli import main\n"
+    "main()\n"
+)
+"""The command as a user who may read only what everybody may read, also where the tests run as root."""
+
+
+def test_a_file_that_may_not_be_read_yet_is_told_once_and_sent_when_it_may(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    log = tmp_path / "app.log"
+    append(log, b"one\n")
+    log.chmod(0o644)
+    command = [sys.executable, "-c", PRIVATE, *follow(stream, log)[len(PUT) :]]
+    with started(command) as put:
+        wait_content(stream, b"one\n")
+        log.rename(tmp_path / "app.log.1")
+        with open(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            file.write(b"two\n")
+        time.sleep(LOOK_SECONDS)
+        log.chmod(0o644)
+        wait_content(stream, b"one\ntwo\n")
+        kill_process(put)
+        assert put.stderr is not None
+        told = put.stderr.read().decode()
+    assert told.count("app.log can't be read: Permission denied") == 1, told
+
+
+def test_another_producer_of_a_files_name_is_told_and_nothing_is_sent_twice(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    """As a copied machine has them: host, path and inode are the same."""
+    log = tmp_path / "app.log"
+    append(log, b"one\ntwo\n")
+    fd = os.open(log, os.O_RDONLY)
+    name = Names("shared", identify(fd)).rest
+    os.close(fd)
+    with started(follow(stream, log, "--name", "shared")) as put:
+        wait_content(stream, b"one\ntwo\n")
+        with Producer(stream.acks, name) as other:
+            other.send(b"of the other one")
+            other.flush(PATIENCE)
+        assert put.wait(PATIENCE) == 1
+        assert put.stderr is not None
+        assert b"another producer uses this name" in put.stderr.read()
+    assert stream.content() == b"one\ntwo\nof the other one\n"
+
+
+def test_a_file_that_was_dealt_with_and_comes_back_is_followed_again(stream: StreamUnderTest, tmp_path: Path) -> None:
+    log, old = tmp_path / "app.log", tmp_path / "app.log.1"
+    append(log, b"one\n")
+    with started(follow(stream, log)) as put:
+        wait_content(stream, b"one\n")
+        log.rename(old)
+        append(log, b"two\n")
+        wait_content(stream, b"one\ntwo\n")
+        wait_until(lambda: str(old) not in open_files(put.pid), "the old file is dealt with")
+        log.rename(tmp_path / "away")
+        old.rename(log)
+        append(log, b"three\n")
+        wait_content(stream, b"one\ntwo\nthree\n")
+
+
+def test_a_rotated_file_that_grows_again_is_sent_on(stream: StreamUnderTest, tmp_path: Path) -> None:
+    """By a writer that opened it late; what it wrote is found when the file is renamed once more."""
+    log, old = tmp_path / "app.log", tmp_path / "app.log.1"
+    append(log, b"one\n")
+    with started(follow(stream, log)) as put:
+        wait_content(stream, b"one\n")
+        log.rename(old)
+        append(log, b"two\n")
+        wait_content(stream, b"one\ntwo\n")
+        wait_until(lambda: str(old) not in open_files(put.pid), "the old file is dealt with")
+        append(old, b"three\n")
+        old.rename(tmp_path / "app.log.2")
+        wait_content(stream, b"one\ntwo\nthree\n")
+
+
+def open_files(pid: int) -> set[str]:
+    """What a process has open."""
+    found = set[str]()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
