@@ -47,6 +47,7 @@ _ADVICE: Final = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within the quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f, LimitFSIZE=)",
+    errno.EBUSY: "stop the other process, or make room at that path; then start again to have the index kept",
     errno.EIO: "check the disk",
     errno.EROFS: "mount the file system for writing",
 }
@@ -129,8 +130,7 @@ class IndexFile:
         """Make sure that there is a file."""
         if self._fd >= 0:
             return
-        with spare_descriptors():
-            fd = _open(self.path)
+        fd = _open_again(self.path)
         if os.fstat(fd).st_size:
             os.close(fd)
             raise OSError(errno.EEXIST, "a file has appeared in its place", self.path)
@@ -157,8 +157,7 @@ class IndexFile:
                 raise FatalError(text) from None
             return None
         try:
-            with spare_descriptors():
-                fd = _open(self.path)
+            fd = _open_again(self.path)
         except OSError:
             with contextlib.suppress(OSError):  # else its content is dropped under the name that it has now
                 os.rename(aside, self.path)
@@ -369,6 +368,18 @@ def _open(path: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _open_again(path: str) -> int:
+    """The same while the daemon runs: what somebody has put there keeps the index in memory, and ends nothing.
+
+    Raises `OSError`.
+    """
+    try:
+        with spare_descriptors():
+            return _open(path)
+    except FatalError as error:
+        raise OSError(errno.EBUSY, str(error), path) from None
 
 
 def _advice_to_open(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -177,3 +178,28 @@ def test_the_index_itself_is_not_taken_for_the_stream(path: Path) -> None:
         path.write_bytes(CONTENT)
         wait_until(lambda: asker.line("1") == "4", "the stream is taken up")
         assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("what", ["an index that another process has", "a directory", "a file of somebody else"])
+def test_what_takes_the_place_of_a_deleted_index_ends_no_running_indexer(path: Path, what: str) -> None:
+    place, other = path.with_name("stream.index"), path.with_name("other")
+    path.write_bytes(b"".join(b"%099d\n" % number for number in range(5000)))
+    other.write_bytes(b"".join(b"other %d\n" % number for number in range(50_000)))
+    with index(path) as running, contextlib.ExitStack() as stack:
+        with Asker(running) as asker:
+            assert asker.count() == 5000
+        place.unlink()
+        if what == "a directory":
+            place.mkdir()
+        elif what == "a file of somebody else":
+            place.write_bytes(b"precious")
+        else:
+            stack.enter_context(index(path))
+        other.replace(path)  # another stream: a new index is due
+        assert running.wait_log("index set aside")
+        with Asker(running) as asker:
+            wait_until(lambda: asker.ask(count=True).get("count") == 50_000)
+            assert asker.ask(number=3)["offset"] == 24
+        assert running.process.poll() is None
+    if what == "a file of somebody else":
+        assert place.read_bytes() == b"precious"
