@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tailsrv.client import keep_alive
 from tailsrv.client.line import FULL_SECONDS
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from tailsrv.client.talk import Talk
 
 Result = TypeVar("Result")
+
+_waiting: Final = weakref.WeakKeyDictionary[socket.socket, asyncio.Future[None]]()
+"""Who waits in `readable`, or for a connection."""
 
 
 class AsyncLine:
@@ -49,7 +54,7 @@ class AsyncLine:
     def drop(self) -> None:
         """End the connection, if there is one."""
         if self.socket is not None:
-            self.socket.close()
+            end(self.socket)
             self.socket = None
 
     def take(self) -> socket.socket:
@@ -124,18 +129,41 @@ async def _connected(sock: socket.socket, target: Any) -> None:  # noqa: ANN401 
 
 
 async def readable(sock: socket.socket) -> None:
-    """Wait until `sock` can be read. Nothing is read: a caller that is cancelled here has lost no byte."""
+    """Wait until `sock` can be read. Nothing is read: a caller that is cancelled here has lost no byte.
+
+    Raises `OSError` when `sock` is ended meanwhile.
+    """
     await _ready(sock, write=False)
+
+
+def end(sock: socket.socket) -> None:
+    """Close `sock`. Whoever waits for it goes on.
+
+    The loop has to forget it first: closed alone, it would go on watching the number, which is another socket's soon.
+    """
+    if sock.fileno() < 0:
+        return
+    with contextlib.suppress(RuntimeError):  # no loop runs here, and nobody waits
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(sock)
+        loop.remove_writer(sock)
+    sock.close()
+    ready = _waiting.pop(sock, None)
+    if ready is not None and not ready.done():
+        ready.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the connection was given up"))
 
 
 async def _ready(sock: socket.socket, *, write: bool) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     (loop.add_writer if write else loop.add_reader)(sock, _set, ready)
+    _waiting[sock] = ready
     try:
         await ready
     finally:
-        (loop.remove_writer if write else loop.remove_reader)(sock)
+        if sock.fileno() >= 0:
+            (loop.remove_writer if write else loop.remove_reader)(sock)
+            _waiting.pop(sock, None)
 
 
 def _set(ready: asyncio.Future[None]) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 from tailsrv.client import Rotation, Servers, WrongPortError, parse_addresses
 from tailsrv.client.ports import INDEX
-from tailsrv_client.aio.connecting import AsyncLine
+from tailsrv_client.aio.connecting import AsyncLine, end
 from tailsrv_client.queries import LINE_BYTES, Entry, decode, encode, open_index
 from tailsrv_client.where import parse_time
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
 
     from tailsrv.kit.addresses import Address
@@ -147,6 +148,9 @@ class _Connection:
                 # Half a line would spoil the requests of all others.
                 self.drop(ConnectionError("a request to the indexer was given up half-way"))
                 raise
+            finally:
+                if self.ended:
+                    end(self._socket)
         return await reply
 
     async def _listen(self) -> None:
@@ -174,7 +178,11 @@ class _Connection:
         self.ended = True
         if self._listener is not asyncio.current_task():
             self._listener.cancel()
-        self._socket.close()
+        if self._sending.locked():  # whoever is sending finds out, and closes it
+            with contextlib.suppress(OSError):  # not connected any more
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            end(self._socket)
         while self._waiting:
             reply = self._waiting.popleft()
             if not reply.done():

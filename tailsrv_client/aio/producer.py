@@ -198,14 +198,16 @@ class AsyncProducer:
 
     async def _serve(self, sock: socket.socket) -> None:
         """One connection, until it is lost (`OSError`)."""
-        sending = asyncio.create_task(self._send(sock))
+        tasks = [asyncio.create_task(work(sock)) for work in (self._send, self._listen)]
         try:
-            while not sending.done():
-                await self._receive(sock)
-            await sending
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task in done:
+                    task.result()  # both end by raising alone
         finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -223,16 +225,17 @@ class AsyncProducer:
             return self._lane.outgoing(SEND_BYTES)
         return await self._disk.run(self._lane.outgoing, SEND_BYTES)
 
-    async def _receive(self, sock: socket.socket) -> None:
-        await readable(sock)
-        try:
-            data = sock.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            raise EndedError("ended by the collator")
-        self._heard(data)
-        await self._tidy()
+    async def _listen(self, sock: socket.socket) -> None:
+        while True:
+            await readable(sock)
+            try:
+                data = sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise EndedError("ended by the collator")
+            self._heard(data)
+            await self._tidy()
 
     def _heard(self, data: bytes) -> None:
         for acked in self._lane.received(data):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tailsrv.client import CHUNK_BYTES, StreamDiverged, Waits
 from tailsrv.client.byteclient import Loss, Outage
 from tailsrv.client.talk import reach_broadcaster
-from tailsrv_client.aio.connecting import AsyncLine, Errand, readable
+from tailsrv_client.aio.connecting import AsyncLine, Errand, end, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -147,7 +147,8 @@ class AsyncByteClient:
                 raise self._waits.gave_up(self._rotation) from None
             return b""
         except OSError as error:
-            self._lost(self._loss.failed(error))
+            if not self._stopped:
+                self._lost(self._loss.failed(error))
             return b""
         if not data and not self._stopped:
             self._lost(self._loss.ended())
@@ -164,7 +165,7 @@ class AsyncByteClient:
             self._connecting = None
         self._line.drop()
         if self._socket is not None:
-            self._socket.close()
+            end(self._socket)
             self._socket = None
 
 
@@ -266,14 +267,20 @@ class Feed:
 
     def stop(self) -> None:
         """Let who waits go on, to find that nothing more comes. In any thread."""
-        if threading.get_ident() == self._thread:
-            self._stop()
-        else:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._stop)
+        self._in_loop(self._stop)
 
     def close(self) -> None:
-        """Give the connection back. What was fed stays with the consumer."""
+        """Give the connection back. What was fed stays with the consumer. In any thread."""
+        self._in_loop(self._close)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        if threading.get_ident() != self._thread and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it has just been closed: nobody waits
+                self._loop.call_soon_threadsafe(call)
+                return
+        call()
+
+    def _close(self) -> None:
         self._stop()
         if self._client is not None:
             self._client.close()

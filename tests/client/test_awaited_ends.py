@@ -1,0 +1,126 @@
+"""On asyncio, what is closed wakes who waits for it, and the loop forgets its descriptor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from collator.framing import make_framing
+from tailsrv_client import AsyncIndex, AsyncProducer, CheckpointError, Consumer
+from tailsrv_client.spool import Spool
+from tests.client.streams import Peer, StreamUnderTest, append, lines
+from tests.support.daemons import PATIENCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_index_can_be_opened_and_closed_again_and_again(stream: StreamUnderTest) -> None:
+    append(stream.path, lines(0, 10))
+    address = stream.index
+
+    async def scenario() -> None:
+        for _ in range(4):
+            async with asyncio.timeout(PATIENCE / 2), AsyncIndex(address, timeout=PATIENCE) as index:
+                assert await index.count() in {0, 10}  # it may not have looked yet
+
+    asyncio.run(scenario())
+
+
+def test_closing_an_index_ends_the_look_ups_that_wait_and_those_that_are_being_sent() -> None:
+    """The server takes nothing: what is sent fills its queue."""
+
+    async def scenario(address: str) -> list[object]:
+        async with AsyncIndex(address, timeout=PATIENCE) as index:
+            asking = [asyncio.create_task(index.ask({"time": 0, "padding": "x" * 3_000_000})) for _ in range(3)]
+            await asyncio.to_thread(full.wait, PATIENCE)
+            await index.close()
+            async with asyncio.timeout(PATIENCE / 2):
+                done = await asyncio.gather(*asking, return_exceptions=True)
+            return list(done)
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(10)  # the first request is under way, and longer than the queues are
+        full.set()
+        closed.wait(PATIENCE)
+
+    full, closed = threading.Event(), threading.Event()
+    with Peer(serve, proves="index") as peer:
+        found = asyncio.run(scenario(peer.address))
+        closed.set()
+    assert found
+    assert all(isinstance(one, OSError) for one in found)
+
+
+@pytest.mark.parametrize("where", ["here", "another thread"])
+def test_closing_a_consumer_ends_the_loop_that_waits_for_it(stream: StreamUnderTest, where: str) -> None:
+    append(stream.path, b"one\n")
+
+    async def scenario() -> None:
+        consumer = Consumer(stream.broadcast)
+        got_one = asyncio.Event()
+
+        async def consume() -> None:
+            async for _ in consumer:
+                got_one.set()
+
+        consuming = asyncio.create_task(consume())
+        await got_one.wait()
+        await asyncio.sleep(0)
+        if where == "here":
+            consumer.close()
+        else:
+            await asyncio.to_thread(consumer.close)
+        async with asyncio.timeout(PATIENCE / 2):
+            await consuming
+        await hears_on_all_numbers()
+
+    asyncio.run(scenario())
+
+
+async def hears_on_all_numbers() -> None:
+    """New sockets, which have the numbers of those that were closed, are heard of."""
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
+            ours.setblocking(False)
+            hearing = asyncio.create_task(loop.sock_recv(ours, 10))
+            await asyncio.sleep(0)  # it waits now
+            theirs.send(b"hello")
+            async with asyncio.timeout(PATIENCE / 2):
+                assert await hearing == b"hello"
+
+
+def test_damage_of_a_spool_that_is_found_while_sending_ends_an_awaited_producer(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    path = tmp_path / "spool"
+    spool = Spool(str(path), "a", make_framing("newline"))
+    for number in range(100_000):
+        spool.append(b"line %d\n" % number)
+    spool.close()
+    address = stream.acks
+    stream.kill("tailsrv-collate")
+
+    async def scenario() -> None:
+        producer = AsyncProducer(address, "a", spool=str(path))
+        await producer.send(b"one more")  # it is loaded now
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(b"XXXXXXXXXXXXXXXX")
+        await asyncio.to_thread(getattr, stream, "acks")
+        async with asyncio.timeout(PATIENCE / 2):
+            with pytest.raises(CheckpointError, match=f"{path} is damaged at byte"):
+                await producer.flush()
+        await producer.close()
+
+    asyncio.run(scenario())
+    assert lines(0, 100_000).startswith(stream.content())
+    assert os.path.exists(path)
