@@ -11,6 +11,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
+from collator.framing import make_framing
+from tailsrv_client.spool import Spool
 from tests.support.daemons import PATIENCE, Daemon, wait_size
 
 if TYPE_CHECKING:
@@ -194,6 +196,17 @@ def send_lines(producer: Producer, begin: int, end: int) -> None:
     """Messages ``line N``."""
     for number in range(begin, end):
         producer.send(b"line %d" % number)
+
+
+def unsent(stream: StreamUnderTest, path: Path) -> str:
+    """Fill a spool of the producer "a" with 100,000 lines, and stop the collator; its address."""
+    spool = Spool(str(path), "a", make_framing("newline"))
+    for number in range(100_000):
+        spool.append(b"line %d\n" % number)
+    spool.close()
+    address = stream.acks
+    stream.kill("tailsrv-collate")
+    return address
 
 
 def lines(begin: int, end: int) -> bytes:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import make_framing
 from tailsrv_client import AsyncIndex, AsyncProducer, CheckpointError, Consumer
-from tailsrv_client.spool import Spool
-from tests.client.streams import Peer, StreamUnderTest, append, lines
+from tests.client.streams import Peer, StreamUnderTest, append, lines, unsent
 from tests.support.daemons import PATIENCE
 
 if TYPE_CHECKING:
@@ -102,12 +99,7 @@ def test_damage_of_a_spool_that_is_found_while_sending_ends_an_awaited_producer(
     stream: StreamUnderTest, tmp_path: Path
 ) -> None:
     path = tmp_path / "spool"
-    spool = Spool(str(path), "a", make_framing("newline"))
-    for number in range(100_000):
-        spool.append(b"line %d\n" % number)
-    spool.close()
-    address = stream.acks
-    stream.kill("tailsrv-collate")
+    address = unsent(stream, path)
 
     async def scenario() -> None:
         producer = AsyncProducer(address, "a", spool=str(path))
@@ -123,4 +115,3 @@ def test_damage_of_a_spool_that_is_found_while_sending_ends_an_awaited_producer(
 
     asyncio.run(scenario())
     assert lines(0, 100_000).startswith(stream.content())
-    assert os.path.exists(path)

@@ -202,13 +202,7 @@ def test_another_producer_of_a_files_name_is_told_and_nothing_is_sent_twice(
 
 def test_a_file_that_was_dealt_with_and_comes_back_is_followed_again(stream: StreamUnderTest, tmp_path: Path) -> None:
     log, old = tmp_path / "app.log", tmp_path / "app.log.1"
-    append(log, b"one\n")
-    with started(follow(stream, log)) as put:
-        wait_content(stream, b"one\n")
-        log.rename(old)
-        append(log, b"two\n")
-        wait_content(stream, b"one\ntwo\n")
-        wait_until(lambda: str(old) not in open_files(put.pid), "the old file is dealt with")
+    with dealt_with(stream, log, old):
         log.rename(tmp_path / "away")
         old.rename(log)
         append(log, b"three\n")
@@ -218,6 +212,15 @@ def test_a_file_that_was_dealt_with_and_comes_back_is_followed_again(stream: Str
 def test_a_rotated_file_that_grows_again_is_sent_on(stream: StreamUnderTest, tmp_path: Path) -> None:
     """By a writer that opened it late; what it wrote is found when the file is renamed once more."""
     log, old = tmp_path / "app.log", tmp_path / "app.log.1"
+    with dealt_with(stream, log, old):
+        append(old, b"three\n")
+        old.rename(tmp_path / "app.log.2")
+        wait_content(stream, b"one\ntwo\nthree\n")
+
+
+@contextlib.contextmanager
+def dealt_with(stream: StreamUnderTest, log: Path, old: Path) -> Iterator[None]:
+    """A follower that has sent "one" from what is `old` now, and "two" from `log`, and has closed the old file."""
     append(log, b"one\n")
     with started(follow(stream, log)) as put:
         wait_content(stream, b"one\n")
@@ -225,9 +228,7 @@ def test_a_rotated_file_that_grows_again_is_sent_on(stream: StreamUnderTest, tmp
         append(log, b"two\n")
         wait_content(stream, b"one\ntwo\n")
         wait_until(lambda: str(old) not in open_files(put.pid), "the old file is dealt with")
-        append(old, b"three\n")
-        old.rename(tmp_path / "app.log.2")
-        wait_content(stream, b"one\ntwo\nthree\n")
+        yield
 
 
 def open_files(pid: int) -> set[str]:

@@ -14,7 +14,7 @@ from collator.framing import make_framing
 from tailsrv_client import AsyncProducer, CheckpointError, Producer
 from tailsrv_client import spool as module
 from tailsrv_client.spool import Spool
-from tests.client.streams import PUT, StreamUnderTest, lines, run, send_lines, unused_address
+from tests.client.streams import PUT, StreamUnderTest, lines, run, send_lines, unsent, unused_address
 from tests.support.daemons import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -98,12 +98,7 @@ def test_damage_that_is_found_while_sending_ends_the_producer_and_sends_no_wrong
 ) -> None:
     """One byte of the file changes after it was opened, before it is read."""
     path = tmp_path / "spool"
-    spool = Spool(str(path), "a", make_framing("newline"))
-    for number in range(100_000):
-        spool.append(b"line %d\n" % number)
-    spool.close()
-    address = stream.acks
-    stream.kill("tailsrv-collate")
+    address = unsent(stream, path)
     producer = Producer(address, "a", spool=str(path))
     with path.open("r+b") as file:
         file.seek(-3, os.SEEK_END)
