@@ -252,7 +252,14 @@ class Follower:
 
     def _is_all_acked(self) -> bool:
         with self._guard:
-            return not self._looking_back and all(shipment.complete for shipment in self._shipments)
+            return not self._looking_back and all(
+                shipment.complete and not self._may_be_completed(shipment) for shipment in self._shipments
+            )
+
+    def _may_be_completed(self, shipment: Shipment) -> bool:
+        """Whether its last line has no end and will be completed, once it has been quiet for long enough."""
+        file = shipment.file
+        return self._is_rotated(shipment) and not file.is_whole and file.has_writer() is None
 
     def _is_rotated(self, shipment: Shipment) -> bool:
         if self._live is None:
@@ -263,7 +270,7 @@ class Follower:
     def _is_out_of_the_way(self, shipment: Shipment) -> bool:
         """Whether the next file may begin: this one is rotated, sent, and no longer written to."""
         with self._guard:
-            complete = shipment.complete
+            complete = shipment.complete and not self._may_be_completed(shipment)
         quiet = time.monotonic() - shipment.quiet_since >= QUIET_SECONDS
         return complete and quiet and self._is_rotated(shipment)
 

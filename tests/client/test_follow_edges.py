@@ -180,6 +180,32 @@ def test_a_file_that_may_not_be_read_yet_is_told_once_and_sent_when_it_may(
     assert told.count("app.log can't be read: Permission denied") == 1, told
 
 
+UNSURE: Final = (
+    "import fcntl\n"
+    "control = fcntl.fcntl\n"
+    "def refuse(fd, command, *rest):\n"
+    "    if command == fcntl.F_SETLEASE:\n"
+    "        raise PermissionError(13, 'Permission denied')\n"
+    "    return control(fd, command, *rest)\n"
+    "fcntl.fcntl = refuse\n"
+    "from tailsrv_client.put import backlog, following\n"
+    "following.UNSURE_SECONDS = backlog.UNSURE_SECONDS = 4.0\n"
+    "from tailsrv_client.put.cli import main\n"
+    "main()\n"
+)
+"""The command beside files of somebody else: the kernel does not say who writes, and quiet has to do."""
+
+
+def test_once_waits_until_the_end_of_a_rotated_file_is_believed(stream: StreamUnderTest, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    append(tmp_path / "app.log.1", b"one\nhalf a line")
+    append(log, b"two\nand half")
+    for _ in range(2):
+        ended = run([sys.executable, "-c", UNSURE, *follow(stream, log, "--once")[len(PUT) :]])
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert stream.content() == b"one\nhalf a line\ntwo\n"
+
+
 def test_another_producer_of_a_files_name_is_told_and_nothing_is_sent_twice(
     stream: StreamUnderTest, tmp_path: Path
 ) -> None:
