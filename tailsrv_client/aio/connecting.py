@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from tailsrv.client.talk import Talk
 
 Result = TypeVar("Result")
+
+_loops: Final = weakref.WeakKeyDictionary[socket.socket, asyncio.AbstractEventLoop]()
+"""The loops that may watch our sockets."""
 
 _waiting: Final = weakref.WeakKeyDictionary[socket.socket, asyncio.Future[None]]()
 """Who waits in `readable`, or for a connection."""
@@ -108,6 +110,7 @@ async def _dial(step: Dial) -> socket.socket:
 
 async def _connect(family: int, target: Any) -> socket.socket:  # noqa: ANN401 - what getaddrinfo calls an address
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    _loops[sock] = asyncio.get_running_loop()
     try:
         await _connected(sock, target)
         if family != socket.AF_UNIX:
@@ -143,8 +146,8 @@ def end(sock: socket.socket) -> None:
     """
     if sock.fileno() < 0:
         return
-    with contextlib.suppress(RuntimeError):  # no loop runs here, and nobody waits
-        loop = asyncio.get_running_loop()
+    loop = _loops.get(sock)
+    if loop is not None and not loop.is_closed():
         loop.remove_reader(sock)
         loop.remove_writer(sock)
     sock.close()

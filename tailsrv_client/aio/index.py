@@ -144,9 +144,12 @@ class _Connection:
             self._waiting.append(reply)
             try:
                 await loop.sock_sendall(self._socket, request)
-            except asyncio.CancelledError:
-                # Half a line would spoil the requests of all others.
-                self.drop(ConnectionError("a request to the indexer was given up half-way"))
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    # Half a line would spoil the requests of all others.
+                    self.drop(ConnectionError("a request to the indexer was given up half-way"))
+                if not reply.cancel():
+                    reply.exception()  # said already: asyncio would complain that nobody has asked for it
                 raise
             finally:
                 if self.ended:

@@ -99,11 +99,14 @@ class AsyncByteClient:
         if self._connecting is None:
             self._connecting = Errand(self._reach(self._pause))
             self._pause = 0.0
-        deadline = self._outage.deadline
-        if not await self._connecting.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+        errand, deadline = self._connecting, self._outage.deadline
+        over = await errand.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if self._connecting is not errand:
+            return False  # closed meanwhile
+        if not over:
             self._drop()
             raise self._waits.gave_up(self._rotation)
-        errand, self._connecting = self._connecting, None
+        self._connecting = None
         errand.result()
         if self._stopped:
             return False

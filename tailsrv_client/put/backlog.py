@@ -78,7 +78,7 @@ class Backlog:
         if found is not None and found.place.offset:
             self._known = max(self._known, os.fstat(file.fd).st_mtime_ns)
         if found is None or is_done(file, found.place.offset):
-            self._files.close(file)
+            self._files.close(file, for_good=found is None)  # then it is to be ignored
             return None
         tell_found(found, file, path, self._tell)
         return Shipment(file, path, found.place)
@@ -105,10 +105,9 @@ class Backlog:
             self._tell(f"{path} is a copy of what {self._path} held; it is sent from byte {original.offset} on")
         return Found(original), False
 
-    def after_truncation(self, name: str, tail: Tail) -> list[Shipment]:
-        """What is next to FILE and was not sent, when what was sent as `name`, up to `tail`, is no longer in FILE."""
+    def was_truncated(self, name: str, tail: Tail) -> None:
+        """What was sent as `name`, up to `tail`, is no longer in its file: it may be in a copy."""
         self._copied[name] = tail
-        return list(self.shipments())
 
     def tell_compressed(self) -> None:
         """Files that are newer than the newest one of which anything was sent may hold what was never sent."""

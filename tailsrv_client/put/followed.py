@@ -93,6 +93,8 @@ class FollowedFile:
         self.fd = fd
         self.identity = identify(fd)
         self.size = os.fstat(fd).st_size
+        self.was_rotated = False
+        """Whether it was sent to its end before: its last line may have been completed."""
         self.shift = 0
         self._framing = framing
         self._completion = b""
@@ -113,6 +115,8 @@ class FollowedFile:
         """Be the source of another producer, from byte `offset` of the file on."""
         self.shift, self._inserted = shift, None
         self.tail = self.tail_at(min(offset, self.size))
+        if offset == self.size + 1 and not self.is_whole:
+            self._completion = self._framing.terminator  # it was sent, when the file was rotated
 
     @property
     def end(self) -> int:

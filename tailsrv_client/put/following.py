@@ -189,6 +189,12 @@ class Follower:
 
     def _advance(self) -> bool:
         """Do what can be done now. Returns whether there is nothing left to do, for --once."""
+        while self._go_round():
+            pass
+        return self._options.once and self._is_all_acked()
+
+    def _go_round(self) -> bool:
+        """Bring each shipment forward. Returns whether some are over, so that others may begin."""
         self._live = self._files.live()
         waits = False
         number = 0
@@ -213,7 +219,7 @@ class Follower:
             self._look_back()
         with self._guard:
             self._progress.at(self._shipped + sum(shipment.offset for shipment in self._shipments))
-        return self._advance() if done else self._options.once and self._is_all_acked()
+        return bool(done)
 
     def _brought_forward(self, shipment: Shipment) -> list[Shipment]:
         """The shipment, or what takes its place: what comes next of its file, or another content of it."""
@@ -239,7 +245,7 @@ class Follower:
         if shipment.replaced:
             found = find_later(file, Names(self._base, file.identity), self._ask_acked)
         else:
-            found = self._backlog.find(file, rotated=self._is_rotated(shipment))
+            found = self._backlog.find(file, rotated=file.was_rotated or self._is_rotated(shipment))
         if found is None:
             return shipment
         if not shipment.replaced:
@@ -299,8 +305,11 @@ class Follower:
         shipment.stop()
         file, path = shipment.file, shipment.path
         self._tell(f"{path} was truncated in place, after {shipment.offset_sent} bytes of it had been sent")
-        place = shipment.place
-        copies = [] if place is None else self._backlog.after_truncation(place.rest or place.name, file.tail)
+        place, copies = shipment.place, list[Shipment]()
+        if place is not None:
+            self._backlog.was_truncated(place.rest or place.name, file.tail)
+            if not self._looking_back:  # else they come in their turn
+                copies = list(self._backlog.shipments())
         for copy in copies:
             self._watch(copy)
         if not copies:

@@ -23,8 +23,11 @@ class OpenedFiles:
         """`tell` hears of files that can't be read."""
         self._path, self._framing, self._tell = path, framing, tell
         self._open = set[Identity]()
-        self._done = dict[Identity, tuple[int, bytes]]()
-        """Those that are dealt with: how long they were, and how they began: another file may be given their inodes."""
+        self._done = dict[Identity, tuple[int | None, bytes]]()
+        """Those that are dealt with: how long they were, and how they began: another file may be given their inodes.
+
+        None: whatever is appended to them.
+        """
         self.unreadable = set[str]()
         """The paths of files that are there and could not be opened."""
 
@@ -40,11 +43,15 @@ class OpenedFiles:
             file.close()
             return None
         self._open.add(file.identity)
+        file.was_rotated = file.identity in self._done
         return file
 
     def _is_done(self, file: FollowedFile) -> bool:
-        size, beginning = self._done.get(file.identity, (0, b""))
-        return size > 0 and file.size == size and file.beginning().startswith(beginning)
+        known = self._done.get(file.identity)
+        if known is None:
+            return False
+        size, beginning = known
+        return size in {None, file.size} and file.beginning().startswith(beginning)
 
     def look(self, path: str) -> FollowedFile | None:
         """The file called `path`, if it is there and can be read: opened once more, for the caller to close."""
@@ -73,9 +80,9 @@ class OpenedFiles:
             self.unreadable.add(path)
             self._tell(f"{path} can't be read: {why}; it is tried again when that changes")
 
-    def close(self, file: FollowedFile) -> None:
-        """It is dealt with."""
-        self._done[file.identity] = file.size, file.beginning()
+    def close(self, file: FollowedFile, *, for_good: bool = False) -> None:
+        """It is dealt with; `for_good`: also if it grows."""
+        self._done[file.identity] = None if for_good else file.size, file.beginning()
         self.put_back(file)
 
     def put_back(self, file: FollowedFile) -> None:

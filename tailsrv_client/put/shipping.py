@@ -125,7 +125,7 @@ class Shipment:
 
     def look(self) -> None:
         """Send what is new."""
-        if self.file.look(0 if self.head else self.lane.sent):
+        if self.file.look(0 if self.head else max(self.lane.sent, self.acked)):
             self.quiet_since = time.monotonic()
             self.wake()
 

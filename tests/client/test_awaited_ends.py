@@ -81,6 +81,62 @@ def test_closing_a_consumer_ends_the_loop_that_waits_for_it(stream: StreamUnderT
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("where", ["here", "another thread"])
+def test_closing_a_consumer_that_still_connects_ends_its_loop(where: str) -> None:
+    """The server says nothing, and so has not proved what it is."""
+
+    async def scenario(address: str) -> list[bytes]:
+        consumer = Consumer(address)
+
+        async def consume() -> list[bytes]:
+            return [message.payload async for message in consumer]
+
+        consuming = asyncio.create_task(consume())
+        await asyncio.to_thread(reached.wait, PATIENCE)
+        if where == "here":
+            consumer.close()
+        else:
+            await asyncio.to_thread(consumer.close)
+        async with asyncio.timeout(PATIENCE / 2):
+            return await consuming
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(10)
+        reached.set()
+        closed.wait(PATIENCE)
+
+    reached, closed = threading.Event(), threading.Event()
+    with Peer(serve) as peer:
+        assert asyncio.run(scenario(peer.address)) == []
+        closed.set()
+
+
+def test_a_consumer_that_is_closed_while_the_loop_does_not_run_leaves_nothing_in_it(stream: StreamUnderTest) -> None:
+    append(stream.path, b"one\n")
+    loop = asyncio.new_event_loop()
+    try:
+        consumer, consuming = loop.run_until_complete(_consumer_that_waits(stream.broadcast))
+        consumer.close()
+        loop.run_until_complete(hears_on_all_numbers())
+        loop.run_until_complete(consuming)
+    finally:
+        loop.close()
+
+
+async def _consumer_that_waits(address: str) -> tuple[Consumer, asyncio.Task[None]]:
+    consumer = Consumer(address)
+    got_one = asyncio.Event()
+
+    async def consume() -> None:
+        async for _ in consumer:
+            got_one.set()
+
+    consuming = asyncio.create_task(consume())
+    await got_one.wait()
+    await asyncio.sleep(0)
+    return consumer, consuming
+
+
 async def hears_on_all_numbers() -> None:
     """New sockets, which have the numbers of those that were closed, are heard of."""
     loop = asyncio.get_running_loop()

@@ -125,6 +125,75 @@ def test_a_backlog_of_more_files_than_descriptors_is_sent_in_its_order(
     assert stream.content() == lines(0, 91)
 
 
+def test_a_truncation_within_a_long_backlog_opens_no_more_files_than_there_may_be(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    log = tmp_path / "app.log"
+    for number in range(1, 91):
+        path = tmp_path / f"app.log.{90 - number}"
+        append(path, lines(number, number + 1))
+        os.utime(path, (number, number))
+    append(log, lines(91, 92))
+    limited = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *follow(stream, log)]
+    with busy(tmp_path / "app.log.90") as done, started(limited):  # it is the oldest: the others wait for its turn
+        os.utime(tmp_path / "app.log.90", (0, 0))
+        wait_until(lambda: b"busy 0\n" in stream.content())
+        (tmp_path / "app.log.89").write_bytes(b"a line that is longer than the one before\n")
+        done.set()
+        wait_until(lambda: stream.content().endswith(lines(91, 92)), "all is sent")
+    sent = [line for line in stream.content().splitlines(keepends=True) if not line.startswith(b"busy")]
+    assert sent == [
+        b"line 1\n",
+        b"a line that is longer than the one before\n",
+        *(b"line %d\n" % number for number in range(2, 92)),
+    ]
+
+
+def test_many_empty_rotated_files_are_passed_over(stream: StreamUnderTest, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    for number in range(1, 91):
+        append(tmp_path / f"app.log.{number}", b"")
+    append(log, b"one\n")
+    ended = run(["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *follow(stream, log, "--once")])
+    assert (ended.returncode, ended.stderr, stream.content()) == (0, b"", b"one\n")
+
+
+def test_what_is_to_be_ignored_stays_so_when_it_grows_and_is_renamed(stream: StreamUnderTest, tmp_path: Path) -> None:
+    log, old = tmp_path / "app.log", tmp_path / "app.log.1"
+    append(old, b"of before\n")
+    append(log, b"one\n")
+    with started(follow(stream, log, "--ignore-rotated")):
+        wait_content(stream, b"one\n")
+        append(old, b"late\n")
+        old.rename(tmp_path / "app.log.2")
+        log.rename(old)
+        append(log, b"two\n")
+        wait_content(stream, b"one\ntwo\n")
+
+
+def test_a_file_that_comes_back_with_a_last_line_that_was_completed_is_not_repeated(
+    stream: StreamUnderTest, tmp_path: Path
+) -> None:
+    log, old = tmp_path / "app.log", tmp_path / "app.log.1"
+    with dealt_with(stream, log, old, b"one\nhalf a line"):
+        before = stream.content()
+        log.rename(tmp_path / "away")
+        old.rename(log)
+        append(log, b"and what was thought of later\n")
+        wait_content(stream, before + b"and what was thought of later\n")
+
+
+def test_after_a_restart_a_completed_last_line_is_not_repeated(stream: StreamUnderTest, tmp_path: Path) -> None:
+    log, old = tmp_path / "app.log", tmp_path / "app.log.1"
+    append(old, b"one\nhalf a line")
+    append(log, b"two\n")
+    assert run(follow(stream, log, "--once")).returncode == 0
+    assert stream.content() == b"one\nhalf a line\ntwo\n"
+    old.rename(log)
+    ended = run(follow(stream, log, "--once"))
+    assert (ended.returncode, ended.stderr, stream.content()) == (0, b"", b"one\nhalf a line\ntwo\n")
+
+
 def test_a_name_that_goes_while_the_directory_is_read_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +297,7 @@ def test_another_producer_of_a_files_name_is_told_and_nothing_is_sent_twice(
 
 def test_a_file_that_was_dealt_with_and_comes_back_is_followed_again(stream: StreamUnderTest, tmp_path: Path) -> None:
     log, old = tmp_path / "app.log", tmp_path / "app.log.1"
-    with dealt_with(stream, log, old):
+    with dealt_with(stream, log, old, b"one\n"):
         log.rename(tmp_path / "away")
         old.rename(log)
         append(log, b"three\n")
@@ -238,21 +307,22 @@ def test_a_file_that_was_dealt_with_and_comes_back_is_followed_again(stream: Str
 def test_a_rotated_file_that_grows_again_is_sent_on(stream: StreamUnderTest, tmp_path: Path) -> None:
     """By a writer that opened it late; what it wrote is found when the file is renamed once more."""
     log, old = tmp_path / "app.log", tmp_path / "app.log.1"
-    with dealt_with(stream, log, old):
+    with dealt_with(stream, log, old, b"one\n"):
         append(old, b"three\n")
         old.rename(tmp_path / "app.log.2")
         wait_content(stream, b"one\ntwo\nthree\n")
 
 
 @contextlib.contextmanager
-def dealt_with(stream: StreamUnderTest, log: Path, old: Path) -> Iterator[None]:
-    """A follower that has sent "one" from what is `old` now, and "two" from `log`, and has closed the old file."""
-    append(log, b"one\n")
+def dealt_with(stream: StreamUnderTest, log: Path, old: Path, content: bytes) -> Iterator[None]:
+    """A follower that has sent `content` from what is `old` now, and "two" from `log`, and has closed the old file."""
+    append(log, content)
     with started(follow(stream, log)) as put:
         wait_content(stream, b"one\n")
         log.rename(old)
         append(log, b"two\n")
-        wait_content(stream, b"one\ntwo\n")
+        wait_until(lambda: stream.content().endswith(b"two\n"))
+        assert stream.content() == content.removesuffix(b"\n") + b"\ntwo\n"
         wait_until(lambda: str(old) not in open_files(put.pid), "the old file is dealt with")
         yield
 
