@@ -193,7 +193,8 @@ class Gatherer:
         framing, carry = self._framing, inbox.carry
         if not carry or not framing.terminator or len(carry) >= framing.max_message_bytes:
             return 0
-        self._apart(bytes(carry) + framing.terminator)
+        self._apart(carry)  # two pieces: there may be no memory for a copy
+        self._apart(framing.terminator)
         self._keep(inbox, b"")
         self.batch.turns += 1
         self.batch.messages += 1

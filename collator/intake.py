@@ -180,6 +180,11 @@ class Intake:
         return True
 
     @property
+    def waits(self) -> bool:
+        """Whether there was no memory a moment ago: there is a round in which it is asked for again."""
+        return self._memory_timer is not None
+
+    @property
     def paused(self) -> str | None:
         """Why nothing is read for want of memory, for health checks."""
         return self._memory.paused

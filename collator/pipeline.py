@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
 from collator.acklane import AckLane
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from tailsrv.kit.reactor import Reactor
 
 EVENTS_BYTES: Final = 1 << 16
+
+DRAIN_SECONDS: Final = 5.0
+"""How long the end waits for memory; what the kernel holds by then was not taken."""
 
 
 class Pipeline:
@@ -73,6 +77,7 @@ class Pipeline:
         self.raw = RawLane(reactor, self._intake, self.gatherer, framing, log, check=not options.accept_any_message)
         self.acknowledged = AckLane(reactor, self._intake, self.gatherer, self.known, log)
         self._stopping = self._drained = self._syncing = False
+        self._drain_ends = 0.0
         self.bytes = 0
         """Committed since the start,"""
         self.messages = 0
@@ -123,6 +128,7 @@ class Pipeline:
         self._stop_accepting()
         self.raw.release()
         self._intake.begin_drain()
+        self._drain_ends = time.monotonic() + DRAIN_SECONDS
 
     def _finish(self) -> None:
         committer = self.committer
@@ -134,6 +140,10 @@ class Pipeline:
         while not self._drained:
             self._drained = self._intake.drain()
             if not self._try_commit():
+                if self._intake.waits:
+                    if time.monotonic() < self._drain_ends:
+                        return
+                    self._log.warning("stopped without memory", file=self._file.path, why=self._intake.paused)
                 self._drained = self._drained or not committer.busy  # nothing will ever make room
                 break
             if committer.busy:

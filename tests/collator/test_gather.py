@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 
 import pytest
 
@@ -161,3 +162,17 @@ def test_a_line_that_would_be_too_long_with_its_newline_is_not_completed() -> No
     with pytest.raises(FramingError):
         gatherer.received(inbox, 5)
     assert gatherer.finish(inbox) == 0
+
+
+def test_completing_a_last_message_takes_no_memory_for_its_bytes() -> None:
+    """There may be none: the producer has ended, and would have nobody to send it again."""
+    gatherer = Gatherer(make_framing("newline", 8 << 20), BUDGET)
+    inbox = Inbox()
+    feed(gatherer, inbox, b"x" * (4 << 20))
+    tracemalloc.start()
+    try:
+        assert gatherer.finish(inbox) == (4 << 20) + 1
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+    assert content(gatherer.take()) == b"x" * (4 << 20) + b"\n"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator import committer, gather, recovery, rescue, startup
+from collator import committer, gather, pipeline, recovery, rescue, startup
 from collator.diskwriter import DiskWriter
 from collator.options import Options, parse_sync
 from collator.server import Collator
@@ -253,6 +253,30 @@ def test_memory_that_is_used_up_pauses_the_reading_and_nothing_else(
     looped.turn_until(lambda: looped.collator.unhealthy() is None)
     assert len(looped.log.of("reading from producers paused")) == 1
     assert len(looped.log.of("reading from producers resumed")) == 1
+
+
+@pytest.mark.parametrize(("failures", "committed"), [(3, True), (1 << 30, False)], ids=["for a while", "for good"])
+def test_an_end_without_memory_waits_for_what_was_sent_before_it_and_not_for_ever(
+    looped: Looped, monkeypatch: pytest.MonkeyPatch, failures: int, committed: bool
+) -> None:
+    looped.start()
+    honest, left = gather._Chunk.__init__, failures
+
+    def short(self: Any, size: int) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise MemoryError
+        honest(self, size)
+
+    monkeypatch.setattr(pipeline, "DRAIN_SECONDS", 2.0)
+    monkeypatch.setattr(gather._Chunk, "__init__", short)
+    for number in range(2):
+        looped.send(b"line %d\n" % number)
+    looped.collator.stop()
+    looped.reactor.run()
+    assert sorted(looped.path.read_bytes().splitlines()) == ([b"line 0", b"line 1"] if committed else [])
+    assert bool(looped.log.of("stopped without memory")) is not committed
 
 
 def test_a_message_that_there_is_no_memory_for_closes_its_producer_alone(tmp_path: Path) -> None:
