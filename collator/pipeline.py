@@ -140,7 +140,7 @@ class Pipeline:
         while not self._drained:
             self._drained = self._intake.drain()
             if not self._try_commit():
-                if self._intake.waits:
+                if self._intake.waits and not self._drained:
                     if time.monotonic() < self._drain_ends:
                         return
                     self._log.warning("stopped without memory", file=self._file.path, why=self._intake.paused)
