@@ -207,8 +207,11 @@ class Conversation(Generic[Result]):
                 try:
                     heard = self._do(deadline)
                 except OSError as error:
+                    self._raise_if_stopped()
                     self._begin(self._talk.throw(error))
                 else:
+                    if not heard:
+                        self._raise_if_stopped()
                     self._begin(self._talk.send(heard))
         except StopIteration as stop:
             result: Result = stop.value
@@ -226,6 +229,11 @@ class Conversation(Generic[Result]):
             self._dialling = None
         self._talk.close()
         self._line.drop()
+
+    def _raise_if_stopped(self) -> None:
+        """What looks like the peer's end, or its fault, is ours then."""
+        if self._line.interrupt.is_set():
+            raise SuspendedError
 
     def _begin(self, step: Step) -> None:
         self._step = step

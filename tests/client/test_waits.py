@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tailsrv.client import ByteClient, Position, Reader, Rotation, parse_addresses
+from tailsrv.client.line import Conversation, Line, SuspendedError
+from tailsrv.client.talk import Dial, Hear, Say
+from tailsrv.kit.addresses import parse_address
 from tailsrv_client import AsyncIndex, AsyncProducer, ClientError, Consumer, GaveUpError, Index, Producer, Waits
 from tests.client.streams import CAT, PUT, Peer, StreamUnderTest, kill_process, lines, run, started, unused_address
 from tests.support.daemons import PATIENCE, wait_until
@@ -23,6 +26,9 @@ from tests.support.daemons import PATIENCE, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tailsrv.client.talk import Talk
+    from tailsrv.kit.addresses import Address
 
 
 @pytest.fixture
@@ -40,6 +46,28 @@ def swallow(sock: socket.socket) -> None:
     """Accept, and never answer."""
     while sock.recv(100):
         pass
+
+
+@pytest.mark.parametrize("step", [Say(b"x"), Hear(PATIENCE)], ids=["say", "hear"])
+def test_what_a_stop_does_to_a_connection_is_no_fault_of_the_peer(step: Say | Hear) -> None:
+    """A program that is interrupted would report it, and try the next address."""
+    told: list[object] = []
+
+    def talk(address: Address) -> Talk[None]:
+        yield Dial(address)
+        line.stop()
+        try:
+            told.append((yield step))
+        except OSError as error:
+            told.append(error)
+
+    line = Line()
+    with Peer(swallow) as peer:
+        conversation = Conversation(line, talk(parse_address(peer.address)))
+        with pytest.raises(SuspendedError):
+            conversation.go_on()
+        conversation.close()
+    assert told == []
 
 
 @contextlib.contextmanager
