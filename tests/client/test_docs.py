@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.client.streams import StreamUnderTest, lines, run
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.daemons import PATIENCE, open_files, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,18 +104,11 @@ def test_a_command_of_the_pages_runs(stream: StreamUnderTest, command: str) -> N
             elif "--from end" not in command:
                 assert select.select([process.stdout], [], [], PATIENCE)[0]
             else:
-                wait_until(lambda: _connected(process.pid))
+                wait_until(lambda: any("socket:" in name for name in open_files(process.pid)), "it has a socket")
             process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == -signal.SIGINT
         assert process.stderr is not None
         assert process.stderr.read() == b""
-
-
-def _connected(pid: int) -> bool:
-    """Whether the process has a socket."""
-    with contextlib.suppress(OSError):  # a descriptor that is gone again
-        return any("socket:" in os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir())
-    return False
 
 
 def test_there_are_examples_on_every_page() -> None:

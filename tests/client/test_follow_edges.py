@@ -18,7 +18,7 @@ from tailsrv_client.put.followed import identify
 from tailsrv_client.put.places import Names
 from tests.client.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
 from tests.client.test_follow import follow
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.daemons import PATIENCE, open_files, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,9 +89,9 @@ def test_a_line_without_its_end_is_not_waited_for_by_once(
 def test_a_line_without_its_end_has_no_time_limit(stream: StreamUnderTest, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     append(log, b"one\nhalf a line")
-    with started(follow(stream, log, "--timeout", "500ms")):
+    with started(follow(stream, log, "--timeout", "3s")):
         wait_content(stream, b"one\n")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(3.0 + LOOK_SECONDS)
         append(log, b" and its end\n")
         wait_content(stream, b"one\nhalf a line and its end\n")
 
@@ -129,17 +129,18 @@ def test_a_truncation_within_a_long_backlog_opens_no_more_files_than_there_may_b
     stream: StreamUnderTest, tmp_path: Path
 ) -> None:
     log = tmp_path / "app.log"
+    oldest = tmp_path / "app.log.90"
+    append(oldest, b"busy\n")
+    os.utime(oldest, (0, 0))
     for number in range(1, 91):
         path = tmp_path / f"app.log.{90 - number}"
         append(path, lines(number, number + 1))
         os.utime(path, (number, number))
     append(log, lines(91, 92))
-    limited = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *follow(stream, log)]
-    with busy(tmp_path / "app.log.90") as done, started(limited):  # it is the oldest: the others wait for its turn
-        os.utime(tmp_path / "app.log.90", (0, 0))
-        wait_until(lambda: b"busy 0\n" in stream.content())
-        (tmp_path / "app.log.89").write_bytes(b"a line that is longer than the one before\n")
-        done.set()
+    with oldest.open("ab"), started(["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *follow(stream, log)]):
+        wait_until(lambda: b"busy\n" in stream.content())
+        with busy(oldest):  # the others wait for their turn
+            (tmp_path / "app.log.89").write_bytes(b"a line that is longer than the one before\n")
         wait_until(lambda: stream.content().endswith(lines(91, 92)), "all is sent")
     sent = [line for line in stream.content().splitlines(keepends=True) if not line.startswith(b"busy")]
     assert sent == [
@@ -325,12 +326,3 @@ def dealt_with(stream: StreamUnderTest, log: Path, old: Path, content: bytes) ->
         assert stream.content() == content.removesuffix(b"\n") + b"\ntwo\n"
         wait_until(lambda: str(old) not in open_files(put.pid), "the old file is dealt with")
         yield
-
-
-def open_files(pid: int) -> set[str]:
-    """What a process has open."""
-    found = set[str]()
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-    return found

@@ -202,6 +202,16 @@ def read_to_end(sock: socket.socket) -> bytes:
     return bytes(received)
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open, by path or kind ("socket:[…]"); nothing once it has ended."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed since
+                found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return found
+
+
 def wait_until(condition: Callable[[], bool], what: str = "") -> None:
     """For what the kernel has no event for (a size, a count): look again, soon, until it holds."""
     deadline = time.monotonic() + PATIENCE

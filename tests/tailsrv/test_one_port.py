@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import PATIENCE, Daemon, read_to_end
+from tests.support.daemons import PATIENCE, Daemon, open_files, read_to_end
 from tests.tailsrv.support import ask, serve
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def test_connections_are_spread_over_all_workers(files: tuple[Path, Path], liste
         for client in clients:
             assert client.recv(5) == b"first"
         with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children", encoding="ascii") as file:
-            pids = file.read().split()
-        held = [sum("socket:" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in open_in(pid)) for pid in pids]
+            pids = [int(pid) for pid in file.read().split()]
+        held = [sum("socket:" in name for name in open_files(pid)) for pid in pids]
         assert len(held) == 3
         assert min(held) > 15, held
         for client in clients:
@@ -121,11 +121,6 @@ def first_to_end(*daemons: Daemon) -> Daemon:
         assert ended, "both serve"
         found: Daemon = ended[0][0].data
         return found
-
-
-def open_in(pid: str) -> list[str]:
-    """The descriptors that a process has open."""
-    return [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.path.lexists(f"/proc/{pid}/fd/{fd}")]
 
 
 def free_port() -> int:

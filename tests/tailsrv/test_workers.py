@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import Daemon, is_running, read_exactly, read_to_end, wait_until
+from tests.support.daemons import Daemon, is_running, open_files, read_exactly, read_to_end, wait_until
 from tests.tailsrv.support import (
     MIB,
     append,
@@ -39,11 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 def served_by(daemon: Daemon) -> dict[int, int]:
     """Sockets that each worker has open."""
-    counts = {}
-    for pid in children(daemon):
-        links = [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
-        counts[pid] = sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
-    return counts
+    return {pid: sum(name.startswith("socket:") for name in open_files(pid)) for pid in children(daemon)}
 
 
 def has_ended(sock: socket.socket) -> bool:
