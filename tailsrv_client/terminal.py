@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -26,6 +27,9 @@ PROGRESS_AFTER_SECONDS: Final = 2.0
 """Transfers that are over sooner need no progress."""
 
 REPEAT_SECONDS: Final = 10.0
+WAKE_SECONDS: Final = (0.01, 0.1, 0.5)
+"""When the main thread is woken after a signal: once is enough, unless it begins to wait at that very moment."""
+
 GRACE_SECONDS: Final = 1.0
 PROGRESS_SECONDS: Final = 0.5
 
@@ -54,6 +58,7 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
     for signum in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(signum, _raise_signalled)
+    _wake_main_thread()
     try:
         name_variables(command, prefix)
         code = command.main(prog_name=name, standalone_mode=False)
@@ -219,6 +224,27 @@ def human(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.1f} TB"
+
+
+def _wake_main_thread() -> None:
+    """Have the main thread look at signals that came right before it began to wait, or to another thread.
+
+    Python only notes a signal then, and the main thread would look at the note after its wait.
+    """
+    main = threading.get_ident()
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    signal.signal(signal.SIGURG, lambda *_: None)
+
+    def wake() -> None:
+        while True:
+            noted = os.read(read_end, 64)
+            for pause in WAKE_SECONDS if signal.SIGINT in noted or signal.SIGTERM in noted else ():
+                time.sleep(pause)
+                signal.pthread_kill(main, signal.SIGURG)
+
+    start(wake, "signals")
 
 
 def _raise_signalled(signum: int, _: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -608,3 +609,21 @@ def test_a_program_that_ends_while_a_producer_connects_ends_without_a_word() -> 
     script = "import sys; from tailsrv_client import Producer; Producer(sys.argv[1], 'n').send(b'x')"
     ended = run([sys.executable, "-c", script, unused_address()])
     assert (ended.returncode, ended.stderr.count(b"Traceback")) == (0, 0)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_another_thread_gets_ends_cat(stream: StreamUnderTest, signum: int) -> None:
+    """As one that comes right before the main thread waits: nothing interrupts that wait."""
+    stream.path.write_bytes(b"one\n")
+    program = (
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"  # ours let no signal in
+        "from tailsrv_client.cat.cli import main\n"
+        "main()\n"
+    )
+    with started([sys.executable, "-c", program, stream.broadcast]) as cat:
+        assert cat.stdout.read(4) == b"one\n"
+        other = sorted(int(name) for name in os.listdir(f"/proc/{cat.pid}/task"))[1]
+        assert ctypes.CDLL(None).tgkill(cat.pid, other, signum) == 0
+        assert cat.wait(PATIENCE) == -signum
+        assert cat.stderr.read() == b""
