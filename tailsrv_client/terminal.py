@@ -232,10 +232,10 @@ def _wake_main_thread() -> None:
     Python only notes a signal then, and the main thread would look at the note after its wait.
     """
     main = threading.get_ident()
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(write_end, False)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    signal.signal(signal.SIGURG, lambda *_: None)
+    try:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        return  # --help needs no descriptor, and what needs one says so
 
     def wake() -> None:
         while True:
@@ -244,7 +244,15 @@ def _wake_main_thread() -> None:
                 time.sleep(pause)
                 signal.pthread_kill(main, signal.SIGURG)
 
-    start(wake, "signals")
+    try:
+        start(wake, "signals")
+    except RuntimeError:  # no thread: as above
+        os.close(read_end)
+        os.close(write_end)
+        return
+    os.set_blocking(write_end, False)
+    signal.signal(signal.SIGURG, lambda *_: None)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
 
 def _raise_signalled(signum: int, _: object) -> None:
