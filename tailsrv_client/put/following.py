@@ -188,10 +188,17 @@ class Follower:
     # --- sending them
 
     def _advance(self) -> bool:
-        """Do what can be done now. Returns whether there is nothing left to do, for --once."""
+        """Do what can be done now. Returns whether there is nothing left to do, for --once.
+
+        Raises `ClientError` where --once has nothing left but what can't be read.
+        """
         while self._go_round():
             pass
-        return self._options.once and self._is_all_acked()
+        if not (self._options.once and self._is_all_acked()):
+            return False
+        if self._files.unreadable:
+            raise ClientError(f"not all was sent: {', '.join(sorted(self._files.unreadable))} can't be read")
+        return True
 
     def _go_round(self) -> bool:
         """Bring each shipment forward. Returns whether some are over, so that others may begin."""

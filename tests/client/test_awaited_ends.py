@@ -60,16 +60,7 @@ def test_closing_a_consumer_ends_the_loop_that_waits_for_it(stream: StreamUnderT
     append(stream.path, b"one\n")
 
     async def scenario() -> None:
-        consumer = Consumer(stream.broadcast)
-        got_one = asyncio.Event()
-
-        async def consume() -> None:
-            async for _ in consumer:
-                got_one.set()
-
-        consuming = asyncio.create_task(consume())
-        await got_one.wait()
-        await asyncio.sleep(0)
+        consumer, consuming = await _consumer_that_waits(stream.broadcast)
         if where == "here":
             consumer.close()
         else:
