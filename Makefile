@@ -19,7 +19,7 @@ ifneq ($(file < $(INSTALLED)),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % 
 .PHONY: $(INSTALLED)
 endif
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
 	@./make-venv.sh $(VENV) $(PYTHON) $@ .
 
 $(READY): $(INSTALLED)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# make-venv.sh VENV PYTHON STAMP WHAT: makes the virtual environment for the Makefile and pip-installs WHAT into it.
+# make-venv.sh VENV PYTHON STAMP WHAT: makes the virtual environment for the Makefile and pip-installs WHAT into it,
+# together with the distribution in client/ that it depends on.
 #
 # STAMP is written at the end only, so an environment that an interrupted or failed run leaves is made again from
 # nothing. Every reason for which this cannot work is one line that says what to do.
@@ -39,7 +40,7 @@ if [[ $(cat "$venv/.installed" 2>/dev/null) != "$made_for" ]]; then
     "$python" -m venv "$venv" >"$log" 2>&1 || fail "$python -m venv $venv: $(tail -n 1 "$log")"
 fi
 rm -f "$stamp"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$what" >"$log" 2>&1 ||
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable client --editable "$what" >"$log" 2>&1 ||
     fail "pip cannot install $what: $(grep -m 1 '^ *ERROR' "$log" || tail -n 1 "$log"); it needs a package index (see pip config list); run make again to retry"
 printf '%s\n' "$made_for" >"$stamp"
 done=1

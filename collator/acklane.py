@@ -14,20 +14,21 @@ import socket
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from collator.acks import NAME_LINE_BYTES, NameError_, Progress, error_line, note_run, read_name, run_lines
+from collator.acks import Progress, note_run
 from collator.gather import Inbox
 from collator.intake import Counts
-from tailsrv.kit.deadlines import Deadlines
-from tailsrv.kit.errors import reason
-from tailsrv.kit.logs import Repeated, printable
-from tailsrv.kit.reactor import READ, WRITE
+from tailsrv_formats.acknowledgement import NAME_LINE_BYTES, InvalidNameError, error_line, read_name, run_lines
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.deadlines import Deadlines
+from tailsrv_runtime.logs import Repeated, printable
+from tailsrv_runtime.reactor import READ, WRITE
 
 if TYPE_CHECKING:
-    from collator.framing import FramingError
     from collator.gather import Batch, Gatherer
     from collator.intake import Intake
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_formats.framing import FramingError
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor
 
 PATIENCE_SECONDS: Final = 30.0
 """How long a producer has to say its name, and to take its last line."""
@@ -157,7 +158,7 @@ class AckProducer:
             return
         try:
             name = read_name(self.typed)
-        except NameError_ as error:
+        except InvalidNameError as error:
             self._reject("name", str(error), name=printable(self.typed))
             return
         if name is not None:

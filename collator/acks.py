@@ -1,39 +1,6 @@
-r"""The acknowledged lane's words, and how far each producer is.
-
-    producer: NAME "\n"          server: ACKED AT "\n"          producer: its stream from byte ACKED on
-
-Pure: knows neither sockets nor files.
-"""
+"""How far each producer is."""
 
 from __future__ import annotations
-
-import re
-from typing import Final
-
-NAME_BYTES: Final = 128
-NAME_LINE_BYTES: Final = NAME_BYTES + 2
-"""The longest name line: a carriage return and the newline."""
-
-_NAME: Final = re.compile(rb"[A-Za-z0-9._:-]{0,128}")
-
-
-class NameError_(ValueError):  # noqa: N801, N818 - NameError is Python's
-    """What a producer sent can't be its name."""
-
-
-def read_name(line: bytes) -> bytes | None:
-    """The name in what a producer has sent so far; None while its newline is missing; empty: anonymous.
-
-    Raises `NameError_` as soon as no further byte would make it a name.
-    """
-    if not line.endswith(b"\n"):
-        if len(line) >= NAME_LINE_BYTES:
-            raise NameError_(f"a name line has at most {NAME_LINE_BYTES} bytes")
-        return None
-    name = line[:-1].removesuffix(b"\r")
-    if not _NAME.fullmatch(name):
-        raise NameError_(f"a name is 1 to {NAME_BYTES} of A-Z a-z 0-9 . _ : - or empty")
-    return name
 
 
 class Progress:
@@ -69,13 +36,3 @@ def note_run(runs: list[int], acked: int, start: int, end: int) -> None:
         runs[-1] = end
     else:
         runs += (acked, end)
-
-
-def run_lines(runs: list[int]) -> bytes:
-    """The lines that acknowledge `runs`."""
-    return b"%d %d\n" % (runs[0], runs[1]) if len(runs) == 2 else b"%d %d\n" * (len(runs) // 2) % tuple(runs)
-
-
-def error_line(why: str) -> bytes:
-    """The last line that a producer hears when it is at fault; `why` begins with "busy, " where trying again helps."""
-    return f"error: {why}\n".encode("ascii", "backslashreplace")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.files import MODE, write_at
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.files import MODE, write_at
 
 
 class SyncFailedError(FatalError):

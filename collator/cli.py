@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 import click
 
-from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, FRAMINGS
 from collator.options import DEFAULT_BUFFER_BYTES, LEAST_BUFFER_BYTES, Options, parse_sync
-from tailsrv.kit.options import PORT, Listen, addresses, common_options, common_settings, run_command
+from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, FRAMINGS
+from tailsrv_runtime.options import PORT, Listen, addresses, common_options, common_settings, run_command
 
 
 @click.command("tailsrv-collate")
@@ -56,7 +56,7 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's signature
     values["ack_listen"] = addresses(values.pop("ack_port"), values["ack_listen"])
     options = Options(**common_settings(values))
     from collator.server import Collator  # noqa: PLC0415 - after the command line is known to be right
-    from tailsrv.kit.daemon import run_daemon  # noqa: PLC0415 - the same
+    from tailsrv_runtime.daemon import run_daemon  # noqa: PLC0415 - the same
 
     sys.exit(run_daemon("tailsrv-collate", options, lambda reactor, log: Collator(reactor, options, log)))
 

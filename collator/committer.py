@@ -21,9 +21,10 @@ from collator.journal import sample
 from collator.obstacles import obstacle
 from collator.rescue import Rescue
 from collator.streamfile import ForeignBytesError
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.measures import BYTES, SECONDS, Histogram
-from tailsrv.kit.shortage import Retried, is_shortage, spare_descriptors
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.measures import BYTES, SECONDS, Histogram
+from tailsrv_runtime.shortage import Retried, is_shortage, spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
     from collator.journal import Standing
     from collator.obstacles import Obstacle
     from collator.options import Sync
-    from collator.records import Record
     from collator.sidecars import Sidecars
     from collator.streamfile import StreamFile
     from collator.workers import Worker
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor, Timer
+    from tailsrv_formats.journal import Record
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor, Timer
 
 SLOW_SECONDS: Final = 10.0
 """A commit that takes longer is reported by health checks."""

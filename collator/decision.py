@@ -24,7 +24,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.records import Journal, Record
+    from tailsrv_formats.journal import Journal, Record
 
 
 class RefusedError(Exception):

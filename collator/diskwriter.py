@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Final
 
 from collator.beside import SyncFailedError, sync_failed
 from collator.journal import checksum
-from collator.records import Record
 from collator.streamfile import ForeignBytesError
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.files import begin_writeback
+from tailsrv_formats.journal import Record
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.files import begin_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collator.options import Sync
     from collator.streamfile import StreamFile
     from collator.workers import Task, Worker
-    from tailsrv.kit.reactor import Reactor, Timer
+    from tailsrv_runtime.reactor import Reactor, Timer
 
 BESIDE_BYTES: Final = 1 << 19
 """A checksum over so much takes longer than to have another thread compute it while FILE is written."""

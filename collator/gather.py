@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collator.framing import Framing
+    from tailsrv_formats.framing import Framing
 
 CHUNK_BYTES: Final = 1 << 20
 """What a chunk holds: it should fit the processor's cache between recv and writev."""

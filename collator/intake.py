@@ -24,19 +24,20 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Protocol
 
-from collator.framing import FramingError
 from collator.gather import NoMemoryError
 from collator.partials import Partials
-from tailsrv.kit.errors import FatalError, UsageError
-from tailsrv.kit.shortage import RETRY_SECONDS, Retried
+from tailsrv_formats.errors import UsageError
+from tailsrv_formats.framing import FramingError
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.shortage import RETRY_SECONDS, Retried
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from collator.gather import Gatherer, Inbox
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor, Timer
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor, Timer
 
 DRAIN_TURNS: Final = 64
 """How many turns a producer gets at the end: who never stops sending is cut off somewhere."""

@@ -11,9 +11,9 @@ import os
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from collator.records import BY_NUMBER, Header, Record, encode_named, encode_record, seed
-from tailsrv.kit.files import begin_writeback, write_at
-from tailsrv.kit.shortage import is_shortage
+from tailsrv_formats.journal import BY_NUMBER, Header, Record, encode_named, encode_record, seed
+from tailsrv_runtime.files import begin_writeback, write_at
+from tailsrv_runtime.shortage import is_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -16,8 +16,8 @@ from typing import Final
 
 import msgspec
 
-from tailsrv.kit.errors import reason
-from tailsrv.kit.shortage import advice, is_shortage
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.shortage import advice, is_shortage
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 

@@ -6,10 +6,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from collator.framing import DEFAULT_MAX_MESSAGE_BYTES, FRAMINGS
-from tailsrv.kit.addresses import Address  # noqa: TC001 - msgspec reads annotations
-from tailsrv.kit.errors import UsageError
-from tailsrv.kit.options import CommonOptions
+from tailsrv_formats.addresses import Address  # noqa: TC001 - msgspec reads annotations
+from tailsrv_formats.errors import UsageError
+from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, FRAMINGS
+from tailsrv_runtime.options import CommonOptions
 
 DEFAULT_BUFFER_BYTES: Final = 256 << 20
 LEAST_BUFFER_BYTES: Final = 1 << 16

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from collator.acklane import AckLane
 from collator.committer import Committer
-from collator.framing import make_framing
 from collator.gather import BATCH_CHUNKS, Gatherer
 from collator.intake import Intake
 from collator.rawlane import RawLane
 from collator.sidecars import Sidecars
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.reactor import READ
+from tailsrv_formats.framing import make_framing
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.reactor import READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collator.gather import Batch
     from collator.options import Options
     from collator.startup import Taken
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor
 
 EVENTS_BYTES: Final = 1 << 16
 

@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING, Final
 from collator.gather import Inbox
 from collator.intake import Counts
 from collator.wrongclient import FIRST_BYTES, may_become, recognise
-from tailsrv.kit.deadlines import Deadlines
-from tailsrv.kit.errors import reason
-from tailsrv.kit.logs import Repeated, printable
-from tailsrv.kit.reactor import READ
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.deadlines import Deadlines
+from tailsrv_runtime.logs import Repeated, printable
+from tailsrv_runtime.reactor import READ
 
 if TYPE_CHECKING:
-    from collator.framing import Framing, FramingError
     from collator.gather import Gatherer
     from collator.intake import Intake
     from collator.wrongclient import WrongClient
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_formats.framing import Framing, FramingError
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor
 
 HOLD_SECONDS: Final = 1.0
 """How long a client is silent after its first line to be taken for what that looks like."""

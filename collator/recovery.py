@@ -19,23 +19,25 @@ import msgspec
 from collator.acks import Progress
 from collator.beside import NewFile
 from collator.decision import RefusedError, decide
-from collator.framing import FramingError
 from collator.journal import SUFFIX, JournalFile, boot_id, sample
 from collator.obstacles import obstacle
-from collator.records import JournalError, decode, producers
 from collator.rescue import SUFFIX as RESCUE_SUFFIX
 from collator.rescue import Rescue
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.files import open_beside
-from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
-from tailsrv.kit.mark import MarkReader, MarkWriter, encode_line
+from tailsrv_formats.commit_mark import SUFFIX as MARK_SUFFIX
+from tailsrv_formats.commit_mark import encode_line
+from tailsrv_formats.errors import reason
+from tailsrv_formats.framing import FramingError
+from tailsrv_formats.journal import JournalError, decode, producers
+from tailsrv_runtime.commit_mark import MarkReader, MarkWriter
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.files import open_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.framing import Framing
-    from collator.records import Journal, Record
     from collator.streamfile import StreamFile
+    from tailsrv_formats.framing import Framing
+    from tailsrv_formats.journal import Journal, Record
 
 READ_BYTES: Final = 1 << 20
 ADOPT: Final = "--adopt accepts the file as it is and forgets the producers"

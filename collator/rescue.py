@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from collator.beside import sync_failed
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.files import open_beside
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.files import open_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from collator.pipeline import Pipeline
 from collator.startup import Startup
-from tailsrv.kit.acceptor import Acceptor
-from tailsrv.kit.access import AllowList
-from tailsrv.kit.addresses import bind_all, inherited_listeners
-from tailsrv.kit.errors import UsageError
-from tailsrv.kit.measures import Histogram, Measure
+from tailsrv_formats.errors import UsageError
+from tailsrv_runtime.acceptor import Acceptor
+from tailsrv_runtime.access import AllowList
+from tailsrv_runtime.listeners import bind_all, inherited_listeners
+from tailsrv_runtime.measures import Histogram, Measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from collator.intake import Counts
     from collator.options import Options
     from collator.startup import Taken
-    from tailsrv.kit.addresses import Listener
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.listeners import Listener
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor
 
 ACK_SOCKET: str = "ack"
 """FileDescriptorName= of sockets of the acknowledged lane; those with any other name are the raw lane's."""
 
 
 class Collator:
-    """See `tailsrv.kit.daemon.Server`."""
+    """See `tailsrv_runtime.daemon.Server`."""
 
     def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}

@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING
 from collator.beside import NewFile
 from collator.startup import GONE_EVENTS
 from collator.streamfile import is_other
-from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
-from tailsrv.kit.mark import MarkWriter, encode_line
-from tailsrv.kit.shortage import Retried, spare_descriptors
+from tailsrv_formats.commit_mark import SUFFIX as MARK_SUFFIX
+from tailsrv_formats.commit_mark import encode_line
+from tailsrv_runtime.commit_mark import MarkWriter
+from tailsrv_runtime.shortage import Retried, spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from collator.journal import Standing
-    from collator.records import Record
     from collator.recovery import Recovered
     from collator.streamfile import StreamFile
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
-    from tailsrv.kit.watches import Watches
+    from tailsrv_formats.journal import Record
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor
+    from tailsrv_runtime.watches import Watches
 
 
 class Sidecars:

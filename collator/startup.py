@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from collator.framing import make_framing
 from collator.obstacles import obstacle
 from collator.recovery import StoppedError, Tracker, recover
 from collator.streamfile import StreamFile
 from collator.workers import Worker
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.shortage import spare_descriptors
-from tailsrv.kit.watches import Watches, flags
+from tailsrv_formats.errors import reason
+from tailsrv_formats.framing import make_framing
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.shortage import spare_descriptors
+from tailsrv_runtime.watches import Watches, flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from collator.options import Options
     from collator.recovery import Recovered
     from collator.workers import Task
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor, Timer
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor, Timer
 
 GONE_EVENTS: Final = flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB
 """A file was moved, deleted, or has one name less."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from collator.beside import Directory, sync_failed
 from collator.obstacles import obstacle
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.files import GONE, MODE, append, lock
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.files import GONE, MODE, append, lock
 
 if TYPE_CHECKING:
     from collator.gather import Piece

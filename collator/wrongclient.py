@@ -7,8 +7,8 @@ be silent after:
     ours, acked     its name line, which ends with a carriage return and a newline: a name alone may be a message
     HTTP            METHOD target HTTP/1.x, whatever follows
 
-The first two are recognised only while nothing follows them. The patterns are in agreement with tailsrv/header.py and
-acks.py, and a little wider.
+The first two are recognised only while nothing follows them. The patterns agree with
+tailsrv_formats/header.py and acknowledgement.py, and are a little wider.
 """
 
 from __future__ import annotations

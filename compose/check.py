@@ -16,19 +16,19 @@ from typing import Any, Final, NoReturn
 import click
 import msgspec
 
-from collator.framing import FRAMINGS, make_framing
 from collator.journal import SUFFIX as JOURNAL_SUFFIX
 from collator.journal import boot_id
-from collator.records import Journal, JournalError, decode, producers
 from compose.walk import Walk
 from indexer.verify import verify
-from tailsrv.kit.errors import reason
-from tailsrv.kit.files import KINDS, holder, open_regular
-from tailsrv.kit.mark import MARK_BYTES
-from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
-from tailsrv.kit.mark import decode as decode_mark
-from tailsrv.kit.options import run_command
-from tailsrv.kit.standard_error import one_line
+from tailsrv_formats.commit_mark import MARK_BYTES
+from tailsrv_formats.commit_mark import SUFFIX as MARK_SUFFIX
+from tailsrv_formats.commit_mark import decode as decode_mark
+from tailsrv_formats.errors import reason
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.journal import Journal, JournalError, decode, producers
+from tailsrv_runtime.files import KINDS, holder, open_regular
+from tailsrv_runtime.options import run_command
+from tailsrv_runtime.standard_error import one_line
 
 LONGEST_JOURNAL: Final = 1 << 30
 """A journal of a million producers is a quarter of this before it is compacted."""

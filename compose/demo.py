@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
-from tailsrv.kit.addresses import Address, parse_address
+from tailsrv_formats.addresses import Address, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -6,13 +6,13 @@ import os
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from collator.framing import Framing, FramingError
-from tailsrv.kit.errors import reason
+from tailsrv_formats.errors import reason
+from tailsrv_formats.framing import Framing, FramingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from collator.records import Record
+    from tailsrv_formats.journal import Record
 
 BLOCK_BYTES: Final = 1 << 22
 

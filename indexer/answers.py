@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from indexer.errors import MismatchError, UnknownError
-from indexer.query import KINDS, Malformed, Query, parse, render, render_error
-from tailsrv.kit.errors import reason
-from tailsrv.kit.measures import Histogram, Measure
+from tailsrv_formats.errors import reason
+from tailsrv_formats.index_query import KINDS, Malformed, Query, parse, render, render_error
+from tailsrv_runtime.measures import Histogram, Measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from indexer.following import Follower
-    from indexer.format import Entry
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_formats.index_file import Entry
+    from tailsrv_runtime.reactor import Reactor
 
 QUERY_SECONDS: Final = (
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Final
 
 from indexer.segments import Found, walk_prefixed, walk_terminated
 from indexer.walker import RewrittenError
-from tailsrv.kit.reactor import READ
-from tailsrv.kit.shortage import spare_descriptors
+from tailsrv_runtime.reactor import READ
+from tailsrv_runtime.shortage import spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
-    from collator.framing import Framing
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_formats.framing import Framing
+    from tailsrv_runtime.reactor import Reactor
 
 WORKERS: Final = 4
 """At most; one for each core that we may use, where segments can be walked at the same time."""

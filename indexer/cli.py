@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 import click
 
-from collator.framing import FRAMINGS
 from indexer.options import DEFAULT_INTERVAL, DEFAULT_MAX_MESSAGE_BYTES, SUFFIX, Options
-from tailsrv.kit.options import Seconds, common_options, common_settings, run_command
+from tailsrv_formats.framing import FRAMINGS
+from tailsrv_runtime.options import Seconds, common_options, common_settings, run_command
 
 
 @click.command("tailsrv-index")
@@ -40,7 +40,7 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Opti
     settings["index"] = settings["index"] or settings["file"] + SUFFIX
     options = Options(commit_mark=not settings.pop("no_commit_mark"), **settings)
     from indexer.server import IndexServer  # noqa: PLC0415 - after the command line is known to be right
-    from tailsrv.kit.daemon import run_daemon  # noqa: PLC0415 - the same
+    from tailsrv_runtime.daemon import run_daemon  # noqa: PLC0415 - the same
 
     sys.exit(run_daemon("tailsrv-index", options, lambda reactor, log: IndexServer(reactor, options, log)))
 

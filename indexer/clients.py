@@ -10,14 +10,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from indexer.query import LINE_BYTES, render_error
-from tailsrv.kit.reactor import READ, WRITE
+from tailsrv_formats.index_query import LINE_BYTES, render_error
+from tailsrv_runtime.reactor import READ, WRITE
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 RECEIVE_BYTES: Final = 16384
 """Read at once: two thousand short requests, so that a client that pipelines is read from rarely."""

@@ -18,7 +18,9 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from indexer.errors import IndexFileError, MismatchError
-from indexer.format import (
+from indexer.search import NUMBER, OFFSET, TIME, Place, Sought, search
+from tailsrv_formats.errors import reason
+from tailsrv_formats.index_file import (
     ENTRY_BYTES,
     HEADER_BYTES,
     MAGIC,
@@ -31,10 +33,9 @@ from indexer.format import (
     holds,
     unpack,
 )
-from indexer.search import NUMBER, OFFSET, TIME, Place, Sought, search
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.files import lock, open_beside, write_at
-from tailsrv.kit.shortage import spare_descriptors
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.files import lock, open_beside, write_at
+from tailsrv_runtime.shortage import spare_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -28,15 +28,16 @@ from indexer.identity import disagreement
 from indexer.known import RETRY_SECONDS, Known
 from indexer.segments import Found, Joiner
 from indexer.walker import RewrittenError, Walker
-from tailsrv.kit.errors import FatalError, reason
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.framing import Framing
     from indexer.options import Options
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor, Timer
+    from tailsrv_formats.framing import Framing
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor, Timer
 
 PIECE_BYTES: Final = 1 << 15
 """Walked at once. A third of a millisecond where messages are of ordinary length."""

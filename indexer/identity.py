@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from indexer.errors import IndexFileError, MismatchError
-from indexer.format import CONTEXT_BYTES, HEAD_BYTES, Header, fingerprint, holds
+from tailsrv_formats.index_file import CONTEXT_BYTES, HEAD_BYTES, Header, fingerprint, holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

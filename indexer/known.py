@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Final
 
 from indexer.errors import MismatchError
 from indexer.file import IndexFile
-from indexer.format import RAW_FIELDS, Entry, Header, encode_entries
 from indexer.identity import disagreement, fits, identify, last_fitting, samples
 from indexer.lookup import Arrivals, Lookup
 from indexer.place import free_name, is_default, refuse_companion
 from indexer.repair import last_right, mend
-from tailsrv.kit.errors import FatalError, reason
+from tailsrv_formats.errors import reason
+from tailsrv_formats.index_file import RAW_FIELDS, Entry, Header, encode_entries
+from tailsrv_runtime.errors import FatalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from collator.framing import Framing
     from indexer.options import Options
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor, Timer
+    from tailsrv_formats.framing import Framing
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor, Timer
 
 RETRY_SECONDS: Final = 1.0
 """How soon writing the index, or reading the stream, is tried again when the kernel refused it."""

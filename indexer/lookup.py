@@ -16,18 +16,18 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from collator.framing import FramingError
 from indexer.errors import MismatchError, UnknownError
-from indexer.format import CONTEXT_BYTES, Entry, decode_entry, fingerprint, holds
-from indexer.query import Answer, Query, format_time
 from indexer.walker import PREFIX_MAX_BYTES
+from tailsrv_formats.framing import FramingError
+from tailsrv_formats.index_file import CONTEXT_BYTES, Entry, decode_entry, fingerprint, holds
+from tailsrv_formats.index_query import Answer, Query, format_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.framing import Framing
     from indexer.file import IndexFile
     from indexer.search import Place
+    from tailsrv_formats.framing import Framing
 
 POINTS: Final = 2048
 """For so many of the latest wake-ups it is known when which messages arrived, to the message."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tailsrv.kit.options import CommonOptions
+from tailsrv_runtime.options import CommonOptions
 
 DEFAULT_INTERVAL: Final = 4096
 DEFAULT_MAX_MESSAGE_BYTES: Final = 64 << 20

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from indexer.options import SUFFIX
-from tailsrv.kit.errors import UsageError
+from tailsrv_formats.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

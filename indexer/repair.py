@@ -15,16 +15,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from indexer.errors import IndexFileError, MismatchError
-from indexer.format import RAW_FIELDS, Words, decode_entry, encode_entries, holds
 from indexer.walker import RewrittenError, Walker
+from tailsrv_formats.index_file import RAW_FIELDS, Words, decode_entry, encode_entries, holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.framing import Framing
     from indexer.file import IndexFile
-    from indexer.format import Entry
     from indexer.lookup import Lookup
+    from tailsrv_formats.framing import Framing
+    from tailsrv_formats.index_file import Entry
 
 PIECE_BYTES: Final = 1 << 17
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from indexer.format import ENTRY_BYTES, Words, unpack_from
+from tailsrv_formats.index_file import ENTRY_BYTES, Words, unpack_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from indexer.format import CONTEXT_BYTES, RAW_FIELDS, fingerprint
 from indexer.walker import Walker
+from tailsrv_formats.index_file import CONTEXT_BYTES, RAW_FIELDS, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from collator.framing import Framing
+    from tailsrv_formats.framing import Framing
 
     Read = Callable[[int, int], bytes]
     """``read(offset, count)``: as many of the stream's bytes as there are."""

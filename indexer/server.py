@@ -7,25 +7,25 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from collator.framing import make_framing
 from indexer.answers import Answers
 from indexer.clients import Clients
 from indexer.following import Follower
 from indexer.known import RETRY_SECONDS
-from tailsrv.kit.acceptor import Acceptor
-from tailsrv.kit.access import AllowList
-from tailsrv.kit.addresses import Listener, listeners_for
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.measures import Histogram, Measure
-from tailsrv.kit.shortage import Retried
-from tailsrv.kit.stream import Stream
+from tailsrv_formats.framing import make_framing
+from tailsrv_runtime.acceptor import Acceptor
+from tailsrv_runtime.access import AllowList
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.listeners import Listener, listeners_for
+from tailsrv_runtime.measures import Histogram, Measure
+from tailsrv_runtime.shortage import Retried
+from tailsrv_runtime.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from indexer.options import Options
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor, Timer
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor, Timer
 
 
 class IndexServer:

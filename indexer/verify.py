@@ -10,8 +10,14 @@ import os
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from collator.framing import FRAMINGS, make_framing
-from indexer.format import (
+from indexer.options import DEFAULT_MAX_MESSAGE_BYTES, SUFFIX
+from indexer.walker import RewrittenError, Walker
+from tailsrv_formats.commit_mark import MARK_BYTES
+from tailsrv_formats.commit_mark import SUFFIX as MARK_SUFFIX
+from tailsrv_formats.commit_mark import decode as decode_mark
+from tailsrv_formats.errors import reason
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.index_file import (
     ENTRY_BYTES,
     HEAD_BYTES,
     HEADER_BYTES,
@@ -22,13 +28,7 @@ from indexer.format import (
     holds,
     unpack,
 )
-from indexer.options import DEFAULT_MAX_MESSAGE_BYTES, SUFFIX
-from indexer.walker import RewrittenError, Walker
-from tailsrv.kit.errors import reason
-from tailsrv.kit.files import open_regular
-from tailsrv.kit.mark import MARK_BYTES
-from tailsrv.kit.mark import SUFFIX as MARK_SUFFIX
-from tailsrv.kit.mark import decode as decode_mark
+from tailsrv_runtime.files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from collator.framing import VARINT_MAX_BYTES, Framing, FramingError
-from indexer.format import CONTEXT_BYTES, fingerprint
+from tailsrv_formats.framing import VARINT_MAX_BYTES, Framing, FramingError
+from tailsrv_formats.index_file import CONTEXT_BYTES, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

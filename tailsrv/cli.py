@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from tailsrv.kit.daemon import run_daemon
-from tailsrv.kit.options import Seconds, common_options, common_settings, run_command
 from tailsrv.options import Options
 from tailsrv.server import Broadcaster
+from tailsrv_runtime.daemon import run_daemon
+from tailsrv_runtime.options import Seconds, common_options, common_settings, run_command
 
 if TYPE_CHECKING:
     from tailsrv.workers import Supervisor

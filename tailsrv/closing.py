@@ -21,13 +21,13 @@ import struct
 import termios
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.kit.deadlines import Deadlines
-from tailsrv.kit.reactor import READ
+from tailsrv_runtime.deadlines import Deadlines
+from tailsrv_runtime.reactor import READ
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 LINGER_SECONDS: Final = 10.0
 

@@ -22,7 +22,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 DEAD_SECONDS: Final = 80.0
 """As long as keepalive takes."""

@@ -23,17 +23,17 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.header import NEVER
-from tailsrv.kit.reactor import HANGUP, WRITE
 from tailsrv.replay import FILE_ERRORS, NEAR_BYTES, Lanes, in_memory, unreadable
 from tailsrv.subscriber import BEHIND, LIVE, WAITING, Subscriber
 from tailsrv.transfer import send_range
+from tailsrv_formats.header import NEVER
+from tailsrv_runtime.reactor import HANGUP, WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tailsrv.kit.reactor import Reactor
-    from tailsrv.kit.stream import Stream
+    from tailsrv_runtime.reactor import Reactor
+    from tailsrv_runtime.stream import Stream
 
 CHUNK_BYTES: Final = 1 << 16
 """What is read at a time for live subscribers: it stays in the processor's cache while it is copied to all of them."""

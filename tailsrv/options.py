@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailsrv.kit.options import CommonOptions
+from tailsrv_runtime.options import CommonOptions
 
 
 class Options(CommonOptions, frozen=True, kw_only=True):

@@ -24,16 +24,17 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tailsrv.bucket import Bucket
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.reactor import HANGUP, WRITE, Reactor
 from tailsrv.subscriber import AWAY
 from tailsrv.transfer import send_range
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.reactor import HANGUP, WRITE, Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
 
-    from tailsrv.kit.stream import Stream
     from tailsrv.subscriber import Subscriber
+    from tailsrv_runtime.stream import Stream
 
 CORES: Final = len(os.sched_getaffinity(0))
 LANES: Final = 4

@@ -18,25 +18,25 @@ from typing import TYPE_CHECKING, Final
 from tailsrv.closing import Closer, cut_on_close
 from tailsrv.deadpeers import DeadPeers
 from tailsrv.fanout import Fanout
-from tailsrv.header import HEADER_BYTES, HeaderError, parse
-from tailsrv.kit import standard_error
-from tailsrv.kit.acceptor import Acceptor
-from tailsrv.kit.access import AllowList
-from tailsrv.kit.addresses import Listener, listeners_for
-from tailsrv.kit.deadlines import Deadlines
-from tailsrv.kit.logs import Repeated, printable
-from tailsrv.kit.measures import Measure, unexpected_errors
-from tailsrv.kit.reactor import HANGUP, READ
-from tailsrv.kit.stream import Stream
 from tailsrv.subscriber import ASKING, AWAY, Subscriber
+from tailsrv_formats.header import HEADER_BYTES, HeaderError, parse
+from tailsrv_runtime import standard_error
+from tailsrv_runtime.acceptor import Acceptor
+from tailsrv_runtime.access import AllowList
+from tailsrv_runtime.deadlines import Deadlines
+from tailsrv_runtime.listeners import Listener, listeners_for
+from tailsrv_runtime.logs import Repeated, printable
+from tailsrv_runtime.measures import Measure, unexpected_errors
+from tailsrv_runtime.reactor import HANGUP, READ
+from tailsrv_runtime.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tailsrv.kit.errors import FatalError
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
     from tailsrv.options import Options
+    from tailsrv_runtime.errors import FatalError
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor
 
     Ending = Callable[[], None]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.header import NEVER
-from tailsrv.kit.reactor import READ
+from tailsrv_formats.header import NEVER
+from tailsrv_runtime.reactor import READ
 
 if TYPE_CHECKING:
     import socket

@@ -13,8 +13,8 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from tailsrv.kit.stream import Stream
     from tailsrv.subscriber import Subscriber
+    from tailsrv_runtime.stream import Stream
 
 COPY_BYTES: Final = 1 << 18
 """At a time; more would not stay in the processor's cache between the two copies."""

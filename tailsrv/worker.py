@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 
-from tailsrv.kit import standard_error
-from tailsrv.kit.addresses import Listener
-from tailsrv.kit.daemon import log_contained
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.measures import Measure  # noqa: TC001 - msgspec reads the annotation
-from tailsrv.kit.reactor import READ, Reactor
-from tailsrv.kit.shortage import advice, is_shortage, spare_descriptors
 from tailsrv.server import Broadcaster
+from tailsrv_formats.errors import reason
+from tailsrv_runtime import standard_error
+from tailsrv_runtime.daemon import log_contained
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.listeners import Listener
+from tailsrv_runtime.measures import Measure  # noqa: TC001 - msgspec reads the annotation
+from tailsrv_runtime.reactor import READ, Reactor
+from tailsrv_runtime.shortage import advice, is_shortage, spare_descriptors
 
 if TYPE_CHECKING:
-    from tailsrv.kit.logs import Log
     from tailsrv.options import Options
+    from tailsrv_runtime.logs import Log
 
 REPORT_BYTES: Final = 1 << 16
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -30,19 +30,20 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tailsrv.kit.addresses import BACKLOG, Listener, listeners_for
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.measures import UNEXPECTED_ERRORS, Measure, unexpected_errors
-from tailsrv.kit.reactor import READ
-from tailsrv.kit.shortage import Retried
 from tailsrv.worker import REPORT_BYTES, SIGNALS, Order, Report, decode, work
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.listeners import BACKLOG, Listener, listeners_for
+from tailsrv_runtime.measures import UNEXPECTED_ERRORS, Measure, unexpected_errors
+from tailsrv_runtime.reactor import READ
+from tailsrv_runtime.shortage import Retried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tailsrv.kit.logs import Log
-    from tailsrv.kit.reactor import Reactor
     from tailsrv.options import Options
+    from tailsrv_runtime.logs import Log
+    from tailsrv_runtime.reactor import Reactor
 
 START_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 1.0

@@ -23,7 +23,7 @@ from tests.support.needs import (  # noqa: F401  # hooks of pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def reactor() -> Iterator[Reactor]:
     """A loop that the test turns."""
-    from tailsrv.kit.reactor import Reactor  # noqa: PLC0415 - most tests are of processes and need none of it
+    from tailsrv_runtime.reactor import Reactor  # noqa: PLC0415 - most tests are of processes and need none of it
 
     reactor = Reactor()
     yield reactor

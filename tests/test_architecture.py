@@ -1,4 +1,4 @@
-"""The import arrows of docs/architecture.md, and what each daemon may load at its start."""
+"""The import arrows of docs/architecture.md, module by module; and what each daemon may load at its start."""
 
 from __future__ import annotations
 
@@ -10,43 +10,109 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("tailsrv", "collator", "indexer", "tailsrv_client", "compose", "tests", "bench")
+FOLDERS = {
+    "tailsrv_formats": ROOT / "client",
+    "tailsrv_client": ROOT / "client",
+    "tailsrv_runtime": ROOT,
+    "tailsrv": ROOT,
+    "collator": ROOT,
+    "indexer": ROOT,
+    "compose": ROOT,
+}
+"""Each package of the product, and the folder that it is in."""
 
 ARROWS = {
-    "tailsrv/kit": {"tailsrv.kit"},
-    "tailsrv": {"tailsrv"},
-    "collator/framing.py": set[str](),
-    "collator": {"collator", "tailsrv.kit"},
-    "indexer": {"indexer", "tailsrv.kit", "collator.framing"},
-    "tailsrv_client": {"tailsrv_client", "tailsrv.client", "tailsrv.kit", "collator.framing"},
-    "compose": {"compose", "tailsrv", "collator", "indexer", "tailsrv_client"},
+    "tailsrv_formats": set[str](),
+    "tailsrv_client.protocol": {"tailsrv_formats", "tailsrv_client.errors", "tailsrv_client.checkpoint"},
+    "tailsrv_client.terminal": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
+    "tailsrv_client.files": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
+    "tailsrv_client.spool": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
+    "tailsrv_client.spoolfile": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
+    "tailsrv_client.cat.cli": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
+    "tailsrv_client": {"tailsrv_formats"},
+    "tailsrv_runtime": {"tailsrv_formats"},
+    "tailsrv": {"tailsrv_runtime", "tailsrv_formats"},
+    "collator": {"tailsrv_runtime", "tailsrv_formats"},
+    "indexer": {"tailsrv_runtime", "tailsrv_formats"},
+    "compose": set(FOLDERS),
 }
-"""Each folder or file, and what of ours it may import. The first entry that a path matches counts."""
+"""Each package, and what of ours it may import besides itself. The first entry that a module belongs to counts."""
+
+PURE = {"socket", "select", "threading", "asyncio", "time", "subprocess", "signal", "fcntl", "tempfile"}
+"""What the formats don't use: they have no I/O and no clock."""
 
 
-def _sources() -> list[Path]:
-    return [path for folder in OURS[:5] for path in sorted((ROOT / folder).rglob("*.py"))]
+def _modules() -> dict[str, Path]:
+    """Every module of the product, by name."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in sorted((folder / package).rglob("*.py")):
+            name = ".".join(path.relative_to(folder).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
 
 
-def _imported(path: Path) -> set[str]:
+MODULES = _modules()
+
+
+def _is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _imports(path: Path, *, lazy: bool = True) -> set[str]:
+    """The modules that a file imports; those of ours as modules, whatever is imported from them.
+
+    `lazy`: also those that are imported inside functions. What only type checkers import never counts.
+    """
+    names = set[str]()
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the arrows"
+            module = node.module or ""
+            names.update(
+                f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module for alias in node.names
+            )
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        elif lazy or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            todo += ast.iter_child_nodes(node)
+    return names
+
+
+def _all_imports(path: Path) -> set[str]:
+    """Those for type checkers too: an arrow is an arrow."""
     names = set[str]()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide the arrows"
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] in OURS}
+            names.add(node.module or "")
+    return names
 
 
-@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_follow_the_arrows(path: Path) -> None:
-    relative = str(path.relative_to(ROOT))
-    allowed = next(allowed for prefix, allowed in ARROWS.items() if f"{relative}/".startswith(f"{prefix}/"))
-    strangers = {
-        name for name in _imported(path) if not any(name == own or name.startswith(f"{own}.") for own in allowed)
-    }
-    assert not strangers
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_arrows(module: str) -> None:
+    package, allowed = next((package, allowed) for package, allowed in ARROWS.items() if _is_in(module, package))
+    ours = {name for name in _all_imports(MODULES[module]) if name.split(".")[0] in FOLDERS}
+    assert not {name for name in ours if not any(_is_in(name, each) for each in {package, *allowed})}
+
+
+def test_there_is_no_cycle() -> None:
+    """Nor one that an import within a function hides."""
+    arrows = {module: _imports(path) & set(MODULES) for module, path in MODULES.items()}
+    while arrows:
+        leaves = {module for module, targets in arrows.items() if not targets & set(arrows) - {module}}
+        assert leaves, f"these import each other: {sorted(arrows)}"
+        arrows = {module: targets for module, targets in arrows.items() if module not in leaves}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if _is_in(module, "tailsrv_formats")])
+def test_the_formats_have_no_io(module: str) -> None:
+    assert not _imports(MODULES[module]) & PURE
 
 
 @pytest.mark.parametrize("command", ["tailsrv", "collator", "indexer"])
@@ -57,7 +123,7 @@ def test_a_daemon_does_not_load_at_its_start_what_it_may_never_need(command: str
         [
             sys.executable,
             "-c",
-            f"import sys, {command}.cli, {command}.server; from tailsrv.kit.logs import configure; configure('x');"
+            f"import sys, {command}.cli, {command}.server; from tailsrv_runtime.logs import configure; configure('x');"
             " print(*sys.modules)",
         ],
         check=True,

@@ -17,7 +17,7 @@ import indexer.cli
 import tailsrv.cli
 import tailsrv_client.cat.cli
 import tailsrv_client.put.cli
-from tailsrv.kit.environment import name_variables, variable
+from tailsrv_runtime.environment import name_variables, variable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -36,7 +36,7 @@ class Checkout:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "tailsrv"
         self.folder.mkdir()
-        for name in ("Makefile", "make-venv.sh", "pyproject.toml", "constraints.txt"):
+        for name in ("Makefile", "make-venv.sh", "pyproject.toml", "client", "constraints.txt"):
             (self.folder / name).symlink_to(ROOT / name)
         self.log = self.folder / "log"
         self.python(PYTHON.format(python=sys.executable))

@@ -335,7 +335,7 @@ def _processor_ticks(pid: int) -> int:
 NO_ROOM = """
 import errno, os, runpy, sys
 import collator.acklane
-from tailsrv.kit.reactor import Reactor
+from tailsrv_runtime.reactor import Reactor
 
 collator.acklane.PATIENCE_SECONDS = 0.2
 refused = []

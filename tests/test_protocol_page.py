@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tailsrv.kit.mark import encode_line
+from tailsrv_formats.commit_mark import encode_line
 from tests.support.daemons import Daemon, read_exactly, wait_size
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from collator.framing import FRAMINGS
 from compose.up.options import Options
-from tailsrv.kit.access import AllowList
-from tailsrv.kit.daemon import check_descriptor
-from tailsrv.kit.logs import FORMATS, LEVELS
-from tailsrv.kit.options import run_command
+from tailsrv_formats.framing import FRAMINGS
+from tailsrv_runtime.access import AllowList
+from tailsrv_runtime.daemon import check_descriptor
+from tailsrv_runtime.logs import FORMATS, LEVELS
+from tailsrv_runtime.options import run_command
 
 
 @click.command("tailsrv-up", context_settings={"max_content_width": 100})

@@ -17,20 +17,20 @@ import msgspec
 
 from compose.up.lines import LineSplitter, LogFile, say_dropped
 from compose.up.table import describe
-from tailsrv.kit import standard_error
-from tailsrv.kit.daemon import Startup, feed_watchdog, write_ready
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.line_writer import LineWriter
-from tailsrv.kit.notifier import Notifier
-from tailsrv.kit.reactor import READ, Reactor
-from tailsrv.kit.standard_error import one_line
+from tailsrv_runtime import standard_error
+from tailsrv_runtime.daemon import Startup, feed_watchdog, write_ready
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.line_writer import LineWriter
+from tailsrv_runtime.notifier import Notifier
+from tailsrv_runtime.reactor import READ, Reactor
+from tailsrv_runtime.standard_error import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from compose.up.options import Options
     from compose.up.parts import Part
-    from tailsrv.kit.reactor import Timer
+    from tailsrv_runtime.reactor import Timer
 
 READY_SECONDS: Final = 30.0
 """After this time a line says which daemon is not ready."""

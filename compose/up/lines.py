@@ -7,11 +7,12 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.kit.errors import FatalError, reason
-from tailsrv.kit.line_writer import BUFFER_BYTES, LineWriter
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.line_writer import BUFFER_BYTES, LineWriter
 
 if TYPE_CHECKING:
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 LONGEST_LINE: Final = 1 << 16
 """How much of a line is shown, in bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tailsrv.kit.addresses import Address
+from tailsrv_formats.addresses import Address
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,8 +21,8 @@ import indexer.cli
 import indexer.server
 import tailsrv.cli
 import tailsrv.server
-from tailsrv.kit.errors import reason
-from tailsrv.kit.shortage import advice
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.shortage import advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tailsrv.kit.addresses import Address, parse_address
+from tailsrv_formats.addresses import Address, parse_address
 
 WILDCARDS = ("::", "0.0.0.0", "")  # noqa: S104 - to be recognized, not bound
 

@@ -11,8 +11,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from collator.framing import make_framing
 from tailsrv_client.spool import Spool
+from tailsrv_formats.framing import make_framing
 from tests.support.daemons import PATIENCE, Daemon, wait_size
 
 if TYPE_CHECKING:

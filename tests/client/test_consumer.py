@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator.framing import make_framing
-from tailsrv.client import Waits
 from tailsrv_client import CheckpointError, Consumer, FramingError, Message, Position, StreamDiverged, UsageError
+from tailsrv_client.protocol.timeouts import Waits
+from tailsrv_formats.framing import make_framing
 from tests.client.streams import Peer, StreamUnderTest, lines, unused_address
 from tests.support.daemons import Daemon, wait_until
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tailsrv_client import Producer, TailsrvHandler
-from tailsrv_client.logrecords import as_json, as_text
+from tailsrv_client.blocking.log_records import as_json, as_text
 from tests.client.streams import StreamUnderTest, unused_address
 from tests.support.daemons import PATIENCE, wait_until
 
@@ -122,7 +122,7 @@ def test_records_that_break_everything_arrive(stream: StreamUnderTest) -> None:
 
 def test_only_the_librarys_own_records_are_left_out(stream: StreamUnderTest) -> None:
     handler = TailsrvHandler(stream.acks, formatter=logging.Formatter("%(name)s"))
-    for name in ("tailsrv_client", "tailsrv_client.link", "tailsrv_clients"):
+    for name in ("tailsrv_client", "tailsrv_client.blocking.link", "tailsrv_clients"):
         logger_of(handler, name).warning("x")
     handler.close()
     assert stream.content() == b"tailsrv_clients\n"

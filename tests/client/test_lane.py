@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collator.framing import make_framing
-from tailsrv.kit.errors import UsageError
 from tailsrv_client.errors import ProducerDiverged, ProducerRefused
-from tailsrv_client.lane import Lane
-from tailsrv_client.outbox import Memory, Outbox
+from tailsrv_client.protocol.outbox import Memory, Outbox
+from tailsrv_client.protocol.session import Lane
 from tailsrv_client.spool import Spool
 from tailsrv_client.spoolfile import encode_record
+from tailsrv_formats.errors import UsageError
+from tailsrv_formats.framing import make_framing
 
 
 class Waiter:

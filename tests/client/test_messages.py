@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collator.framing import FRAMINGS, FramingError, make_framing
-from tailsrv.client import Position, digest
-from tailsrv_client.consuming import Consuming
-from tailsrv_client.messages import Inbox, Message
-from tailsrv_client.planning import Plan
+from tailsrv_client.protocol.consuming import Consuming
+from tailsrv_client.protocol.messages import Inbox, Message
+from tailsrv_client.protocol.plan import Plan
+from tailsrv_formats.framing import FRAMINGS, FramingError, make_framing
+from tailsrv_formats.position import Position, digest
 
 PAYLOADS = st.lists(st.binary(max_size=200).map(lambda b: b.replace(b"\n", b"").replace(b"\0", b"")), max_size=30)
 

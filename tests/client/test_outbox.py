@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tailsrv_client.outbox import CHUNK_BYTES, Memory
+from tailsrv_client.protocol.outbox import CHUNK_BYTES, Memory
 
 
 def backlog(messages: int) -> Memory:

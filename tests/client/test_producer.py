@@ -18,7 +18,6 @@ import pytest
 from tailsrv_client import (
     AsyncIndex,
     AsyncProducer,
-    ClientError,
     FramingError,
     Index,
     IndexFailed,
@@ -26,6 +25,7 @@ from tailsrv_client import (
     ProducerDiverged,
     ProducerFull,
     ProducerRefused,
+    TailsrvError,
     TailsrvHandler,
     UsageError,
 )
@@ -151,9 +151,9 @@ def test_what_a_closed_producer_still_held_raises_from_its_receipts() -> None:
     producer = Producer(unused_address(), "a")
     receipt = producer.send(b"x")
     assert producer.close() == 2
-    with pytest.raises(ClientError, match="before the message was acknowledged"):
+    with pytest.raises(TailsrvError, match="before the message was acknowledged"):
         receipt.result(1)
-    with pytest.raises(ClientError, match="closed"):
+    with pytest.raises(TailsrvError, match="closed"):
         producer.send(b"y")
 
 

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailsrv.client import CHECKED_BYTES, Position, Reader, Rotation, StreamDiverged, digest, parse_addresses
-from tailsrv.kit.errors import UsageError
-from tailsrv_client.ending import PROBE_BYTES, search_end
+from tailsrv_client.errors import StreamDiverged
+from tailsrv_client.protocol.reader import Reader
+from tailsrv_client.protocol.servers import Rotation, parse_addresses
+from tailsrv_client.protocol.stream_end import PROBE_BYTES, search_end
+from tailsrv_formats.errors import UsageError
+from tailsrv_formats.position import CHECKED_BYTES, Position, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import FRAMINGS, make_framing
 from tailsrv_client.errors import CheckpointError
-from tailsrv_client.outbox import Outbox
+from tailsrv_client.protocol.outbox import Outbox
 from tailsrv_client.spool import COMPACT_BYTES, Spool
 from tailsrv_client.spoolfile import CHUNK_BYTES, RECORD, decode_header, encode_header, encode_record
+from tailsrv_formats.framing import FRAMINGS, make_framing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import make_framing
 from tailsrv_client.spool import Spool
+from tailsrv_formats.framing import make_framing
 from tests.support.daemons import PATIENCE
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.needs("strace")
 
 PROGRAM = """
 import os, sys
-from collator.framing import make_framing
+from tailsrv_formats.framing import make_framing
 from tailsrv_client import spool as module
 module.COMPACT_BYTES = 60
 

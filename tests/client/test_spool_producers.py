@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator.framing import make_framing
 from tailsrv_client import AsyncProducer, CheckpointError, Producer
 from tailsrv_client import spool as module
 from tailsrv_client.spool import Spool
+from tailsrv_formats.framing import make_framing
 from tests.client.streams import PUT, StreamUnderTest, lines, run, send_lines, unsent, unused_address
 from tests.support.daemons import PATIENCE, wait_until
 

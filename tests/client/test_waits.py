@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tailsrv.client import ByteClient, Position, Reader, Rotation, parse_addresses
-from tailsrv.client.line import Conversation, Line, SuspendedError
-from tailsrv.client.talk import Dial, Hear, Say
-from tailsrv.kit.addresses import parse_address
-from tailsrv_client import AsyncIndex, AsyncProducer, ClientError, Consumer, GaveUpError, Index, Producer, Waits
+from tailsrv_client import AsyncIndex, AsyncProducer, Consumer, GaveUpError, Index, Producer, TailsrvError, Waits
+from tailsrv_client.blocking.byte_client import ByteClient
+from tailsrv_client.blocking.connection import Conversation, Line, SuspendedError
+from tailsrv_client.protocol.dialogue import Dial, Hear, Say
+from tailsrv_client.protocol.reader import Reader
+from tailsrv_client.protocol.servers import Rotation, parse_addresses
+from tailsrv_formats.addresses import parse_address
+from tailsrv_formats.position import Position
 from tests.client.streams import CAT, PUT, Peer, StreamUnderTest, kill_process, lines, run, started, unused_address
 from tests.support.daemons import PATIENCE, wait_until
 
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tailsrv.client.talk import Talk
-    from tailsrv.kit.addresses import Address
+    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_formats.addresses import Address
 
 
 @pytest.fixture
@@ -301,7 +304,7 @@ def test_stop_ends_a_look_up(state: str, blackhole: str) -> None:
         timer = threading.Timer(0.2, index.stop)
         timer.start()
         begin = time.monotonic()
-        with pytest.raises(ClientError, match="stopped"):
+        with pytest.raises(TailsrvError, match="stopped"):
             index.count()
         assert time.monotonic() - begin < 1.2
         index.close()

@@ -13,28 +13,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailsrv.client import Position
-from tailsrv.kit.errors import UsageError
 from tailsrv_client.cat.formats import Template, render_json
 from tailsrv_client.cat.lag import describe
 from tailsrv_client.checkpoint import Checkpoint, Saved, decode, encode
 from tailsrv_client.errors import CheckpointError, IndexFailed
-from tailsrv_client.lane import check_name
-from tailsrv_client.messages import Message
-from tailsrv_client.planning import make_plan, settle
+from tailsrv_client.protocol.messages import Message
+from tailsrv_client.protocol.places import (
+    Byte,
+    Count,
+    FromEnd,
+    Last,
+    Number,
+    Time,
+    parse_start,
+    parse_time,
+    parse_until,
+)
+from tailsrv_client.protocol.plan import make_plan, settle
+from tailsrv_client.protocol.requests import Entry
+from tailsrv_client.protocol.requests import decode as decode_reply
+from tailsrv_client.protocol.session import check_name
 from tailsrv_client.put.beside import rotated_names
 from tailsrv_client.put.followed import Identity
 from tailsrv_client.put.places import Names, base_name
-from tailsrv_client.queries import Entry
-from tailsrv_client.queries import decode as decode_reply
 from tailsrv_client.terminal import human
-from tailsrv_client.where import Byte, Count, FromEnd, Last, Number, Time, parse_start, parse_time, parse_until
+from tailsrv_formats.errors import UsageError
+from tailsrv_formats.position import Position
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-    from tailsrv_client.planning import Plan
+    from tailsrv_client.protocol.plan import Plan
 
 
 @pytest.mark.parametrize(

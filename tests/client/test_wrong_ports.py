@@ -13,21 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tailsrv.client import Reader, Rotation, Servers, UnknownHostError, WrongPortError
-from tailsrv.client.ports import (
-    ACKNOWLEDGED,
-    BROADCAST,
-    ENDED_SECONDS,
-    GREETING_SECONDS,
-    INDEX,
-    RAW,
-    answered,
-    greets,
-    wrong_port,
-)
-from tailsrv.client.servers import EndedError, SilentError, parse_addresses
-from tailsrv.kit.addresses import Address
-from tailsrv.kit.errors import UsageError
 from tailsrv_client import (
     AsyncIndex,
     AsyncProducer,
@@ -38,6 +23,22 @@ from tailsrv_client import (
     ProducerRefused,
     TailsrvHandler,
 )
+from tailsrv_client.errors import UnknownHostError, WrongPortError
+from tailsrv_client.protocol.ports import (
+    ACKNOWLEDGED,
+    BROADCAST,
+    ENDED_SECONDS,
+    GREETING_SECONDS,
+    INDEX,
+    RAW,
+    answered,
+    greets,
+    wrong_port,
+)
+from tailsrv_client.protocol.reader import Reader
+from tailsrv_client.protocol.servers import EndedError, Rotation, Servers, SilentError, parse_addresses
+from tailsrv_formats.addresses import Address
+from tailsrv_formats.errors import UsageError
 from tests.client.streams import CAT, PUT, Peer, StreamUnderTest, run, started
 from tests.support.daemons import PATIENCE, Daemon, wait_until
 

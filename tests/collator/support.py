@@ -6,8 +6,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from collator.framing import make_framing
-from tailsrv.kit.mark import MARK_BYTES, decode
+from tailsrv_formats.commit_mark import MARK_BYTES, decode
+from tailsrv_formats.framing import make_framing
 from tests.support.daemons import Daemon, read_to_end, wait_until
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import make_framing
 from compose.check import check
+from tailsrv_formats.framing import make_framing
 from tests.collator.support import Producer, collate, raw, wait_committed
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collator.options import Sync, parse_sync
-from tailsrv.kit.errors import UsageError
+from tailsrv_formats.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator.framing import make_framing
 from collator.gather import Gatherer
 from collator.intake import Intake
 from collator.rawlane import RawLane
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.logs import configure
-from tailsrv.kit.reactor import Reactor
+from tailsrv_formats.framing import make_framing
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.logs import configure
+from tailsrv_runtime.reactor import Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
-from collator.framing import FRAMINGS, FramingError, make_framing
 from collator.gather import CHUNK_BYTES, SMALL_BYTES, Batch, Gatherer, Inbox
+from tailsrv_formats.framing import FRAMINGS, FramingError, make_framing
 from tests.fuzz.fuzz_framing import deliver
 
 BUDGET = 64 << 20

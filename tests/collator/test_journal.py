@@ -12,7 +12,7 @@ import pytest
 from collator.acks import Progress
 from collator.beside import Directory, NewFile, SyncFailedError
 from collator.journal import JournalFile, boot_id
-from collator.records import Record, decode, producers
+from tailsrv_formats.journal import Record, decode, producers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

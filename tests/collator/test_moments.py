@@ -18,10 +18,10 @@ from collator import committer, gather, pipeline, recovery, rescue, startup
 from collator.diskwriter import DiskWriter
 from collator.options import Options, parse_sync
 from collator.server import Collator
-from tailsrv.kit.addresses import parse_address
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.shortage import ShortageError
-from tailsrv.kit.watches import Watches
+from tailsrv_formats.addresses import parse_address
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.shortage import ShortageError
+from tailsrv_runtime.watches import Watches
 from tests.collator.support import Producer, collate
 from tests.support.daemons import PATIENCE
 from tests.support.loops import Lines, turn_until
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 
 class Looped:

@@ -12,7 +12,7 @@ import pytest
 
 from collator.obstacles import obstacle
 from collator.workers import Worker
-from tailsrv.kit.reactor import Reactor
+from tailsrv_runtime.reactor import Reactor
 from tests.collator.support import Producer, collate, raw, wait_committed
 from tests.support.daemons import wait_until
 

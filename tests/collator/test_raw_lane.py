@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import FRAMINGS, make_framing
+from tailsrv_formats.framing import FRAMINGS, make_framing
 from tests.collator.support import collate, messages, raw, reset, wait_committed
 from tests.support.daemons import Daemon, read_to_end, wait_until
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collator.decision import Decision, RefusedError, decide
-from collator.framing import FRAMINGS, make_framing
-from collator.records import Header, Journal, Record
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.journal import Header, Journal, Record
 from tests.collator.support import Producer, collate, mark, raw, wait_committed
 from tests.support.daemons import read_to_end, wait_until
 

@@ -12,8 +12,8 @@ import pytest
 from collator import streamfile
 from collator.rescue import Rescue
 from collator.streamfile import ForeignBytesError, StreamFile
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.files import append, lock
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.files import append, lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

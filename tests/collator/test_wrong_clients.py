@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import FRAMINGS, make_framing
 from collator.wrongclient import HEADER, HTTP, NAME, may_become, recognise
-from tailsrv.header import HeaderError
-from tailsrv.header import parse as parse_header
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.header import HeaderError
+from tailsrv_formats.header import parse as parse_header
 from tests.collator.support import ACK, Producer, collate, raw, reset, wait_committed
 from tests.support.daemons import read_to_end
 

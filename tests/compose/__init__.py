@@ -1,1 +1,1 @@
-"""The kit alone: no daemon of ours runs here."""
+"""Everything that knows all daemons."""

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator.framing import make_framing
-from collator.records import Header as JournalHeader
-from collator.records import Record, encode_named, encode_record, seed
 from compose import check as module
 from compose.check import check
-from indexer.format import Header
+from tailsrv_formats.framing import make_framing
+from tailsrv_formats.index_file import Header
+from tailsrv_formats.journal import Header as JournalHeader
+from tailsrv_formats.journal import Record, encode_named, encode_record, seed
 from tests.collator.support import Producer, collate, raw, wait_committed
 from tests.support.daemons import PATIENCE, Daemon, open_files, wait_until
 from tests.support.outputs import output

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from compose.up.lines import LONGEST_LINE, LineSplitter, LogFile
-from tailsrv.kit.errors import FatalError
-from tailsrv.kit.line_writer import BUFFER_BYTES
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.line_writer import BUFFER_BYTES
 from tests.support.daemons import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

@@ -1,7 +1,8 @@
 """Fuzz target: the name line of the acknowledged lane.
 
 Invariant: `read_name` returns None for what can still become a name line, a name of at most 128 allowed bytes for one,
-and raises `NameError_` for the rest; never anything else. A name never holds what could forge a log line or a path.
+and raises `InvalidNameError` for the rest; never anything else. A name never holds what could forge a log line or a
+path.
 
     python -m tests.fuzz.fuzz_ack_name [atheris' options]
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from collator.acks import NAME_BYTES, NAME_LINE_BYTES, NameError_, read_name
+from tailsrv_formats.acknowledgement import NAME_BYTES, NAME_LINE_BYTES, InvalidNameError, read_name
 from tests.fuzz.campaign import run
 
 ALLOWED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
@@ -24,7 +25,7 @@ def one_input(data: bytes) -> None:
     right = len(name) <= NAME_BYTES and not set(name) - set(ALLOWED)
     try:
         found = read_name(line)
-    except NameError_:
+    except InvalidNameError:
         assert not right or not ended
         assert ended or len(line) == NAME_LINE_BYTES
     else:

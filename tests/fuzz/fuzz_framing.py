@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 from typing import Final
 
-from collator.framing import FRAMINGS, FramingError, make_framing
 from collator.gather import Gatherer, Inbox
+from tailsrv_formats.framing import FRAMINGS, FramingError, make_framing
 from tests.fuzz.campaign import run
 
 INCOMPLETE, IMPOSSIBLE, CLEAN = "incomplete", "impossible", "clean"

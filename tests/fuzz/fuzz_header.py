@@ -9,7 +9,7 @@ says when they come one by one, and whatever stands behind them.
 
 from __future__ import annotations
 
-from tailsrv.header import HEADER_BYTES, NEVER, OFFSET_LIMIT, HeaderError, Request, parse
+from tailsrv_formats.header import HEADER_BYTES, NEVER, OFFSET_LIMIT, HeaderError, Request, parse
 from tests.fuzz.campaign import run
 
 ALPHABET = b"0123456789+- endow\t\r\n"

@@ -14,11 +14,11 @@ import functools
 import socket
 from typing import TYPE_CHECKING
 
-from tailsrv.kit.access import AllowList
-from tailsrv.kit.addresses import Address
-from tailsrv.kit.measures import Measure
-from tailsrv.kit.metrics import REQUEST_BYTES, MetricsEndpoint
-from tailsrv.kit.reactor import Reactor
+from tailsrv_formats.addresses import Address
+from tailsrv_runtime.access import AllowList
+from tailsrv_runtime.measures import Measure
+from tailsrv_runtime.metrics import REQUEST_BYTES, MetricsEndpoint
+from tailsrv_runtime.reactor import Reactor
 from tests.fuzz.campaign import run
 
 if TYPE_CHECKING:

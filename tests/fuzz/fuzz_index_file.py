@@ -14,20 +14,20 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Self
 
-from collator.framing import make_framing
 from indexer.errors import MismatchError
 from indexer.following import Follower
-from indexer.format import Header, encode_entries
 from indexer.identity import identify
 from indexer.options import Options
-from indexer.query import Query
-from tailsrv.kit.reactor import Reactor
+from tailsrv_formats.framing import make_framing
+from tailsrv_formats.index_file import Header, encode_entries
+from tailsrv_formats.index_query import Query
+from tailsrv_runtime.reactor import Reactor
 from tests.fuzz.campaign import run
 from tests.indexer.support import Truth, lines
 from tests.support.loops import Lines
 
 if TYPE_CHECKING:
-    from indexer.query import Answer
+    from tailsrv_formats.index_query import Answer
 
 INTERVAL = 64
 TRUTH = Truth("newline", lines(120))

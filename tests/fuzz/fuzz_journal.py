@@ -9,7 +9,7 @@ or overwritten is never called damaged by itself.
 
 from __future__ import annotations
 
-from collator.records import (
+from tailsrv_formats.journal import (
     BY_NUMBER,
     Header,
     JournalError,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from indexer.query import KINDS, Malformed, parse, render_error
+from tailsrv_formats.index_query import KINDS, Malformed, parse, render_error
 from tests.fuzz.campaign import run
 
 WORDS = (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hypothesis import strategies as st
 
-from collator.framing import FRAMINGS, make_framing
-from indexer.format import CONTEXT_BYTES, fingerprint
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.index_file import CONTEXT_BYTES, fingerprint
 from tests.support.daemons import Daemon, wait_until
 
 if TYPE_CHECKING:

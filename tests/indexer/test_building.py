@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import make_framing
 from indexer import following
 from indexer.following import Follower
 from indexer.options import Options
-from indexer.query import Query
 from indexer.verify import verify
-from tailsrv.kit.reactor import Reactor
+from tailsrv_formats.framing import make_framing
+from tailsrv_formats.index_query import Query
+from tailsrv_runtime.reactor import Reactor
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import wait_until
 

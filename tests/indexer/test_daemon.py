@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import FRAMINGS
 from indexer.verify import verify
-from tailsrv.kit.mark import MarkWriter
+from tailsrv_formats.framing import FRAMINGS
+from tailsrv_runtime.commit_mark import MarkWriter
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import Daemon, read_to_end, wait_until
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.framing import FRAMINGS, make_framing
-from indexer.format import ENTRY_BYTES, HEADER_BYTES, decode_entry, unpack
 from indexer.verify import verify
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES, decode_entry, unpack
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import Daemon, wait_until
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer.format import ENTRY_BYTES, HEADER_BYTES
 from indexer.verify import verify
-from tailsrv.kit.mark import MarkWriter
+from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES
+from tailsrv_runtime.commit_mark import MarkWriter
 from tests.fuzz.fuzz_index_file import RIGHT, TRUTH, Indexer
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import wait_until

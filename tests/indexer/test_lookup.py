@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collator.framing import FRAMINGS, make_framing
 from indexer.errors import MismatchError, UnknownError
 from indexer.file import IndexFile
-from indexer.format import Entry, Header, encode_entries
 from indexer.identity import identify
 from indexer.lookup import Arrivals, Lookup
-from indexer.query import Query, format_time
 from indexer.walker import Walker
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.index_file import Entry, Header, encode_entries
+from tailsrv_formats.index_query import Query, format_time
 from tests.fuzz.fuzz_index_file import RIGHT, edited, one_input
 from tests.indexer.support import Truth, framings, lines, payload_lists
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collator.framing import FRAMINGS
 from indexer import repair
-from indexer.format import ENTRY_BYTES, HEADER_BYTES, Header
-from indexer.query import Query
 from indexer.verify import verify
+from tailsrv_formats.framing import FRAMINGS
+from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES, Header
+from tailsrv_formats.index_query import Query
 from tests.fuzz.fuzz_index_file import RIGHT, TRUTH, Indexer
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import wait_until

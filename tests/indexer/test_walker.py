@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collator.framing import FRAMINGS, make_framing
-from indexer.format import CONTEXT_BYTES
 from indexer.segments import Joiner, walk_prefixed, walk_terminated
 from indexer.walker import PREFIX_MAX_BYTES, RewrittenError, Walker
+from tailsrv_formats.framing import FRAMINGS, make_framing
+from tailsrv_formats.index_file import CONTEXT_BYTES
 from tests.indexer.support import Truth, framings, payload_lists
 
 if TYPE_CHECKING:

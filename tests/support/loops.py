@@ -9,7 +9,7 @@ from tests.support.daemons import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 
 class Lines:

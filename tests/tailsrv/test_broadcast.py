@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tailsrv.kit.mark import MarkWriter
+from tailsrv_runtime.commit_mark import MarkWriter
 from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
 from tests.tailsrv.support import MIB, append, ask, content, describe, http_get, scrape, serve
 

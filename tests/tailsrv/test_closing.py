@@ -6,12 +6,12 @@ import socket
 from typing import TYPE_CHECKING
 
 from tailsrv.closing import Closer
-from tailsrv.kit.reactor import READ
+from tailsrv_runtime.reactor import READ
 from tests.support.daemons import PATIENCE
 from tests.support.loops import turn_until
 
 if TYPE_CHECKING:
-    from tailsrv.kit.reactor import Reactor
+    from tailsrv_runtime.reactor import Reactor
 
 
 def test_a_peer_that_has_ended_and_does_not_read_does_not_turn_the_loop(reactor: Reactor) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tailsrv import deadpeers
 from tailsrv.deadpeers import DeadPeers, in_flight
-from tailsrv.kit.reactor import Reactor
+from tailsrv_runtime.reactor import Reactor
 from tests.support.daemons import PATIENCE
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 from tailsrv.fanout import Fanout
-from tailsrv.kit.reactor import READ, Reactor
 from tailsrv.subscriber import Subscriber
+from tailsrv_runtime.reactor import READ, Reactor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tailsrv.kit.stream import Stream
+    from tailsrv_runtime.stream import Stream
 
 
 class FakeStream:

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tailsrv.kit.mark import MarkWriter
+from tailsrv_runtime.commit_mark import MarkWriter
 from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
 from tests.tailsrv.support import MIB, append, ask, children, content, follow, http_get, scrape, serve
 

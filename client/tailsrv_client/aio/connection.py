@@ -1,0 +1,197 @@
+"""Connections for asyncio, as plain non-blocking sockets: no buffers of asyncio's own, so no limits of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from tailsrv_client.blocking.connection import FULL_SECONDS, keep_alive
+from tailsrv_client.protocol.dialogue import Dial, Hear, Pause, Say
+from tailsrv_client.resolver import Lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from tailsrv_client.protocol.dialogue import Talk
+
+Result = TypeVar("Result")
+
+_loops: Final = weakref.WeakKeyDictionary[socket.socket, asyncio.AbstractEventLoop]()
+"""The loops that may watch our sockets."""
+
+_waiting: Final = weakref.WeakKeyDictionary[socket.socket, asyncio.Future[None]]()
+"""Who waits in `readable`, or for a connection."""
+
+
+class AsyncLine:
+    """The connection that talks are held on, awaited: see `tailsrv_client.blocking.connection.Line`."""
+
+    def __init__(self) -> None:
+        self.socket: socket.socket | None = None
+
+    async def hold(self, talk: Talk[Result]) -> Result:
+        """The talk's result. The connection is open when this returns, and closed when it raises or is cancelled."""
+        try:
+            step = next(talk)
+            while True:
+                try:
+                    heard = await self._do(step)
+                except OSError as error:
+                    step = talk.throw(error)
+                else:
+                    step = talk.send(heard)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        except BaseException:
+            talk.close()
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """End the connection, if there is one."""
+        if self.socket is not None:
+            end(self.socket)
+            self.socket = None
+
+    def take(self) -> socket.socket:
+        """The open connection, for whoever goes on with it."""
+        sock, self.socket = self.socket, None
+        assert sock is not None  # noqa: S101 - a talk has just opened it
+        return sock
+
+    async def _do(self, step: Dial | Say | Hear | Pause) -> bytes:
+        if isinstance(step, Pause):
+            self.drop()
+            await asyncio.sleep(step.seconds)
+            return b""
+        if isinstance(step, Dial):
+            self.drop()
+            async with asyncio.timeout(step.seconds):
+                self.socket = await _dial(step)
+            return b""
+        if self.socket is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(step.seconds):
+            if isinstance(step, Hear):
+                return await loop.sock_recv(self.socket, step.most)
+            await loop.sock_sendall(self.socket, step.data)
+        return b""
+
+
+async def _dial(step: Dial) -> socket.socket:
+    address = step.address
+    if address.path is not None:
+        return await _connect(socket.AF_UNIX, address.path)
+    loop = asyncio.get_running_loop()
+    found = asyncio.Event()
+    # A thread of its own, not the loop's executor: the end of the loop would wait for one that hangs.
+    lookup = Lookup(address, lambda: loop.call_soon_threadsafe(found.set))
+    while not lookup.done:
+        await found.wait()
+    targets = lookup.targets()
+    for number, (family, target) in enumerate(targets):
+        left = len(targets) - number
+        try:
+            # An address that swallows connections leaves time for the others.
+            async with asyncio.timeout(step.seconds / left if left > 1 else None):
+                return await _connect(family, target)
+        except OSError:
+            if left == 1:
+                raise
+    raise OSError(errno.EADDRNOTAVAIL, "the name has no address")
+
+
+async def _connect(family: int, target: Any) -> socket.socket:  # noqa: ANN401 - what getaddrinfo calls an address
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    _loops[sock] = asyncio.get_running_loop()
+    try:
+        await _connected(sock, target)
+        if family != socket.AF_UNIX:
+            keep_alive(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connected(sock: socket.socket, target: Any) -> None:  # noqa: ANN401 - as above
+    while (code := sock.connect_ex(target)) not in {0, errno.EISCONN}:
+        if code == errno.EAGAIN and sock.family == socket.AF_UNIX:
+            await asyncio.sleep(FULL_SECONDS)
+        elif code in {errno.EINPROGRESS, errno.EALREADY}:
+            await _ready(sock, write=True)
+        else:
+            raise OSError(code, os.strerror(code))
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until `sock` can be read. Nothing is read: a caller that is cancelled here has lost no byte.
+
+    Raises `OSError` when `sock` is ended meanwhile.
+    """
+    await _ready(sock, write=False)
+
+
+def end(sock: socket.socket) -> None:
+    """Close `sock`. Whoever waits for it goes on.
+
+    The loop has to forget it first: closed alone, it would go on watching the number, which is another socket's soon.
+    """
+    if sock.fileno() < 0:
+        return
+    loop = _loops.get(sock)
+    if loop is not None and not loop.is_closed():
+        loop.remove_reader(sock)
+        loop.remove_writer(sock)
+    sock.close()
+    ready = _waiting.pop(sock, None)
+    if ready is not None and not ready.done():
+        ready.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the connection was given up"))
+
+
+async def _ready(sock: socket.socket, *, write: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    (loop.add_writer if write else loop.add_reader)(sock, _set, ready)
+    _waiting[sock] = ready
+    try:
+        await ready
+    finally:
+        if sock.fileno() >= 0:
+            (loop.remove_writer if write else loop.remove_reader)(sock)
+            _waiting.pop(sock, None)
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+class Errand(Generic[Result]):
+    """A coroutine that goes on while whoever waits for it is cancelled and comes back; `stop` ends it.
+
+    So a caller that gives each wait a tenth of a second gets a connection that takes longer, all the same.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Result]) -> None:
+        self._task = asyncio.get_running_loop().create_task(coroutine)
+        # Given up, its error is nobody's; asyncio would complain about it.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Whether it is over, after `seconds` at most."""
+        return bool((await asyncio.wait({self._task}, timeout=seconds))[0])
+
+    def result(self) -> Result | None:
+        """What it returned, when it is over; None when it was stopped. Raises what it raised."""
+        return None if self._task.cancelled() else self._task.result()
+
+    def stop(self) -> None:
+        """End it. In the loop's thread."""
+        self._task.cancel()

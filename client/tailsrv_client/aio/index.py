@@ -1,0 +1,193 @@
+"""Index on asyncio. Look-ups made at the same time are pipelined on one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Self
+
+from tailsrv_client.aio.connection import AsyncLine, end
+from tailsrv_client.errors import WrongPortError
+from tailsrv_client.protocol.places import parse_time
+from tailsrv_client.protocol.ports import INDEX
+from tailsrv_client.protocol.requests import LINE_BYTES, Entry, decode, encode, open_index
+from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tailsrv_formats.addresses import Address
+
+
+class AsyncIndex:
+    """`tailsrv_client.Index`, awaited: ``offset = await index.offset_of(1000)``."""
+
+    def __init__(self, addresses: str | Iterable[str | Address], *, timeout: float = 10.0) -> None:
+        self._rotation = Rotation(Servers(parse_addresses(addresses, INDEX), INDEX))
+        self._timeout = timeout
+        self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
+        self._unsure = 0.0
+        """Seconds to wait before an unproven server is tried again that ends connections: soon we know what it is."""
+
+    async def offset_of(self, number: int) -> int:
+        """The byte at which message `number` starts."""
+        return (await self.ask({"number": number})).offset
+
+    async def last(self, messages: int) -> int:
+        """The byte at which the so manieth message from the end starts; 0 where there are fewer."""
+        return (await self.ask({"last": messages})).offset
+
+    async def at_time(self, time: str | float) -> Entry:
+        """The first message that arrived at or after `time`: RFC 3339, or seconds since 1970."""
+        return await self.ask({"time": parse_time(time) if isinstance(time, str) else time})
+
+    async def message_holding(self, offset: int) -> Entry:
+        """The message that byte `offset` belongs to."""
+        return await self.ask({"offset": offset})
+
+    async def count(self) -> int:
+        """How many messages the stream has."""
+        return (await self.ask({"count": True})).count
+
+    async def ask(self, request: dict[str, Any]) -> Entry:
+        """The reply to one request.
+
+        Raises `IndexFailed`, `WrongPortError`, `UnknownHostError`, and `OSError` when none of the addresses answers.
+        """
+        attempts = len(self._rotation.servers.addresses) + (self._connection is not None)
+        ends = time.monotonic() + self._timeout
+        while True:
+            connection: _Connection | None = None
+            pause, sent_at = 0.0, 0.0
+            try:
+                async with asyncio.timeout(self._timeout):
+                    connection, sent_at = await self._connected(), time.monotonic()
+                    line = await connection.ask(encode(request))
+            except (OSError, WrongPortError) as error:
+                if connection is not None:
+                    self._lost(connection, error, sent_at)
+                elif time.monotonic() < ends:
+                    pause = self._unsure
+                attempts -= not pause
+                if attempts <= 0:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                self._rotation.worked()
+                return decode(line)
+
+    async def close(self) -> None:
+        """Give the connection back; look-ups that wait for a reply raise."""
+        if self._connection is not None:
+            self._connection.drop(ConnectionError("the connection to the indexer was given up"))
+            self._connection = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _connected(self) -> _Connection:
+        """The connection. Those who come while it is being made share it."""
+        async with self._opening:
+            connection = self._connection
+            if connection is None or connection.ended:
+                self._connection = None
+                rotation, line = self._rotation, AsyncLine()
+                address, self._unsure = rotation.address, 0.0
+                try:
+                    await line.hold(open_index(rotation, self._timeout))
+                except (OSError, WrongPortError) as error:
+                    pause = rotation.failed(error)
+                    if address in rotation.servers.ended_since:
+                        self._unsure = pause
+                    raise
+                except asyncio.CancelledError:
+                    rotation.failed()
+                    raise
+                connection = self._connection = _Connection(line.take())
+        return connection
+
+    def _lost(self, connection: _Connection, error: Exception, sent_at: float) -> None:
+        """A request failed on `connection`: the first one that says so goes to the next address for all."""
+        if not connection.ended and isinstance(error, TimeoutError):
+            if connection.heard_at > sent_at:
+                return  # this reply is late, but others come
+            connection.drop(ConnectionError("the indexer has fallen silent"))
+        if self._connection is connection:
+            self._connection = None
+            self._rotation.failed(error)
+
+
+class _Connection:
+    """A connection to an indexer, and those who wait for its replies, in the order of their requests."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._waiting: deque[asyncio.Future[bytes]] = deque()
+        self._sending = asyncio.Lock()
+        self.ended = False
+        self.heard_at = 0.0
+        self._listener = asyncio.create_task(self._listen())
+
+    async def ask(self, request: bytes) -> bytes:
+        """The line that answers `request`. May be cancelled: the reply is then thrown away when it comes."""
+        loop = asyncio.get_running_loop()
+        async with self._sending:
+            if self.ended:
+                raise ConnectionError("the indexer ended the connection")
+            reply: asyncio.Future[bytes] = loop.create_future()
+            self._waiting.append(reply)
+            try:
+                await loop.sock_sendall(self._socket, request)
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    # Half a line would spoil the requests of all others.
+                    self.drop(ConnectionError("a request to the indexer was given up half-way"))
+                if not reply.cancel():
+                    reply.exception()  # said already: asyncio would complain that nobody has asked for it
+                raise
+            finally:
+                if self.ended:
+                    end(self._socket)
+        return await reply
+
+    async def _listen(self) -> None:
+        """Hand out the replies until the connection ends."""
+        loop = asyncio.get_running_loop()
+        received = b""
+        try:
+            while chunk := await loop.sock_recv(self._socket, LINE_BYTES):
+                self.heard_at = time.monotonic()
+                *lines, received = (received + chunk).split(b"\n")
+                for line in lines:
+                    if not self._waiting:
+                        raise ConnectionError("the indexer said more than it was asked")
+                    reply = self._waiting.popleft()
+                    if not reply.done():
+                        reply.set_result(line)
+                if len(received) > LINE_BYTES:
+                    raise ConnectionError("the indexer sends a line without an end")
+            self.drop(ConnectionError("the indexer ended the connection before it had answered"))
+        except OSError as error:
+            self.drop(error)
+
+    def drop(self, error: OSError) -> None:
+        """End the connection; who waits for a reply gets `error`."""
+        self.ended = True
+        if self._listener is not asyncio.current_task():
+            self._listener.cancel()
+        if self._sending.locked():  # whoever is sending finds out, and closes it
+            with contextlib.suppress(OSError):  # not connected any more
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            end(self._socket)
+        while self._waiting:
+            reply = self._waiting.popleft()
+            if not reply.done():
+                reply.set_exception(error)

@@ -1,0 +1,249 @@
+"""Producer on asyncio: the same lane, outbox and spool, served by one task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Self
+
+from tailsrv_client.aio.connection import AsyncLine, readable
+from tailsrv_client.aio.disk import Disk
+from tailsrv_client.blocking.link import SEND_BYTES, STEADY_SECONDS
+from tailsrv_client.blocking.producer import IN_FLIGHT_BYTES, SPOOL_BYTES
+from tailsrv_client.errors import GaveUpError
+from tailsrv_client.protocol.dialogue import persistently
+from tailsrv_client.protocol.outbox import Memory, Outbox
+from tailsrv_client.protocol.ports import ACKNOWLEDGED
+from tailsrv_client.protocol.servers import EndedError, Rotation, Servers, parse_addresses
+from tailsrv_client.protocol.session import RECEIVE_BYTES, Lane, check_name, greet
+from tailsrv_client.spool import Spool
+from tailsrv_formats.errors import TailsrvError, UsageError
+from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_formats.addresses import Address
+
+LOG = logging.getLogger("tailsrv_client")
+
+
+class AsyncProducer:
+    """`tailsrv_client.Producer`, awaited.
+
+    >>> async with AsyncProducer("fileserver:4323", "sensor-7") as producer:
+    ...     receipt = await producer.send(b"21.5")  # waits for room only
+    ...     print(await receipt)  # where in the file it stands
+
+    A receipt is an `asyncio.Future`. Everything else is as `Producer` says.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Iterable[str | Address],
+        name: str,
+        *,
+        framing: str = "newline",
+        spool: str | None = None,
+        max_in_flight_bytes: int | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        outage: float | None = None,
+    ) -> None:
+        self._rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
+        check_name(name)
+        if spool is not None and not name:
+            raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
+        codec = make_framing(framing, max_message_bytes)
+        self._wrap = codec.wrap
+        self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
+        self._failure: Exception | None = None
+        # Its messages are read by the first call that is awaited: that may take as long as a disk does.
+        self._spool = None if spool is None else Spool(spool, name, codec, load=False)
+        self._disk = None if self._spool is None else Disk(self._spool)
+        self._outbox = Outbox(self._spool or Memory())
+        self._lane = Lane(name, self._outbox)
+        self._more = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._outage = outage
+        self._gives_up: asyncio.TimerHandle | None = None
+
+    async def send(self, payload: bytes) -> asyncio.Future[int | None]:
+        """Take a message, as soon as there is room for it. The future's result is as that of `Receipt`.
+
+        With a spool it waits until the kernel has the message; several that are sent meanwhile are written at once.
+        One that is cancelled while it is being written may have been taken.
+        """
+        message = self._wrap(payload)
+        await self._start()
+        await self._until(lambda: self._held + len(message) <= self._bound or not self._held)
+        receipt: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        if self._disk is None:
+            self._outbox.put(message, receipt)
+        else:
+            try:
+                await self._disk.append(self._outbox, message, receipt)
+            except OSError:
+                self._changed.set()  # there is room for a smaller one
+                raise
+            if self._failure is not None:
+                raise self._failure
+        self._more.set()
+        self._expect()
+        return receipt
+
+    async def flush(self) -> None:
+        """Wait until everything is acknowledged."""
+        await self._start()
+        await self._until(lambda: not self._held)
+
+    async def close(self) -> None:
+        """Stop. What is not acknowledged is lost, unless there is a spool."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._fail(TailsrvError("the producer was closed before the message was acknowledged"))
+        if self._disk is not None:
+            await self._disk.close()
+
+    @property
+    def _held(self) -> int:
+        return self._outbox.held + (0 if self._disk is None else self._disk.waiting)
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                await self.flush()
+        finally:
+            await self.close()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while self._failure is None and not condition():
+            self._changed.clear()
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _start(self) -> None:
+        if self._disk is not None and not self._disk.loaded:
+            await self._disk.load()
+        if self._task is None and self._failure is None:
+            self._task = asyncio.create_task(self._run())
+            self._expect()
+
+    def _expect(self) -> None:
+        """An acknowledgement is due, if something is unacknowledged."""
+        if self._outage is not None and self._gives_up is None and self._held and self._failure is None:
+            self._gives_up = asyncio.get_running_loop().call_later(self._outage, self._give_up)
+
+    def _expect_no_more(self) -> None:
+        if self._gives_up is not None:
+            self._gives_up.cancel()
+            self._gives_up = None
+
+    def _give_up(self) -> None:
+        trouble = self._rotation.trouble or f"{self._rotation.address} acknowledges nothing"
+        error = GaveUpError(f"no acknowledgement for {self._outage} s ({trouble})")
+        self._tell(f"producer ended: {error}")
+        self._fail(error)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        self._expect_no_more()
+        self._failure = self._failure or error
+        self._outbox.fail(error)
+        self._changed.set()
+
+    async def _run(self) -> None:
+        pause = 0.0
+        try:
+            while True:
+                pause = await self._connect(pause)
+        except Exception as error:
+            self._tell(f"producer ended: {error}")
+            self._fail(error)
+            if not isinstance(error, TailsrvError):
+                raise
+
+    async def _connect(self, pause: float) -> float:
+        """One connection, until it is lost. Returns the seconds to wait before the next one."""
+        rotation, line = self._rotation, AsyncLine()
+        await line.hold(persistently(rotation, self._greeting, self._tell, first=pause))
+        begin = asyncio.get_running_loop().time()
+        try:
+            with line.take() as sock:
+                await self._tidy()
+                await self._serve(sock)
+        except OSError as error:
+            if asyncio.get_running_loop().time() - begin >= STEADY_SECONDS:
+                rotation.worked()
+            pause = rotation.failed(error)
+            self._tell(f"{rotation.trouble}; next: {rotation.address}")
+        return pause
+
+    def _greeting(self) -> Talk[None]:
+        return greet(self._rotation, self._lane, self._heard)
+
+    def _tell(self, what: str) -> None:
+        LOG.warning("%s", what)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        """One connection, until it is lost (`OSError`)."""
+        tasks = [asyncio.create_task(work(sock)) for work in (self._send, self._listen)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task in done:
+                    task.result()  # both end by raising alone
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._lane.has_more:
+                data = bytes(await self._outgoing())
+                # Counted before it is on its way: the acknowledgement may be heard before `sock_sendall` is back.
+                self._lane.was_sent(len(data))
+                await loop.sock_sendall(sock, data)
+            self._more.clear()
+            await self._more.wait()
+
+    async def _outgoing(self) -> bytes | memoryview:
+        if self._disk is None:
+            return self._lane.outgoing(SEND_BYTES)
+        return await self._disk.run(self._lane.outgoing, SEND_BYTES)
+
+    async def _listen(self, sock: socket.socket) -> None:
+        while True:
+            await readable(sock)
+            try:
+                data = sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise EndedError("ended by the collator")
+            self._heard(data)
+            await self._tidy()
+
+    def _heard(self, data: bytes) -> None:
+        for acked in self._lane.received(data):
+            self._outbox.settle(acked)
+            self._rotation.worked()
+            self._expect_no_more()
+        self._expect()
+        self._changed.set()
+
+    async def _tidy(self) -> None:
+        if self._disk is not None:
+            await self._disk.tidy()

@@ -1,0 +1,1 @@
+"""The clients on blocking sockets and threads."""

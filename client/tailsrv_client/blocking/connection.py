@@ -1,0 +1,315 @@
+"""Talks on blocking sockets: every wait ends at a deadline, or as soon as another thread interrupts it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic
+
+from tailsrv_client.protocol.dialogue import Dial, Hear, Pause, Result, Say
+from tailsrv_client.resolver import Lookup
+
+if TYPE_CHECKING:
+    from tailsrv_client.protocol.dialogue import Step, Talk
+    from tailsrv_formats.addresses import Address
+
+FULL_SECONDS: Final = 0.05
+"""A Unix socket whose queue of connections is full refuses at once, and tells nobody when it has room again."""
+
+
+class SuspendedError(Exception):
+    """The caller's deadline has passed, or it was interrupted; the talk can go on where it was."""
+
+
+class Interrupt:
+    """Ends the waits of another thread, now and for good."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_set = False
+        # The descriptor lives as long as this object: whoever calls `set` late must not write to a successor of it.
+        # Not at the interpreter's exit, though: a logging handler still has to send then, after this would have run.
+        weakref.finalize(self, os.close, self._fd).atexit = False
+
+    def fileno(self) -> int:
+        """Readable once it is set, and at each `nudge`."""
+        return self._fd
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._is_set
+
+    def set(self) -> None:
+        """End all waits. May be called by any thread."""
+        self._is_set = True
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Let the thread that waits look at what has changed."""
+        with contextlib.suppress(BlockingIOError):  # full of nudges that nobody has looked at yet
+            os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Forget the nudges that there were; what was set stays so."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+        if self._is_set:
+            self.nudge()
+
+    def wait(self, deadline: float | None, fd: int = -1, events: int = 0) -> bool:
+        """Wait for `events` of `fd`, for `deadline`, or for a nudge. Returns whether it were the events.
+
+        Raises `SuspendedError` once this is set.
+        """
+        waiting = select.poll()
+        waiting.register(self._fd, select.POLLIN)
+        if fd >= 0:
+            waiting.register(fd, events)
+        if self._is_set:
+            raise SuspendedError
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready = [one for one, _ in waiting.poll(None if left is None else left * 1000)]
+        if self._is_set:
+            raise SuspendedError
+        if self._fd in ready:
+            self.clear()
+        return fd in ready
+
+
+class Dialling:
+    """One attempt to connect, which can be left and taken up again."""
+
+    def __init__(self, step: Dial, interrupt: Interrupt) -> None:
+        self._address = step.address
+        self._interrupt = interrupt
+        self._ends = time.monotonic() + step.seconds
+        self._lookup: Lookup | None = None
+        self._targets: list[tuple[int, Any]] | None = None
+        self._socket: socket.socket | None = None
+        self._socket_ends = 0.0
+        if step.address.path is not None:
+            self._targets = [(socket.AF_UNIX, step.address.path)]
+        else:
+            self._lookup = Lookup(step.address, interrupt.nudge)
+
+    def go_on(self, deadline: float | None) -> socket.socket:
+        """The connection. Raises `SuspendedError` at `deadline`, `OSError`."""
+        targets = self._targets = self._targets or self._look_up(deadline)
+        while True:
+            try:
+                self._connect(targets, deadline)
+            except OSError:
+                self.close()
+                del targets[0]
+                if not targets or time.monotonic() >= self._ends:
+                    raise
+            else:
+                sock, self._socket = self._socket, None
+                assert sock is not None  # noqa: S101 - `_connect` made it
+                return sock
+
+    def close(self) -> None:
+        """Give up."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _look_up(self, deadline: float | None) -> list[tuple[int, Any]]:
+        assert self._lookup is not None  # noqa: S101 - a path needs none
+        while not self._lookup.done:
+            if not self._interrupt.wait(_earlier(deadline, self._ends)):
+                _raise_if_late(deadline)
+                if time.monotonic() >= self._ends and not self._lookup.done:
+                    raise TimeoutError(errno.ETIMEDOUT, f"the name {self._address.host!r} was not resolved in time")
+        return self._lookup.targets()
+
+    def _connect(self, targets: list[tuple[int, Any]], deadline: float | None) -> None:
+        family, target = targets[0]
+        if self._socket is None:
+            self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            now = time.monotonic()
+            # An address that swallows connections leaves time for the others.
+            self._socket_ends = now + max(0.0, self._ends - now) / len(targets)
+        sock = self._socket
+        while True:
+            code = sock.connect_ex(target)
+            if code in {0, errno.EISCONN}:
+                break
+            if code == errno.EAGAIN and family == socket.AF_UNIX:
+                ready = self._interrupt.wait(_earlier(deadline, time.monotonic() + FULL_SECONDS, self._socket_ends))
+            elif code in {errno.EINPROGRESS, errno.EALREADY}:
+                ready = self._interrupt.wait(_earlier(deadline, self._socket_ends), sock.fileno(), select.POLLOUT)
+            else:
+                raise OSError(code, os.strerror(code))
+            if not ready:
+                if time.monotonic() >= self._socket_ends:
+                    raise TimeoutError(errno.ETIMEDOUT, "timed out")
+                _raise_if_late(deadline)
+        if family != socket.AF_UNIX:
+            keep_alive(sock)
+
+
+class Line:
+    """The connection that talks are held on. `socket` is non-blocking, and None while there is no connection.
+
+    One thread uses it; `interrupt` may be set by another, and `shut_down` called.
+    """
+
+    def __init__(self) -> None:
+        self.interrupt = Interrupt()
+        self.socket: socket.socket | None = None
+        self._guard = threading.Lock()
+
+    def keep(self, sock: socket.socket) -> None:
+        """Make `sock` the connection."""
+        self.drop()
+        self.socket = sock
+
+    def drop(self) -> None:
+        """End the connection, if there is one."""
+        with self._guard:
+            sock, self.socket = self.socket, None
+        if sock is not None:
+            sock.close()
+
+    def stop(self) -> None:
+        """End every wait, also one in `recv`: now and for good. May be called by any thread."""
+        self.interrupt.set()
+        with self._guard:
+            if self.socket is not None:
+                with contextlib.suppress(OSError):  # not connected any more: what was wanted
+                    self.socket.shutdown(socket.SHUT_RDWR)
+
+
+class Conversation(Generic[Result]):
+    """A talk on a line: `go_on` until it has its result."""
+
+    def __init__(self, line: Line, talk: Talk[Result]) -> None:
+        self._line = line
+        self._talk = talk
+        self._step: Step | None = None
+        self._ends = 0.0
+        self._left = b""
+        self._dialling: Dialling | None = None
+
+    def go_on(self, deadline: float | None = None) -> Result:
+        """The talk's result. Raises what it raises, and `SuspendedError` at `deadline` or when interrupted."""
+        try:
+            if self._step is None:
+                self._begin(next(self._talk))
+            while True:
+                try:
+                    heard = self._do(deadline)
+                except OSError as error:
+                    self._raise_if_stopped()
+                    self._begin(self._talk.throw(error))
+                else:
+                    if not heard:
+                        self._raise_if_stopped()
+                    self._begin(self._talk.send(heard))
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        except SuspendedError:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give up, and end the connection."""
+        if self._dialling is not None:
+            self._dialling.close()
+            self._dialling = None
+        self._talk.close()
+        self._line.drop()
+
+    def _raise_if_stopped(self) -> None:
+        """What looks like the peer's end, or its fault, is ours then."""
+        if self._line.interrupt.is_set():
+            raise SuspendedError
+
+    def _begin(self, step: Step) -> None:
+        self._step = step
+        self._ends = time.monotonic() + step.seconds
+        if isinstance(step, Dial):
+            self._line.drop()
+            self._dialling = Dialling(step, self._line.interrupt)
+        elif isinstance(step, Say):
+            self._left = step.data
+        elif isinstance(step, Pause) and self._line.socket is not None:
+            self._line.drop()
+
+    def _do(self, deadline: float | None) -> bytes:
+        """Do the step. Raises `OSError` where it fails, `SuspendedError` where it has to wait for too long."""
+        step, line = self._step, self._line
+        if isinstance(step, Dial):
+            assert self._dialling is not None  # noqa: S101 - `_begin` made it
+            try:
+                line.keep(self._dialling.go_on(deadline))
+            except OSError:
+                self._dialling = None
+                raise
+            self._dialling = None
+        elif isinstance(step, Pause):
+            while time.monotonic() < self._ends:
+                line.interrupt.wait(_earlier(deadline, self._ends))
+                _raise_if_late(deadline)
+        elif isinstance(step, Say):
+            while self._left:
+                with contextlib.suppress(BlockingIOError):
+                    self._left = self._left[self._connection.send(self._left) :]
+                if self._left:
+                    self._wait(select.POLLOUT, deadline)
+        elif isinstance(step, Hear):
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return self._connection.recv(step.most)
+                self._wait(select.POLLIN, deadline)
+        return b""
+
+    @property
+    def _connection(self) -> socket.socket:
+        if self._line.socket is None:
+            raise ConnectionError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return self._line.socket
+
+    def _wait(self, events: int, deadline: float | None) -> None:
+        if not self._line.interrupt.wait(_earlier(deadline, self._ends), self._connection.fileno(), events):
+            if time.monotonic() >= self._ends:
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
+            _raise_if_late(deadline)
+
+
+def connect(address: Address, seconds: float) -> socket.socket:
+    """A blocking connection to `address`, within so many seconds, its name's resolution included. Raises `OSError`."""
+    sock = Dialling(Dial(address, seconds), Interrupt()).go_on(None)
+    sock.setblocking(True)
+    return sock
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Find a peer that has vanished within 60 s, whether we send or only listen."""
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    ):
+        sock.setsockopt(level, option, value)
+
+
+def _earlier(deadline: float | None, *others: float) -> float:
+    return min(others) if deadline is None else min(deadline, *others)
+
+
+def _raise_if_late(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise SuspendedError

@@ -1,0 +1,289 @@
+"""Producer: messages to a collator, each once, with a receipt that says where it stands."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Final, Self
+
+from tailsrv_client.blocking.link import Link
+from tailsrv_client.errors import ProducerFull
+from tailsrv_client.protocol.outbox import Memory, Outbox
+from tailsrv_client.protocol.ports import ACKNOWLEDGED
+from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
+from tailsrv_client.protocol.session import Lane, check_name
+from tailsrv_client.spool import Spool
+from tailsrv_formats.errors import TailsrvError, UsageError
+from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tailsrv_formats.addresses import Address
+
+LOG = logging.getLogger("tailsrv_client")
+
+IN_FLIGHT_BYTES: Final = 16 << 20
+SPOOL_BYTES: Final = 256 << 20
+
+
+class Receipt:
+    """The future of one message. Cheaper than `concurrent.futures.Future`, and waited for in the same way."""
+
+    offset: int | None = None
+    """Where in the file the message stands, in bytes. None: not known (yet)."""
+
+    _done = False
+    _error: Exception | None = None
+    _callbacks: list[Callable[[Receipt], object]] | None = None
+
+    def __init__(self, guard: threading.Condition) -> None:
+        self._guard = guard
+
+    def done(self) -> bool:
+        """Whether the message is acknowledged, or will never be."""
+        return self._done
+
+    def result(self, timeout: float | None = None) -> int | None:
+        """Wait for the acknowledgement; where the message stands in the file.
+
+        None: it is committed, but the line that said where was lost with a connection. Raises `TimeoutError`, and
+        what ended the producer.
+        """
+        with self._guard:
+            if not self._guard.wait_for(lambda: self._done, timeout):
+                raise TimeoutError(f"not acknowledged within {timeout} s")
+        if self._error is not None:
+            raise self._error
+        return self.offset
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Wait as `result` does; why the message will not be acknowledged, or None when it is."""
+        try:
+            self.result(timeout)
+        except TailsrvError as error:
+            return error
+        return None
+
+    def add_done_callback(self, callback: Callable[[Receipt], object]) -> None:
+        """Call `callback` with this when it is done: now, or in the producer's thread, where it must be quick."""
+        with self._guard:
+            if not self._done:
+                self._callbacks = [*(self._callbacks or ()), callback]
+                return
+        callback(self)
+
+    def set_result(self, offset: int | None, /) -> None:
+        """For the producer."""
+        self.offset = offset
+        self._finish()
+
+    def set_exception(self, error: Exception, /) -> None:
+        """For the producer."""
+        self._error = error
+        self._finish()
+
+    def _finish(self) -> None:
+        self._done = True
+        if self._callbacks is not None:
+            for callback in self._callbacks:
+                try:
+                    callback(self)
+                except Exception:
+                    LOG.exception("a callback of a receipt failed")
+
+
+class Producer:
+    """Sends messages as producer `name` to the collator at one of `addresses` (``ADDR[,ADDR…]`` or a list).
+
+    >>> with Producer("fileserver:4323", "sensor-7") as producer:
+    ...     receipt = producer.send(b"21.5")
+    ...     print(receipt.result())  # where in the file it stands
+
+    A lost connection is made again for ever, and goes on at the byte that the collator names: nothing is lost and
+    nothing stands twice while the producer lives, and with `spool=FILE` also across its death (kill -9). An empty
+    `name` is anonymous: what was not acknowledged when a connection was lost may stand twice.
+
+    `max_in_flight_bytes` bounds what is not acknowledged: 16 MiB in memory, 256 MiB in a spool unless given. A host
+    alone means port 4323. Leaving a `with` block flushes. Thread-safe. What ends it is raised by `send`, `flush` and
+    the receipts, and `on_failure` is called then, in a thread of its own: `ProducerDiverged`, `ProducerRefused`,
+    `WrongPortError` where no acknowledged port answers, `UnknownHostError`, and `GaveUpError` after `outage` seconds
+    without an acknowledgement while something is unacknowledged (None: it never gives up). Making one raises
+    `UsageError`, `CheckpointError` (for the spool).
+    """
+
+    def __init__(
+        self,
+        addresses: str | Iterable[str | Address],
+        name: str,
+        *,
+        framing: str = "newline",
+        spool: str | None = None,
+        max_in_flight_bytes: int | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        outage: float | None = None,
+        on_failure: Callable[[], object] | None = None,
+    ) -> None:
+        rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
+        check_name(name)
+        if spool is not None and not name:
+            raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
+        codec = make_framing(framing, max_message_bytes)
+        self._wrap = codec.wrap
+        self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
+        self._lock = threading.RLock()
+        self._guard = threading.Condition(self._lock)
+        self._failure: Exception | None = None
+        self._on_failure = on_failure
+        self._closed = False
+        self._taking = False
+        self._spool = None if spool is None else Spool(spool, name, codec)
+        self._outbox = Outbox(self._spool or Memory())
+        try:
+            self._link = Link(
+                rotation,
+                Lane(name, self._outbox),
+                guard=self._guard,
+                acknowledged=self._outbox.settle,
+                failed=self._fail,
+                tell=self.tell,
+                outage=outage,
+            )
+        except BaseException:  # no descriptor or thread to be had
+            if self._spool is not None:
+                self._spool.close()
+            raise
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that are not acknowledged; in the beginning those that were found in the spool."""
+        return self._outbox.held
+
+    def send(self, payload: bytes, timeout: float | None = None) -> Receipt:
+        """Take a message. Returns at once, unless too much is in flight: then waits for room.
+
+        Raises `FramingError` for a payload that can't be framed, `ProducerFull` after `timeout` seconds without
+        room, `OSError` when the spool can't take it.
+        """
+        message = self._wrap(payload)
+        receipt = Receipt(self._guard)
+        with self._lock:
+            if (
+                self._failure is not None
+                or self._closed
+                or self._taking
+                or self._outbox.held + len(message) > self._bound
+            ):
+                self._make_room(len(message), timeout)
+            self._put(message, receipt)
+        self._link.wake()
+        return receipt
+
+    def send_whole(self, messages: bytes, timeout: float | None = None) -> None:
+        """Take messages as they stand in a stream, each with its terminator or prefix: for copying, without receipts.
+
+        They have to be whole: what follows would end up within the last of them. Waits and raises as `send`.
+        """
+        with self._lock:
+            if (
+                self._failure is not None
+                or self._closed
+                or self._taking
+                or self._outbox.held + len(messages) > self._bound
+            ):
+                self._make_room(len(messages), timeout)
+            self._put(messages, None)
+        self._link.wake()
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything is acknowledged. Raises `TimeoutError` after `timeout` seconds."""
+        with self._guard:
+            if not self._guard.wait_for(self._is_settled, timeout):
+                raise TimeoutError(f"{self._outbox.held} bytes are not acknowledged after {timeout} s")
+            self._raise_failure()
+            if self._outbox.held:
+                raise TailsrvError(f"the producer was closed with {self._outbox.held} bytes not acknowledged")
+
+    def close(self, timeout: float | None = 0) -> int:
+        """Wait up to `timeout` seconds for acknowledgements (None: as long as it takes), then stop.
+
+        Returns how many bytes are not acknowledged: they are lost, unless there is a spool, and their receipts raise.
+        """
+        with self._guard:
+            self._guard.wait_for(self._is_settled, timeout)
+            self._closed = True
+        try:
+            self._link.close()
+            with self._guard:
+                left = self._outbox.held
+                self._outbox.fail(TailsrvError("the producer was closed before the message was acknowledged"))
+                self._guard.notify_all()
+        finally:
+            if self._spool is not None:
+                self._spool.close()
+                self._spool = None
+        return left
+
+    def forget(self) -> None:
+        """In a forked child: close our copies of what is the parent's. Nothing else may be called afterwards."""
+        self._link.forget()
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that serves the connection, and in which receipts call back."""
+        return self._link.thread
+
+    def tell(self, what: str) -> None:
+        """What became of a connection. Raises nothing: it goes on."""
+        LOG.warning("%s", what)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """An exception that leaves the block does not wait for a collator that may not be there."""
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+    def _put(self, messages: bytes, receipt: Receipt | None) -> None:
+        self._check_nesting()
+        self._taking = True
+        try:
+            self._outbox.put(messages, receipt)
+        finally:
+            self._taking = False
+
+    def _is_settled(self) -> bool:
+        """Whether there is nothing to wait for, or no longer."""
+        return self._failure is not None or self._closed or not self._outbox.held
+
+    def _make_room(self, size: int, timeout: float | None) -> None:
+        def has_room() -> bool:
+            return self._outbox.held + size <= self._bound or not self._outbox.held
+
+        self._check_nesting()
+        if not self._guard.wait_for(lambda: self._failure is not None or self._closed or has_room(), timeout):
+            raise ProducerFull(f"{self._outbox.held} bytes are in flight, and the collator acknowledges none of them")
+        self._raise_failure()
+        if self._closed:
+            raise TailsrvError("the producer is closed")
+
+    def _check_nesting(self) -> None:
+        if self._taking:  # in this thread, as we have the lock
+            raise TailsrvError("a signal handler or a finalizer called `send` while `send` was running in its thread")
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._outbox.fail(error)
+        if self._on_failure is not None:
+            self._on_failure()
+        else:
+            # A program that only sends, as one that logs does, would never come to know.
+            self.tell(f"producer ended: {error}")

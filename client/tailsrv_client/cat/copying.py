@@ -1,0 +1,179 @@
+"""The work of `tailsrv-cat`: from a consumer to standard output."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from typing import TYPE_CHECKING, Final
+
+from tailsrv_client.blocking.consumer import Consumer
+from tailsrv_client.blocking.index import PersistentIndex
+from tailsrv_client.cat.formats import Template, raw_renderer, render_json
+from tailsrv_client.cat.lag import LagReporter
+from tailsrv_client.protocol.consuming import Stopped
+from tailsrv_client.protocol.timeouts import Waits
+from tailsrv_client.terminal import Progress, SoftStop, watch_output, write_all
+from tailsrv_formats.errors import TailsrvError, UsageError, reason
+from tailsrv_formats.framing import make_framing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tailsrv_client.cat.formats import Render
+    from tailsrv_client.cat.options import Options
+    from tailsrv_client.protocol.messages import Message
+
+    Numbered = tuple[Message, int | None]
+
+OUTPUT: Final = 1
+"""Standard output; not `sys.stdout`, whose buffer would keep bytes and complain at the end."""
+
+BATCH_MESSAGES: Final = 4096
+"""Messages that are rendered before they are written."""
+
+
+def run(options: Options) -> None:
+    """Copy until there is nothing more to copy. Raises `BrokenPipeError` when nobody reads the output any more."""
+    copier = Copier(options)  # whatever is wrong with the options is found before a checkpoint is locked
+    consumer = Consumer(
+        options.addresses,
+        start=options.start,
+        until=options.until if copier.counts or options.count is None else f"count:{options.count}",
+        framing=options.framing,
+        index=options.index,
+        checkpoint=options.checkpoint,
+        max_message_bytes=options.max_message_bytes,
+        numbered=copier.numbered,
+        waits=Waits(outage=options.timeout),
+    )
+    unread = threading.Event()
+
+    def nobody_reads() -> None:
+        unread.set()
+        stop()
+
+    def stop() -> None:
+        consumer.stop()
+        copier.stop()
+
+    soft = SoftStop(stop)
+    try:
+        with consumer:
+            watch_output(OUTPUT, nobody_reads)
+            _copy(copier, consumer, options)
+            satisfied = copier.satisfied or (consumer.core is not None and consumer.core.done)
+    except (Stopped, TailsrvError):
+        # What was in hand when it was stopped is not printed; the checkpoint knows that.
+        if not consumer.stopped or not (unread.is_set() or soft.signalled):
+            raise
+        satisfied = False
+    if unread.is_set() and not satisfied:
+        raise BrokenPipeError
+    if consumer.unsaved is not None:
+        error = f"the checkpoint does not say all that was printed ({reason(consumer.unsaved)}): the rest comes again"
+        if not soft.signalled:
+            raise TailsrvError(f"{options.checkpoint}: {error} at the next run")
+        consumer.tell(f"{options.checkpoint}: {error} at the next run")
+    soft.finish()
+
+
+def _copy(copier: Copier, consumer: Consumer, options: Options) -> None:
+    core = consumer.begin()
+    if options.lag:
+        LagReporter(consumer, options.index).start()
+    stop = core.reader.stop
+    total = None if stop is None else max(0, stop - core.reader.offset)
+    progress = Progress(forced=options.progress, total=total, quiet_with=(OUTPUT,))
+    if copier.counts:
+        copier.copy_some(consumer)
+    elif options.by_message:
+        copier.copy_messages(consumer, progress)
+    else:
+        copy_bytes(consumer, progress)
+
+
+def copy_bytes(consumer: Consumer, progress: Progress) -> None:
+    """The stream as it is."""
+    done = 0
+    for chunk in consumer.chunks():
+        write_all(OUTPUT, chunk)
+        done += len(chunk)
+        progress.at(done)
+    progress.end(done)
+
+
+class Copier:
+    """Messages, chosen and rendered."""
+
+    def __init__(self, options: Options) -> None:
+        self._render, self._fields = _renderer(options)
+        try:
+            self._search = None if options.grep is None else re.compile(options.grep.encode()).search
+        except re.error as error:
+            raise UsageError(f"--grep {options.grep!r}: {error}") from None
+        self.counts = options.count is not None and (options.grep is not None or options.until is not None)
+        """Whether it is not for the consumer to count: only matches count, or there is another end too."""
+        self._wanted = options.count
+        self._index: PersistentIndex | None = None
+        if options.index is not None and "t" in self._fields:
+            self._index = PersistentIndex(options.index, options.timeout)
+        if "t" in self._fields and options.index is None and options.form == "format":
+            raise UsageError("%t is known to an indexer: name one with --index ADDR")
+        self.numbered = "n" in self._fields and options.index is not None
+
+    def stop(self) -> None:
+        """End a wait for the indexer. In any thread."""
+        if self._index is not None:
+            self._index.stop()
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether `--count` messages were printed."""
+        return self._wanted == 0
+
+    def copy_messages(self, consumer: Consumer, progress: Progress) -> None:
+        """All messages, or all that match."""
+        begin = consumer.position.offset
+        for batch in consumer.batches():
+            number = consumer.number
+            numbers = itertools.repeat(None) if number is None else itertools.count(number - len(batch))
+            chosen: Iterator[Numbered] = zip(batch, numbers)  # noqa: B905 - numbers have no end
+            if self._search is not None:
+                chosen = filter(self._matches, chosen)
+            while some := list(itertools.islice(chosen, BATCH_MESSAGES)):
+                write_all(OUTPUT, self._rendered(some))
+            progress.at(batch[-1].end - begin)
+        progress.end(consumer.position.offset - begin)
+
+    def copy_some(self, consumer: Consumer) -> None:
+        """The first so many that match: one by one, so that a checkpoint ends with the last of them."""
+        for message in consumer if self._wanted else ():
+            number = consumer.number
+            numbered = (message, None if number is None else number - 1)
+            if self._matches(numbered):
+                write_all(OUTPUT, self._rendered([numbered]))
+                self._wanted = (self._wanted or 0) - 1
+                if self.satisfied:
+                    break
+
+    def _matches(self, numbered: Numbered) -> bool:
+        return self._search is None or self._search(numbered[0].payload) is not None
+
+    def _rendered(self, chosen: list[Numbered]) -> bytes:
+        render = self._render
+        if self._index is None:
+            return b"".join([render(message, number, None) for message, number in chosen])
+        entries = self._index.ask_all({"offset": message.offset} for message, _ in chosen)
+        return b"".join(
+            [render(message, number, entry.time) for (message, number), entry in zip(chosen, entries, strict=True)]
+        )
+
+
+def _renderer(options: Options) -> tuple[Render, set[str]]:
+    if options.form == "json":
+        return render_json, {"n", "t"} if options.index is not None else {"n"}
+    if options.form == "format":
+        template = Template(options.template)
+        return template.render, template.fields
+    return raw_renderer(make_framing(options.framing, options.max_message_bytes)), set()

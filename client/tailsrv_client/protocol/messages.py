@@ -1,0 +1,98 @@
+"""Messages out of bytes: pure, and fast, because nothing in it happens once per message in Python.
+
+It knows the offset of its first byte and nothing of where bytes come from.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tailsrv_formats.framing import FramingError
+from tailsrv_formats.position import CHECKED_BYTES
+
+if TYPE_CHECKING:
+    from tailsrv_formats.framing import Framing
+
+DEFAULT_MAX_MESSAGE_BYTES: Final = 64 << 20
+"""What a consumer accepts unless told otherwise, as the indexer."""
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One message: its payload, and where it stands: from `offset` to before `end`, terminator or prefix included."""
+
+    payload: bytes
+    offset: int
+    end: int
+
+
+class Inbox:
+    """Turns the bytes of a stream, piece by piece, into its messages.
+
+    `offset` is a boundary: where the first byte stands. `before` are the up to 64 bytes in front of it.
+    """
+
+    def __init__(self, framing: Framing, offset: int, before: bytes = b"") -> None:
+        self._framing = framing
+        self._data = before
+        self._begin = offset - len(before)
+        self._boundary = len(before)
+        self._later: list[bytes] = []
+        self._missing = 1
+        self.broken: FramingError | None = None
+        """Why no further message can come: bytes that are none. Says at which byte of the stream."""
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes; look at `broken` when they are handled."""
+        self._later.append(data)
+        self._missing -= len(data)
+        if self._missing > 0 or not self._may_complete(data):
+            return []
+        self._gather()
+        start = self._boundary
+        self._boundary, count = self._framing.walk(self._data, start, len(self._data))
+        try:
+            self._missing = self._framing.missing(self._data, self._boundary, len(self._data))
+        except FramingError as error:
+            self.broken = FramingError(f"at byte {self._begin + self._boundary}: {error}")
+        return self._messages(start, self._boundary, count) if count else []
+
+    def tail(self, offset: int) -> bytes:
+        """The up to 64 bytes before `offset`, which is the end of a message of the last `feed` or the boundary."""
+        end = offset - self._begin
+        return bytes(self._data[max(0, end - CHECKED_BYTES) : end])
+
+    def _may_complete(self, data: bytes) -> bool:
+        """Without looking again at all that a long message has brought so far."""
+        terminator = self._framing.terminator
+        if not terminator or terminator in data:
+            return True
+        held = len(self._data) - self._boundary + sum(map(len, self._later))
+        return held >= self._framing.max_message_bytes
+
+    def _gather(self) -> None:
+        """Join what has come; forget what lies more than 64 bytes before the boundary."""
+        forget = max(0, self._boundary - CHECKED_BYTES)
+        self._data = b"".join((self._data[forget:], *self._later))
+        self._begin += forget
+        self._boundary -= forget
+        self._later.clear()
+
+    def _messages(self, start: int, end: int, count: int) -> list[Message]:
+        payloads = self._framing.payloads(self._data, start, end)
+        if self._framing.name == "varint":
+            offsets = self._walked(start, count)
+        else:
+            extra = (end - start - sum(map(len, payloads))) // count
+            offsets = list(accumulate(map(extra.__add__, map(len, payloads)), initial=self._begin + start))
+        return list(map(Message, payloads, offsets, offsets[1:]))
+
+    def _walked(self, start: int, count: int) -> list[int]:
+        """The boundaries, one by one: prefixes of one length may differ in theirs."""
+        offsets = [self._begin + start]
+        for _ in range(count):
+            start, _ = self._framing.walk(self._data, start, len(self._data), most=1)
+            offsets.append(self._begin + start)
+        return offsets

@@ -1,0 +1,156 @@
+"""The indexer's protocol as its client sees it: requests out, entries in; and its talks. Pure.
+
+Every request is sent in its JSON form, whose reply says all that is known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from tailsrv_client.errors import IndexFailed
+from tailsrv_client.protocol.dialogue import HEAR_BYTES, Hear, Pause, Say, dial, hear, persistently, rest_of_line
+from tailsrv_client.protocol.ports import GREETING_SECONDS, PROBE, answered, wrong_port
+from tailsrv_client.protocol.servers import SilentError
+
+if TYPE_CHECKING:
+    from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.servers import Rotation
+
+LINE_BYTES: Final = 1 << 16
+"""No reply is as long; one that is comes from something that is no indexer."""
+
+BUILDING_SECONDS: Final = 1.0
+"""How long to wait before an index that is being built is asked again."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What the indexer knows about a message, and about the stream."""
+
+    number: int
+    """The first message is number 0."""
+    offset: int
+    """Where it starts, in bytes."""
+    length: int | None = None
+    """Its bytes, terminator or prefix included; None for the message that will come next."""
+    time: str | None = None
+    """When the indexer saw it, RFC 3339."""
+    count: int = 0
+    """Messages in the stream."""
+    end: int = 0
+    """Where the last of them ends, in bytes."""
+    partial: bool = False
+    """Whether `count` and `end` are only how far the indexer has come: it is still reading the stream."""
+
+
+class _Failure(msgspec.Struct):
+    error: str
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(Entry).decode
+_decode_failure: Final = msgspec.json.Decoder(_Failure).decode
+
+
+def encode(request: dict[str, Any]) -> bytes:
+    """The line for ``{"number": N}``, ``{"last": N}``, ``{"offset": B}``, ``{"time": T}``, ``{"count": true}``."""
+    return _encode(request) + b"\n"
+
+
+def decode(line: bytes) -> Entry:
+    """What a reply says. Raises `IndexFailed` with the indexer's words, or when it is no reply of an indexer."""
+    try:
+        return _decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass  # the other thing that a reply may be
+    try:
+        raise IndexFailed(_decode_failure(line).error)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        shown = ascii(line[:80].decode("latin-1"))
+        raise IndexFailed(f"no reply of an indexer: {shown}; check the address") from None
+
+
+def open_index(rotation: Rotation, seconds: float) -> Talk[None]:
+    """A connection to an indexer. Raises `WrongPortError` where something else answers, found once for an address.
+
+    The first line is one that the collator's raw port knows for a mistake, so that no request becomes a message.
+    """
+    yield from dial(rotation, seconds)
+    if rotation.proven:
+        return
+    patience = min(GREETING_SECONDS, seconds)
+    for request, reply in ((PROBE, b"error: "), (encode({"count": True}), b"{")):
+        yield Say(request, patience)
+        try:
+            line = yield from hear(rotation, rotation.servers.clock() + patience)
+        except SilentError:
+            if patience < GREETING_SECONDS:
+                raise TimeoutError(f"no reply within {seconds} s") from None  # too soon to say what is wrong
+            raise
+        line = yield from rest_of_line(line)
+        what = answered(line)
+        if not line.startswith(reply) or "acknowledged" in what.partition(", as")[2].partition(" or ")[0]:
+            raise wrong_port(rotation.address, rotation.servers.port, what)
+    rotation.prove()
+
+
+class Exchange:
+    """Requests and replies on one connection, which is kept from one to the next. `seconds`: for each request."""
+
+    def __init__(self, rotation: Rotation, seconds: float) -> None:
+        self._rotation, self._seconds = rotation, seconds
+        self._received = b""
+        self.open = False
+
+    def closed(self) -> None:
+        """The connection has ended."""
+        self.open = False
+        self._received = b""
+
+    def ask(self, requests: bytes, replies: int) -> Talk[list[bytes]]:
+        """The lines that answer `requests`. Raises `OSError`, `WrongPortError`: say `closed` then."""
+        rotation = self._rotation
+        if not self.open:
+            yield from open_index(rotation, self._seconds)
+            self.open = True
+        yield Say(requests, self._seconds)
+        have, ends = self._received.count(b"\n"), rotation.servers.clock() + self._seconds
+        pieces, held = [self._received], len(self._received)
+        while have < replies:
+            chunk = yield Hear(max(0.0, ends - rotation.servers.clock()), HEAR_BYTES)
+            if not chunk or held > LINE_BYTES:
+                raise ConnectionError("it ended the connection before it had answered" if not chunk else "endless line")
+            pieces.append(chunk)
+            lines = chunk.count(b"\n")
+            if lines:
+                have, held, ends = have + lines, 0, rotation.servers.clock() + self._seconds
+            held += len(chunk)
+        *answers, self._received = b"".join(pieces).split(b"\n", replies)
+        return answers
+
+
+def ask_until_answered(rotation: Rotation, request: dict[str, Any], seconds: float, tell: Tell) -> Talk[Entry]:
+    """The reply to one request, however long the indexer is away or busy with building its index.
+
+    Raises `IndexFailed` for what it refuses.
+    """
+    exchange = Exchange(rotation, seconds)
+
+    def attempt() -> Talk[list[bytes]]:
+        exchange.closed()
+        return (yield from exchange.ask(encode(request), 1))
+
+    said = ""
+    while True:
+        (line,) = yield from persistently(rotation, attempt, tell)
+        rotation.worked()
+        try:
+            return decode(line)
+        except IndexFailed as error:
+            if not error.passes:
+                raise
+            if not said:
+                said = str(error)
+                tell(f"{rotation.address}: {said}")
+        yield Pause(BUILDING_SECONDS)

@@ -1,0 +1,254 @@
+r"""The producer's side of the acknowledged lane: lines in, bytes out. Pure; knows no socket and no clock.
+
+    producer: NAME "\r\n"     server: ACKED AT "\n"       producer: its stream from byte ACKED on …
+
+A stream is what `Source` holds; offsets are bytes of that stream. The law of resuming: the server says where to go
+on, and that has to be a place in what the source still has. Anything else would be a gap or a repetition, so it
+raises `ProducerDiverged`. The carriage return of the name line lets a collator's raw port know it for a mistake.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from tailsrv_client.errors import ProducerDiverged, ProducerRefused
+from tailsrv_client.protocol.dialogue import Say, dial, hear, rest_of_line
+from tailsrv_client.protocol.ports import GREETING_SECONDS, answered, greets, wrong_port
+from tailsrv_formats.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.servers import Rotation
+
+NAME_BYTES: Final = 128
+NAME_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits + "._:-")
+LINE_BYTES: Final = 4096
+"""No line of a collator is longer."""
+
+LATER_GREETING_SECONDS: Final = 10.0
+"""How long a collator that has greeted before may take to say where to go on."""
+
+RECEIVE_BYTES: Final = 1 << 16
+
+
+class Acked(NamedTuple):
+    """The stream's bytes from `start` to `end` are committed; `end` stands at byte `at` of the file.
+
+    `exact`: all of them stand right before `at`. Otherwise only the last message does, for sure: the line that would
+    have told was lost with a connection, and there may have been several.
+    """
+
+    start: int
+    end: int
+    at: int
+    exact: bool
+
+
+class CollatorBusy(ConnectionError):  # noqa: N818 - what happened, not a kind of mistake
+    """The collator ended the connection with ``error: busy, …``: that passes, so it counts as a lost connection."""
+
+
+class ForeignLine(ProducerRefused):
+    """The server's first bytes are none of an acknowledged port."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(f"this is no acknowledged port: {_shown(data)}; check the address")
+        self.data = data
+
+
+class Source(Protocol):
+    """What a lane sends: the bytes of one producer's stream that may still be asked for."""
+
+    @property
+    def start(self) -> int:
+        """The first byte that it can still serve."""
+
+    @property
+    def end(self) -> int:
+        """Behind the last byte that there is so far."""
+
+    @property
+    def anchored(self) -> bool:
+        """Whether it knows which byte of the producer's stream its first one is."""
+
+    def has_message(self, position: int) -> bool:
+        """Whether there is a whole message from `position` on, where one begins. What is none yet has no time limit."""
+
+    def anchor(self, acked: int) -> None:
+        """The first byte is number `acked` of the stream. Durable when the next `tidy` returns, where the bytes are."""
+
+    def read(self, position: int, limit: int) -> bytes | memoryview:
+        """Up to `limit` bytes from `position`; at least one where there is one."""
+
+    def discard(self, position: int) -> None:
+        """What lies before `position` is acknowledged."""
+
+    def tidy(self) -> None:
+        """Do what takes as long as a disk does. Called without any lock, after each batch of lines that was received.
+
+        So an anchor is durable before a byte is sent under it. Raises `OSError` when that fails; there is none then.
+        """
+
+
+def check_name(name: str) -> str:
+    """`name` if a producer may be called so. Raises `UsageError`."""
+    if len(name) > NAME_BYTES or not NAME_CHARACTERS.issuperset(name):
+        raise UsageError(f"no producer's name: {name!r}; up to {NAME_BYTES} of A-Z a-z 0-9 . _ : -")
+    return name
+
+
+class Lane:
+    """One producer through any number of connections. An empty name is anonymous: it can't resume.
+
+    An anonymous producer sends what is not acknowledged again on its next connection, so a commit whose line was
+    lost makes it stand twice.
+    """
+
+    def __init__(self, name: str, source: Source) -> None:
+        self.name = check_name(name)
+        self.source = source
+        self.sent = 0
+        self.acked = 0
+        self.greeted = False
+        """Whether the server has said where to go on, on this connection."""
+        self._heard = b""
+
+    def opening(self) -> bytes:
+        """What to send on a new connection."""
+        self.greeted = False
+        self._heard = b""
+        return name_line(self.name)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are bytes to be sent."""
+        return self.greeted and self.source.end > self.sent
+
+    @property
+    def complete(self) -> bool:
+        """Whether all messages that the source holds are acknowledged."""
+        return self.greeted and not self.source.has_message(self.acked)
+
+    def outgoing(self, limit: int) -> bytes | memoryview:
+        """The next bytes to send, up to `limit`; say with `was_sent` how many were."""
+        return self.source.read(self.sent, min(limit, self.source.end - self.sent))
+
+    def was_sent(self, count: int) -> None:
+        """So many of the outgoing bytes are on their way."""
+        self.sent += count
+
+    def received(self, data: bytes) -> Iterator[Acked]:
+        """What the lines in `data` acknowledge. Raises `ProducerDiverged`, `ProducerRefused`, `CollatorBusy`.
+
+        The caller settles each before it takes the next one, then lets the source `discard`.
+        """
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        if not self.greeted:
+            check_greeting(lines[0] + b"\n" if lines else self._heard)
+        if len(self._heard) > LINE_BYTES:
+            raise ProducerRefused(f"a line without an end: {_shown(self._heard)}")
+        for line in lines:
+            acked, at = parse_line(line)
+            yield from self._next(acked, at) if self.greeted else self._first(acked, at)
+
+    def _first(self, acked: int, at: int) -> Iterator[Acked]:
+        source = self.source
+        if not source.anchored or not self.name:
+            source.anchor(acked)
+        if not source.start <= acked <= source.end:
+            raise ProducerDiverged(
+                f"the collator has {acked} bytes of {self.name!r}; here are bytes {source.start} to {source.end}: "
+                + ("another producer uses this name" if acked > source.end else "its file is not the one it was")
+            )
+        self.greeted = True
+        start = source.start
+        self.acked = self.sent = acked
+        if acked > start:
+            yield Acked(start, acked, at, exact=False)
+
+    def _next(self, acked: int, at: int) -> Iterator[Acked]:
+        if not self.acked <= acked <= self.sent:
+            raise ProducerDiverged(
+                f"the collator acknowledges byte {acked} of {self.name!r}; {self.acked} were, {self.sent} are sent"
+            )
+        start, self.acked = self.acked, acked
+        if acked > start:
+            yield Acked(start, acked, at, exact=True)
+
+
+def name_line(name: str) -> bytes:
+    """What a producer called `name` sends first."""
+    return name.encode("ascii") + b"\r\n"
+
+
+def check_greeting(data: bytes) -> None:
+    """Raise `ForeignLine` as soon as the first bytes of a server can't become a line of an acknowledged port."""
+    if not greets(data):
+        raise ForeignLine(data)
+
+
+def greet(rotation: Rotation, lane: Lane, heard: Callable[[bytes], None]) -> Talk[None]:
+    """A connection on which the collator has said where to go on. `heard` gives the lane what comes."""
+
+    def received(data: bytes) -> bool:
+        heard(data)
+        return lane.greeted
+
+    return (yield from _greet(rotation, lane.opening, received))
+
+
+def ask_acked(rotation: Rotation, name: str) -> Talk[int]:
+    """How many bytes the collator has under `name`. Raises `OSError`, `WrongPortError`, `ProducerRefused`."""
+    line = b""
+
+    def opening() -> bytes:
+        nonlocal line
+        line = b""
+        return name_line(name)
+
+    def received(data: bytes) -> bool:
+        nonlocal line
+        line += data
+        check_greeting(line.partition(b"\n")[0] + b"\n" if b"\n" in line else line)
+        return b"\n" in line
+
+    yield from _greet(rotation, opening, received)
+    return parse_line(line.partition(b"\n")[0])[0]
+
+
+def _greet(rotation: Rotation, opening: Callable[[], bytes], received: Callable[[bytes], bool]) -> Talk[None]:
+    yield from dial(rotation)
+    yield Say(opening())
+    # One that has proven right may be out of disk space for hours; a connection is not held open for that.
+    ends = rotation.servers.clock() + (GREETING_SECONDS if not rotation.proven else LATER_GREETING_SECONDS)
+    try:
+        while not received((yield from hear(rotation, ends, RECEIVE_BYTES))):
+            pass
+    except ForeignLine as foreign:
+        what = answered((yield from rest_of_line(foreign.data)))
+        raise wrong_port(rotation.address, rotation.servers.port, what) from None
+    except (CollatorBusy, ProducerRefused, ProducerDiverged):
+        rotation.prove()
+        raise
+    rotation.prove()
+
+
+def parse_line(line: bytes) -> tuple[int, int]:
+    """ACKED and AT, of a line without its newline. Raises `CollatorBusy`, `ProducerRefused` for anything else."""
+    line = line.removesuffix(b"\r")
+    acked, _, at = line.partition(b" ")
+    if acked.isdigit() and at.isdigit() and len(line) <= 40:
+        return int(acked), int(at)
+    if line.startswith(b"error: "):
+        text = ascii(line[7:].decode("utf-8", "replace"))[1:-1]
+        if text == "busy" or text.startswith(("busy,", "busy:", "busy ")):
+            raise CollatorBusy(f"the collator is {text}")
+        raise ProducerRefused(text)
+    raise ForeignLine(line)
+
+
+def _shown(data: bytes) -> str:
+    return ascii(data[:80].decode("latin-1"))

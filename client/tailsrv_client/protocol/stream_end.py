@@ -1,0 +1,75 @@
+"""Where a stream ends, which no server says: found by asking, as a search that needs no socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tailsrv_client.protocol.dialogue import CONNECT_SECONDS, Hear, Say, dial, persistently, prove_broadcaster
+from tailsrv_client.protocol.reader import LARGEST_OFFSET
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.servers import Rotation
+
+PROBE_BYTES: Final = 1 << 16
+"""What is read of one answer before the search goes on further behind."""
+
+
+def search_end(known: int = 0) -> Generator[tuple[int, int], int, int]:
+    """Where the stream ends, as of some moment of the search: by asking for what there is from some bytes on.
+
+    Yields an offset N for the header ``N now``, and how many bytes to read at most of the answer; wants to be sent
+    how many came before the server ended the connection, or that many. Returns the end. `known`: an offset that the
+    stream is known to reach. Two answers for a short stream or a near `known`, about 40 for a terabyte.
+    An answer can be cut short by a server that stops: the end counts once a second connection agrees.
+    """
+    low, high, probe, most = known, LARGEST_OFFSET, known, PROBE_BYTES
+    while True:
+        came = yield probe, most
+        if came >= most:
+            low = max(low, probe + came)
+            high = max(high, low)
+        elif came or probe == low:
+            found = probe + came
+            again = max(0, found - 1)
+            came = yield again, LARGEST_OFFSET
+            if again + came >= found:
+                return again + came
+            low, high = 0, LARGEST_OFFSET
+        else:
+            high = probe
+        if high - low <= PROBE_BYTES:
+            # What is behind `low` now is this, and what came since `high` was found: a fast stream must not run away.
+            probe, most = low, LARGEST_OFFSET
+        else:
+            probe, most = min((low + high) // 2, max(low, PROBE_BYTES) * 16), PROBE_BYTES
+
+
+def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS) -> Talk[int]:
+    """The end of the stream at the address that is to be tried, in bytes, as of now. `seconds`: for each wait."""
+    yield from prove_broadcaster(rotation, seconds)
+    search = search_end(known)
+    probe, most = next(search)
+    while True:
+        yield from dial(rotation, seconds)
+        yield Say(b"%d now\n" % probe)
+        came = 0
+        while came < most:
+            data = yield Hear(seconds, min(PROBE_BYTES, most - came))
+            if not data:
+                break
+            came += len(data)
+        try:
+            probe, most = search.send(came)
+        except StopIteration as found:
+            end: int = found.value
+            return end
+
+
+def find_end(rotation: Rotation, tell: Tell) -> Talk[int]:
+    """The end of the stream, from the first address that shows it."""
+    end = yield from persistently(rotation, lambda: end_of(rotation), lambda what: tell(f"cannot find the end: {what}"))
+    rotation.worked()
+    return end

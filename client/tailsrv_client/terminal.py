@@ -1,0 +1,259 @@
+"""What both commands do about terminals, pipes and signals, so that they end as any Unix tool does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from tailsrv_client.errors import GaveUpError, StreamDiverged
+from tailsrv_client.threads import start
+from tailsrv_formats.errors import TailsrvError, UsageError, reason
+from tailsrv_runtime.errors import FatalError
+from tailsrv_runtime.standard_error import keep_standard_descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import click
+
+PROGRESS_AFTER_SECONDS: Final = 2.0
+"""Transfers that are over sooner need no progress."""
+
+REPEAT_SECONDS: Final = 10.0
+WAKE_SECONDS: Final = (0.01, 0.1, 0.5)
+"""When the main thread is woken after a signal: once is enough, unless it begins to wait at that very moment."""
+
+GRACE_SECONDS: Final = 1.0
+PROGRESS_SECONDS: Final = 0.5
+
+
+class Signalled(BaseException):
+    """SIGINT or SIGTERM. Not KeyboardInterrupt itself: click answers that with a line break."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signal.Signals(signum)
+
+
+def run_command(command: click.Command, prefix: str) -> NoReturn:
+    """Run a click command as the whole process.
+
+    Exit codes: 0 done, 1 what can't be worked through, 2 a wrong command line, 3 nothing worked for as long as
+    --timeout allows; each but the first after one line.
+    Interrupted, terminated or with nobody reading its output it dies of the signal, without a word.
+    """
+    import click  # noqa: PLC0415 - whoever uses this module for progress alone needs no click
+
+    from tailsrv_runtime.environment import name_variables, with_variables  # noqa: PLC0415 - the same
+
+    name = command.name or "tailsrv-client"
+    keep_standard_descriptors()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(signum, _raise_signalled)
+    _wake_main_thread()
+    try:
+        name_variables(command, prefix)
+        code = command.main(prog_name=name, standalone_mode=False)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except (click.ClickException, UsageError) as error:
+        what = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        complain(name, f"{with_variables(command, what)} (see {name} --help)", 2)
+    except GaveUpError as error:
+        complain(name, str(error), 3)
+    except (TailsrvError, StreamDiverged, FatalError, ValueError) as error:
+        complain(name, str(error), 1)
+    except BrokenPipeError:
+        die_of(signal.SIGPIPE)
+    except OSError as error:
+        at = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        complain(name, f"{at}{reason(error)}", 1)
+    except Signalled as signalled:
+        die_of(signalled.signum)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def complain(name: str, message: str, code: int) -> NoReturn:
+    """Say it in one line, and exit."""
+    say(name, message)
+    sys.exit(code)
+
+
+def say(name: str, message: str) -> None:
+    """One line on standard error, whatever `message` holds; if nobody can hear it, that is all right."""
+    line = ascii(" ".join(message.split()))[1:-1]
+    try:
+        sys.stderr.write(f"{name}: {line}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # closed, or full: there is nobody else to be told
+
+
+def die_of(signum: signal.Signals) -> NoReturn:
+    """End as a program that does not handle the signal: shells and supervisors look at that."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)  # not reached, unless the signal is blocked
+
+
+def log_to_standard_error(name: str) -> None:
+    """What the library tells of connections, as lines of the command; repetitions now and then."""
+    handler = logging.Handler()
+    last_text, last_time = "", 0.0
+
+    def emit(record: logging.LogRecord) -> None:
+        nonlocal last_text, last_time
+        text, now = record.getMessage(), time.monotonic()
+        if text != last_text or now > last_time + REPEAT_SECONDS:
+            last_text, last_time = text, now
+            say(name, text)
+
+    handler.emit = emit  # type: ignore[method-assign]  # a class for one function would say less
+    logger = logging.getLogger("tailsrv_client")
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+class SoftStop:
+    """Takes SIGINT and SIGTERM from now on: they call `stop`, so that what is in hand is finished first.
+
+    `finish` then ends as the signal would have. What takes longer than a second is not waited for: an output that
+    nobody reads, a server that doesn't answer.
+    """
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        self._signum: signal.Signals | None = None
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self._on_signal)
+
+    @property
+    def signalled(self) -> bool:
+        """Whether there was a signal."""
+        return self._signum is not None
+
+    def finish(self) -> None:
+        """Die, if there was a signal."""
+        if self._signum is not None:
+            die_of(self._signum)
+
+    def _on_signal(self, signum: int, _: object) -> None:
+        self._signum = signal.Signals(signum)
+        signal.signal(signal.SIGALRM, lambda *_: die_of(signal.Signals(signum)))
+        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        # In a thread of its own: what it needs may be locked by what this signal has interrupted.
+        start(self._stop, "stop")
+
+
+def watch_output(fd: int, gone: Callable[[], object]) -> None:
+    """Call `gone`, in a thread, once nobody will ever read what is written to `fd`. Costs nothing until then."""
+
+    def wait() -> None:
+        poller = select.poll()
+        poller.register(fd, 0)  # errors and hang-ups are reported without being asked for
+        poller.poll()
+        gone()
+
+    start(wait, "output")
+
+
+def write_all(fd: int, pieces: bytes | memoryview) -> None:
+    """Write all of it. Raises `OSError`; waits where somebody has made `fd` non-blocking."""
+    view = memoryview(pieces)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            poller.poll()
+
+
+class Progress:
+    """Bytes, rate and share on standard error: only if it is a terminal, unless forced."""
+
+    def __init__(self, *, forced: bool, total: int | None = None, quiet_with: Sequence[int] = ()) -> None:
+        """`total`: bytes, if known. `quiet_with`: descriptors that, being terminals, would be written across."""
+        self.total = total
+        self._terminal = os.isatty(2)
+        self._shown = forced or (self._terminal and not any(map(os.isatty, quiet_with)))
+        self._begin = self._last = time.monotonic()
+        self._next = self._begin + (0 if forced else PROGRESS_AFTER_SECONDS)
+        self._at_last = 0
+        self._wrote = False
+
+    def at(self, done: int) -> None:
+        """So many bytes are done."""
+        if not self._shown:
+            return
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PROGRESS_SECONDS
+            self._write(self._line(done, now), "" if self._terminal else "\n")
+            self._last, self._at_last, self._wrote = now, done, True
+
+    def end(self, done: int) -> None:
+        """Say how it ended, if anything was said at all."""
+        if self._wrote:
+            self._last, self._at_last = self._begin, 0
+            self._write(self._line(done, time.monotonic()), "\n")
+
+    def _line(self, done: int, now: float) -> str:
+        rate = (done - self._at_last) / max(now - self._last, 1e-6)
+        share = f"  {100 * done // self.total} %" if self.total else ""
+        return f"{human(done)}  {human(rate)}/s{share}"
+
+    def _write(self, line: str, end: str) -> None:
+        with contextlib.suppress(OSError):  # progress is for who looks on
+            os.write(2, (f"\r{line}\x1b[K{end}" if self._terminal else line + end).encode())
+
+
+def human(number: float) -> str:
+    """Bytes as people say them: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _wake_main_thread() -> None:
+    """Have the main thread look at signals that came right before it began to wait, or to another thread.
+
+    Python only notes a signal then, and the main thread would look at the note after its wait.
+    """
+    main = threading.get_ident()
+    try:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        return  # --help needs no descriptor, and what needs one says so
+
+    def wake() -> None:
+        while True:
+            noted = os.read(read_end, 64)
+            for pause in WAKE_SECONDS if signal.SIGINT in noted or signal.SIGTERM in noted else ():
+                time.sleep(pause)
+                signal.pthread_kill(main, signal.SIGURG)
+
+    try:
+        start(wake, "signals")
+    except RuntimeError:  # no thread: as above
+        os.close(read_end)
+        os.close(write_end)
+        return
+    os.set_blocking(write_end, False)
+    signal.signal(signal.SIGURG, lambda *_: None)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+
+
+def _raise_signalled(signum: int, _: object) -> None:
+    raise Signalled(signum)

@@ -1,1 +1,0 @@
-"""What is true of any file, socket and daemon. Imports nothing else of ours."""

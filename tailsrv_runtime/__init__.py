@@ -1,0 +1,1 @@
+"""What every daemon needs: the event loop, listening, access, logs, metrics, options, durable files."""

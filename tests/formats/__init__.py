@@ -1,0 +1,1 @@
+"""The formats alone: pure functions, golden bytes."""

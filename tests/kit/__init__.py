@@ -1,1 +1,0 @@
-"""The kit alone: no daemon of ours runs here."""

@@ -1,0 +1,1 @@
+"""The runtime alone: no daemon of ours runs here."""
