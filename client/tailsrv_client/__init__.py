@@ -1,11 +1,12 @@
-"""Message-level clients: read a stream, write one, find one's way in it, log to one.
+"""Clients of tailsrv: read a stream, write one, look up places in it, log to one.
 
-    Consumer          messages of a stream, with `for` or `async for`
+    Consumer          the messages of a stream                           AsyncConsumer
     Producer          messages into a stream, each with a receipt        AsyncProducer
     Index             message numbers, times and bytes into offsets      AsyncIndex
     TailsrvHandler    Python's logging into a stream
 
-Standard library and msgspec alone; asyncio is imported by the first use of an asyncio face.
+The two faces of each have the same methods, parameters and errors. They need the standard library and msgspec;
+asyncio is imported by the first use of an asyncio face. Every error is a `TailsrvError`, or an `OSError`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tailsrv_client.blocking.consumer import Consumer
 from tailsrv_client.blocking.index import Index
 from tailsrv_client.blocking.logging_handler import TailsrvHandler
 from tailsrv_client.blocking.producer import Producer, Receipt
+from tailsrv_client.checkpoint import CheckpointStore, FileCheckpointStore, SQLiteCheckpointStore
 from tailsrv_client.errors import (
     CheckpointError,
     GaveUpError,
@@ -27,26 +29,33 @@ from tailsrv_client.errors import (
     UnknownHostError,
     WrongPortError,
 )
+from tailsrv_client.protocol.lag import Lag
 from tailsrv_client.protocol.messages import Message
 from tailsrv_client.protocol.requests import Entry
-from tailsrv_client.protocol.timeouts import Waits
+from tailsrv_client.protocol.timeouts import Timeouts
+from tailsrv_formats.checkpoint import Checkpoint
 from tailsrv_formats.errors import TailsrvError, UsageError
 from tailsrv_formats.framing import FramingError
 from tailsrv_formats.position import Position
 
 if TYPE_CHECKING:
-    from tailsrv_client.aio import AsyncIndex, AsyncProducer
+    from tailsrv_client.aio import AsyncConsumer, AsyncIndex, AsyncProducer
 
 __all__ = [
+    "AsyncConsumer",
     "AsyncIndex",
     "AsyncProducer",
+    "Checkpoint",
     "CheckpointError",
+    "CheckpointStore",
     "Consumer",
     "Entry",
+    "FileCheckpointStore",
     "FramingError",
     "GaveUpError",
     "Index",
     "IndexFailed",
+    "Lag",
     "Message",
     "Position",
     "Producer",
@@ -54,19 +63,20 @@ __all__ = [
     "ProducerFull",
     "ProducerRefused",
     "Receipt",
+    "SQLiteCheckpointStore",
     "StreamDiverged",
     "TailsrvError",
     "TailsrvHandler",
+    "Timeouts",
     "UnknownHostError",
     "UsageError",
-    "Waits",
     "WrongPortError",
 ]
 
 
 def __getattr__(name: str) -> object:
     """The asyncio faces, when they are asked for."""
-    if name in {"AsyncIndex", "AsyncProducer"}:
+    if name in {"AsyncConsumer", "AsyncIndex", "AsyncProducer"}:
         from tailsrv_client import aio  # noqa: PLC0415 - asyncio costs more than all the rest
 
         return getattr(aio, name)

@@ -1,8 +1,7 @@
-"""A consumer's place, kept in a file: one line of JSON, replaced whole, so that a crash leaves the old or the new one.
+"""Where a consumer keeps its checkpoint, and when it writes it.
 
-    {"offset":123456,"digest":"…","number":1234}
-
-`offset` and `digest` are a `Position`; `number` is that of the next message, or null where it isn't known.
+A store is anything with the three methods of `CheckpointStore`. Here are two: a file that is replaced whole, and a
+row of an SQLite database.
 """
 
 from __future__ import annotations
@@ -11,119 +10,161 @@ import logging
 import os
 import threading
 import time
-from typing import Final
-
-import msgspec
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from tailsrv_client.errors import CheckpointError
 from tailsrv_client.files import replace, take
+from tailsrv_formats.checkpoint import Checkpoint, InvalidCheckpointError, decode
 from tailsrv_formats.errors import reason
-from tailsrv_formats.position import Position
+
+if TYPE_CHECKING:
+    import sqlite3
 
 LOG = logging.getLogger("tailsrv_client")
 
 RETRY_SECONDS: Final = 1.0
 """A write that failed is not tried again sooner."""
 
-
-class Saved(msgspec.Struct, frozen=True):
-    """What a checkpoint says."""
-
-    offset: int
-    digest: str
-    number: int | None = None
-
-    @property
-    def position(self) -> Position:
-        """Where to go on."""
-        return Position(self.offset, self.digest)
+TABLE: Final = "tailsrv_checkpoints"
 
 
-_encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Saved).decode
+@runtime_checkable
+class CheckpointStore(Protocol):
+    """Where a consumer keeps its checkpoint.
 
+    A consumer calls `load` once, in the thread that makes it; `save` one at a time, perhaps in another thread; and
+    `close` last. ``str(store)`` names the store in warnings.
+    """
 
-def encode(saved: Saved) -> bytes:
-    """The content of a checkpoint file."""
-    return _encode(saved) + b"\n"
+    def load(self) -> Checkpoint | None:
+        """Return the checkpoint; None where there is none yet. Raises `CheckpointError`."""
 
-
-def decode(content: bytes) -> Saved:
-    """What the content says. Raises `CheckpointError`."""
-    try:
-        saved = _decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"no checkpoint ({error}); if it is one that was damaged, remove it") from None
-    if saved.offset < 0:
-        raise CheckpointError(f"no checkpoint: its offset is {saved.offset}")
-    return saved
-
-
-class Checkpoint:
-    """The checkpoint in the file `path`, ours alone until `close`."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._lock = take(path)
-        try:
-            self.saved = self._load()
-        except BaseException:
-            self.close()
-            raise
-
-    def save(self, saved: Saved) -> None:
-        """Write it down; when this returns, no crash makes it undone. Raises `OSError`."""
-        if saved != self.saved:
-            os.close(replace(self.path, encode(saved)))
-            self.saved = saved
+    def save(self, checkpoint: Checkpoint, /) -> None:
+        """Keep `checkpoint` in place of the one before, so that no crash undoes it. Raises `OSError`."""
 
     def close(self) -> None:
-        """Let another consumer have it."""
+        """Let another consumer use the store."""
+
+
+class FileCheckpointStore:
+    """A checkpoint in the file `path`, replaced whole, so that a crash leaves the old or the new one.
+
+    ``PATH.lock`` is held with flock until `close`: one consumer at a time. Raises `CheckpointError` where another
+    one holds it, `OSError` where the file cannot be made.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._saved: Checkpoint | None = None
+        self._lock = take(path)
+
+    def __str__(self) -> str:
+        return self._path
+
+    def load(self) -> Checkpoint | None:
+        """See `CheckpointStore`."""
+        try:
+            with open(self._path, "rb") as file:
+                self._saved = decode(file.read())
+        except FileNotFoundError:
+            return None
+        except InvalidCheckpointError as error:
+            raise CheckpointError(f"{self._path}: {error}") from None
+        return self._saved
+
+    def save(self, checkpoint: Checkpoint, /) -> None:
+        """See `CheckpointStore`."""
+        if checkpoint != self._saved:
+            os.close(replace(self._path, checkpoint.encode()))
+            self._saved = checkpoint
+
+    def close(self) -> None:
+        """See `CheckpointStore`."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
-    def _load(self) -> Saved | None:
+
+class SQLiteCheckpointStore:
+    """A checkpoint in the row `name` of a table of the SQLite database at `path`.
+
+    `save` is a transaction of its own. A program whose results are in the same database gets exactly-once by
+    keeping ``consumer.position`` in the transaction of its results instead: see docs/clients.md.
+    """
+
+    def __init__(self, path: str, name: str) -> None:
+        import sqlite3  # noqa: PLC0415 - only who uses this store has to wait for the import
+
+        self._path, self._name = path, name
+        self._failures = (sqlite3.Error,)
         try:
-            with open(self.path, "rb") as file:
-                content = file.read()
-        except FileNotFoundError:
-            return None
+            # `save` may be called in another thread, but never in two at once.
+            self._database: sqlite3.Connection = sqlite3.connect(path, check_same_thread=False)
+            with self._database:
+                self._database.execute(
+                    f"CREATE TABLE IF NOT EXISTS {TABLE} (name TEXT PRIMARY KEY, checkpoint BLOB NOT NULL)"
+                )
+        except sqlite3.Error as error:
+            raise CheckpointError(f"cannot use {path} for checkpoints: {error}") from None
+
+    def __str__(self) -> str:
+        return f"{self._path}, {self._name!r}"
+
+    def load(self) -> Checkpoint | None:
+        """See `CheckpointStore`."""
         try:
-            return decode(content)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error}") from None
+            row = self._database.execute(f"SELECT checkpoint FROM {TABLE} WHERE name = ?", (self._name,)).fetchone()  # noqa: S608 - a constant
+            # Somebody who edits a row by hand makes text of it.
+            return None if row is None else decode(row[0].encode() if isinstance(row[0], str) else bytes(row[0]))
+        except (*self._failures, InvalidCheckpointError, TypeError) as error:
+            raise CheckpointError(f"{self}: {error}") from None
+
+    def save(self, checkpoint: Checkpoint, /) -> None:
+        """See `CheckpointStore`."""
+        try:
+            with self._database:
+                self._database.execute(
+                    f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?)",  # noqa: S608 - a constant
+                    (self._name, checkpoint.encode()),
+                )
+        except self._failures as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        """See `CheckpointStore`."""
+        self._database.close()
 
 
-class Keeper:
-    """When a checkpoint is written: after so many messages, and so many seconds; None: not for that reason.
+class CheckpointPolicy:
+    """When a checkpoint is written: after `every_messages` messages and `every_seconds` seconds (None: not for that).
 
     A write that fails (a full disk) is logged once and tried again when it is next due: reading goes on. May be used
     by one thread while another one still saves.
     """
 
-    def __init__(self, path: str, every_messages: int | None, every_seconds: float | None) -> None:
-        self._checkpoint = Checkpoint(path)
+    def __init__(self, store: CheckpointStore, every_messages: int | None, every_seconds: float | None) -> None:
+        self._store = store
         self._every_messages, self._every_seconds = every_messages, every_seconds
         self._unsaved, self._saved_at = 0, time.monotonic()
+        # A save in a thread that was given up on may still run when `close` writes the last one.
         self._guard = threading.Lock()
         self.error: OSError | None = None
         """Why the last write failed; None when it did not."""
+        try:
+            self.saved = store.load()
+        except BaseException:
+            store.close()
+            raise
 
-    @property
-    def saved(self) -> Saved | None:
-        """What it says."""
-        return self._checkpoint.saved
-
-    def took(self, messages: int) -> bool:
-        """So many more messages are taken. Returns whether it is time to save."""
+    def acked(self, messages: int) -> bool:
+        """`messages` more are handled. Returns whether the checkpoint is due."""
         self._unsaved += messages
         if self.error is None and self._every_messages is not None and self._unsaved >= self._every_messages:
             return True
         return self.seconds_left() == 0
 
     def seconds_left(self) -> float | None:
-        """Seconds until it is time to save what was taken; None: there is nothing to save, or no time for it."""
+        """Seconds until the checkpoint is due; None: there is nothing to save, or no time limit."""
         every = self._every_seconds
         if self.error is not None:
             every = max(every or 0.0, RETRY_SECONDS)
@@ -131,39 +172,42 @@ class Keeper:
             return None
         return None if every is None else max(0.0, self._saved_at + every - time.monotonic())
 
-    def save(self, saved: Saved) -> None:
-        """Write it down. Raises `OSError`."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write `checkpoint`. Raises `OSError`."""
         with self._guard:
             try:
-                self._checkpoint.save(saved)
+                self._store.save(checkpoint)
             except OSError as error:
                 self.error = error
                 raise
             else:
+                self.saved = checkpoint
                 self.error = None
             finally:
                 # Counted from the end: a disk that takes a second must not be busy with this all the time.
                 self._unsaved, self._saved_at = 0, time.monotonic()
 
-    def save_if_possible(self, saved: Saved) -> None:
-        """Write it down; a failure is logged, when it begins and when it ends."""
+    def try_to_save(self, checkpoint: Checkpoint) -> None:
+        """Write `checkpoint`; a failure is logged, when it begins and when it ends."""
         failed_before = self.error is not None
-        path = self._checkpoint.path
         try:
-            self.save(saved)
+            self.save(checkpoint)
         except OSError as error:
             if not failed_before:
-                before = "nothing" if self.saved is None else f"byte {self.saved.offset}"
                 LOG.warning(
-                    "checkpoint %s cannot be written (%s): it says %s; it is tried again: make room on its disk",
-                    path,
+                    "cannot write checkpoint %s (%s): it is at %s; retrying: make room on its disk",
+                    self._store,
                     reason(error),
-                    before,
+                    self.place(),
                 )
         else:
             if failed_before:
-                LOG.warning("checkpoint %s is written again", path)
+                LOG.warning("checkpoint %s is written again", self._store)
+
+    def place(self) -> str:
+        """What the checkpoint says, for a warning."""
+        return "no position" if self.saved is None else f"byte {self.saved.offset}"
 
     def close(self) -> None:
-        """Let another consumer have it."""
-        self._checkpoint.close()
+        """Let another consumer use the store."""
+        self._store.close()

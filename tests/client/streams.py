@@ -185,11 +185,12 @@ class Peer:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for sock in self._sockets:
+        for sock in list(self._sockets):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
         self._thread.join(PATIENCE)
+        for sock in self._sockets:  # one may have been accepted last
+            sock.close()
 
 
 def send_lines(producer: Producer, begin: int, end: int) -> None:

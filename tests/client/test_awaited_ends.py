@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tailsrv_client import AsyncIndex, AsyncProducer, CheckpointError, Consumer
+from tailsrv_client import AsyncConsumer, AsyncIndex, AsyncProducer, CheckpointError
 from tests.client.streams import Peer, StreamUnderTest, append, lines, unsent
 from tests.support.daemons import PATIENCE
 
@@ -62,9 +62,9 @@ def test_closing_a_consumer_ends_the_loop_that_waits_for_it(stream: StreamUnderT
     async def scenario() -> None:
         consumer, consuming = await _consumer_that_waits(stream.broadcast)
         if where == "here":
-            consumer.close()
+            await consumer.close()
         else:
-            await asyncio.to_thread(consumer.close)
+            await asyncio.to_thread(consumer.stop)
         async with asyncio.timeout(PATIENCE / 2):
             await consuming
         await hears_on_all_numbers()
@@ -77,7 +77,7 @@ def test_closing_a_consumer_that_still_connects_ends_its_loop(where: str) -> Non
     """The server says nothing, and so has not proved what it is."""
 
     async def scenario(address: str) -> list[bytes]:
-        consumer = Consumer(address)
+        consumer = AsyncConsumer(address)
 
         async def consume() -> list[bytes]:
             return [message.payload async for message in consumer]
@@ -85,9 +85,9 @@ def test_closing_a_consumer_that_still_connects_ends_its_loop(where: str) -> Non
         consuming = asyncio.create_task(consume())
         await asyncio.to_thread(reached.wait, PATIENCE)
         if where == "here":
-            consumer.close()
+            await consumer.close()
         else:
-            await asyncio.to_thread(consumer.close)
+            await asyncio.to_thread(consumer.stop)
         async with asyncio.timeout(PATIENCE / 2):
             return await consuming
 
@@ -107,15 +107,15 @@ def test_a_consumer_that_is_closed_while_the_loop_does_not_run_leaves_nothing_in
     loop = asyncio.new_event_loop()
     try:
         consumer, consuming = loop.run_until_complete(_consumer_that_waits(stream.broadcast))
-        consumer.close()
+        consumer.stop()
         loop.run_until_complete(hears_on_all_numbers())
         loop.run_until_complete(consuming)
     finally:
         loop.close()
 
 
-async def _consumer_that_waits(address: str) -> tuple[Consumer, asyncio.Task[None]]:
-    consumer = Consumer(address)
+async def _consumer_that_waits(address: str) -> tuple[AsyncConsumer, asyncio.Task[None]]:
+    consumer = AsyncConsumer(address)
     got_one = asyncio.Event()
 
     async def consume() -> None:

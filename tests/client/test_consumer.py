@@ -5,20 +5,36 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tailsrv_client import CheckpointError, Consumer, FramingError, Message, Position, StreamDiverged, UsageError
-from tailsrv_client.protocol.timeouts import Waits
+from tailsrv_client import (
+    AsyncConsumer,
+    CheckpointError,
+    Consumer,
+    FramingError,
+    Message,
+    Position,
+    StreamDiverged,
+    UsageError,
+)
+from tailsrv_client.protocol.timeouts import Timeouts
 from tailsrv_formats.framing import make_framing
 from tests.client.streams import Peer, StreamUnderTest, lines, unused_address
 from tests.support.daemons import Daemon, wait_until
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+class Face(NamedTuple):
+    """A consumer, blocking or on asyncio, and a way to get all its messages."""
+
+    consumer: type[Consumer | AsyncConsumer]
+    collect: Callable[[Any], list[Message]]
 
 
 def blocking(consumer: Consumer) -> list[Message]:
@@ -27,7 +43,7 @@ def blocking(consumer: Consumer) -> list[Message]:
         return list(consumer)
 
 
-def awaited(consumer: Consumer) -> list[Message]:
+def awaited(consumer: AsyncConsumer) -> list[Message]:
     """All messages, with `async for`."""
 
     async def collect() -> list[Message]:
@@ -43,7 +59,7 @@ def in_batches(consumer: Consumer) -> list[Message]:
         return [message for batch in consumer.batches() for message in batch]
 
 
-def in_awaited_batches(consumer: Consumer) -> list[Message]:
+def in_awaited_batches(consumer: AsyncConsumer) -> list[Message]:
     """All messages, in lists, with `async for`."""
 
     async def collect() -> list[Message]:
@@ -53,7 +69,40 @@ def in_awaited_batches(consumer: Consumer) -> list[Message]:
     return asyncio.run(collect())
 
 
-FACES = pytest.mark.parametrize("collect", [blocking, awaited, in_batches, in_awaited_batches])
+def polled(consumer: Consumer) -> list[Message]:
+    """All messages, as `poll` returns them."""
+    found = []
+    with consumer:
+        while not consumer.finished:
+            found += consumer.poll(0.05)
+    return found
+
+
+def polled_awaited(consumer: AsyncConsumer) -> list[Message]:
+    """All messages, as the awaited `poll` returns them."""
+
+    async def collect() -> list[Message]:
+        found = []
+        async with consumer:
+            while not consumer.finished:
+                found += await consumer.poll(0.05)
+        return found
+
+    return asyncio.run(collect())
+
+
+FACES = pytest.mark.parametrize(
+    "face",
+    [
+        Face(Consumer, blocking),
+        Face(AsyncConsumer, awaited),
+        Face(Consumer, in_batches),
+        Face(AsyncConsumer, in_awaited_batches),
+        Face(Consumer, polled),
+        Face(AsyncConsumer, polled_awaited),
+    ],
+    ids=lambda face: face.collect.__name__,
+)
 
 
 @pytest.fixture
@@ -80,8 +129,8 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamUnderTest]
 
 
 @FACES
-def test_every_message_comes_once_with_its_place(still: StreamUnderTest, collect: Any) -> None:
-    messages = collect(Consumer(still.broadcast, until="now"))
+def test_every_message_comes_once_with_its_place(still: StreamUnderTest, face: Face) -> None:
+    messages = face.collect(face.consumer(still.broadcast, until="now"))
     assert payloads(messages) == expected(0, 1000)
     content = still.content()
     assert all(content[m.offset : m.end] == m.payload + b"\n" for m in messages)
@@ -108,11 +157,11 @@ def test_every_message_comes_once_with_its_place(still: StreamUnderTest, collect
     ],
 )
 def test_it_begins_and_ends_where_it_is_told(
-    still: StreamUnderTest, collect: Any, places: tuple[str | int, str | int], numbers: tuple[int, int]
+    still: StreamUnderTest, face: Face, places: tuple[str | int, str | int], numbers: tuple[int, int]
 ) -> None:
     start, until = places
-    consumer = Consumer(still.broadcast, start=start, until=until, index=still.index)
-    assert payloads(collect(consumer)) == expected(*numbers)
+    consumer = face.consumer(still.broadcast, start=start, until=until, index=still.index)
+    assert payloads(face.collect(consumer)) == expected(*numbers)
 
 
 def test_until_a_time_to_come_it_follows_and_then_ends(stream: StreamUnderTest) -> None:
@@ -120,14 +169,14 @@ def test_until_a_time_to_come_it_follows_and_then_ends(stream: StreamUnderTest) 
         broadcast, index = stream.broadcast, stream.index  # whose start takes time
         consumer = Consumer(broadcast, start="end", until=f"time:{time.time() + 1.0}", index=index)
         with consumer:
-            consumer.begin()
+            consumer.check()
             file.write(b"in time\n")
             file.flush()
             assert payloads(list(consumer)) == [b"in time"]
 
 
 @FACES
-def test_it_goes_on_where_it_was_whatever_becomes_of_the_broadcaster(stream: StreamUnderTest, collect: Any) -> None:
+def test_it_goes_on_where_it_was_whatever_becomes_of_the_broadcaster(stream: StreamUnderTest, face: Face) -> None:
     address = stream.broadcast
     done = threading.Event()
 
@@ -141,7 +190,7 @@ def test_it_goes_on_where_it_was_whatever_becomes_of_the_broadcaster(stream: Str
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    messages = collect(Consumer(address, until="count:1005"))
+    messages = face.collect(face.consumer(address, until="count:1005"))
     thread.join()
     assert payloads(messages) == expected(0, 1005)
     assert [m.offset for m in messages[1:]] == [m.end for m in messages[:-1]]
@@ -172,7 +221,7 @@ def test_fail_over_goes_on_at_the_next_address_and_refuses_another_stream(
 
 
 @FACES
-def test_a_shorter_stream_is_left_for_another_address(stream: StreamUnderTest, tmp_path: Path, collect: Any) -> None:
+def test_a_shorter_stream_is_left_for_another_address(stream: StreamUnderTest, tmp_path: Path, face: Face) -> None:
     """A mirror that is behind has nothing to say yet: no gap, no jump, no end."""
     behind = tmp_path / "behind.log"
     behind.write_bytes(lines(0, 500))
@@ -181,10 +230,10 @@ def test_a_shorter_stream_is_left_for_another_address(stream: StreamUnderTest, t
             list(first)
             position = first.position
         stream.append(lines(1000, 1001))
-        consumer = Consumer(
-            [mirror.addresses[0], stream.broadcast], start=position, until="count:1", waits=Waits(check=0.2)
+        consumer = face.consumer(
+            [mirror.addresses[0], stream.broadcast], start=position, until="count:1", timeouts=Timeouts(check=0.2)
         )
-        assert payloads(collect(consumer)) == expected(1000, 1001)
+        assert payloads(face.collect(consumer)) == expected(1000, 1001)
 
 
 def test_a_position_of_one_consumer_is_good_for_another(stream: StreamUnderTest) -> None:
@@ -215,7 +264,7 @@ def test_breaking_out_of_the_loop_loses_nothing(stream: StreamUnderTest) -> None
 def test_a_cancelled_wait_loses_nothing(stream: StreamUnderTest) -> None:
     async def scenario() -> list[bytes]:
         found: list[bytes] = []
-        async with Consumer(stream.broadcast) as consumer:
+        async with AsyncConsumer(stream.broadcast) as consumer:
             messages = aiter(consumer)
             while len(found) < 1000:
                 found.append((await anext(messages)).payload)
@@ -336,16 +385,16 @@ def test_a_checkpoint_of_another_stream_is_refused(stream: StreamUnderTest, tmp_
 # --- servers that misbehave, and users that do
 
 
-@pytest.mark.parametrize("collect", [blocking, awaited])
-def test_a_server_that_closes_at_once_is_tried_ever_more_slowly(stream: StreamUnderTest, collect: Any) -> None:
+@FACES
+def test_a_server_that_closes_at_once_is_tried_ever_more_slowly(stream: StreamUnderTest, face: Face) -> None:
     """Such as one whose --allow has no place for us: it must not be hammered."""
 
     def serve(sock: socket.socket) -> None:
         sock.close()
 
     with Peer(serve, proves="broadcast") as refusing:
-        consumer = Consumer([refusing.address, unused_address(), stream.broadcast], until="count:1000")
-        assert payloads(collect(consumer)) == expected(0, 1000)
+        consumer = face.consumer([refusing.address, unused_address(), stream.broadcast], until="count:1000")
+        assert payloads(face.collect(consumer)) == expected(0, 1000)
         assert refusing.accepted == 1
         begin = time.monotonic()
         alone = Consumer(refusing.address)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tailsrv_client import Consumer, Waits, checkpoint
+from tailsrv_client import AsyncConsumer, Consumer, Timeouts, checkpoint
 from tailsrv_client.files import replace
 from tests.client.streams import CAT, StreamUnderTest, lines, run, started
 from tests.support.daemons import PATIENCE, wait_until
@@ -79,7 +79,7 @@ def test_reading_goes_on_and_the_checkpoint_is_written_when_there_is_room(
         assert disk.writes < 5, "not once for each message"
         with pytest.raises(OSError, match="checkpoint"):
             consumer.save()
-        assert caplog.text.count("cannot be written") == 1
+        assert caplog.text.count("cannot write checkpoint") == 1
         disk.error = 0
         reader = threading.Thread(target=lambda: next(messages))
         reader.start()
@@ -104,7 +104,7 @@ def test_the_end_of_a_loop_raises_nothing_for_a_checkpoint_and_says_what_it_says
         consumer.save()
         disk.error = errno.ENOSPC
         list(messages)
-    assert f"it says byte {len(lines(0, 2))}" in caplog.text
+    assert f"it is at byte {len(lines(0, 2))}" in caplog.text
     assert consumer.unsaved is not None
     assert offset_of(path) == len(lines(0, 2))
     disk.error = 0
@@ -144,7 +144,9 @@ def test_awaited_a_checkpoint_that_takes_time_does_not_hold_the_loop(
                 longest = max(longest, time.monotonic() - begin)
 
         ticking = asyncio.create_task(tick())
-        async with Consumer(stream.broadcast, checkpoint=str(path), checkpoint_messages=50, until="now") as consumer:
+        async with AsyncConsumer(
+            stream.broadcast, checkpoint=str(path), checkpoint_messages=50, until="now"
+        ) as consumer:
             taken = 0
             async for _ in consumer:
                 taken += 1
@@ -198,7 +200,7 @@ def test_a_stream_that_is_shorter_than_the_checkpoint_is_reported_once(
     with Consumer(stream.broadcast, checkpoint=path, until="now") as consumer:
         list(consumer)
     stream.path.write_bytes(lines(0, 10))
-    consumer = Consumer(stream.broadcast, checkpoint=path, waits=Waits(check=0.1))
+    consumer = Consumer(stream.broadcast, checkpoint=path, timeouts=Timeouts(check=0.1))
     timer = threading.Timer(1.5, consumer.stop)
     timer.start()
     with consumer:

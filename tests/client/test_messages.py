@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailsrv_client.protocol.consuming import Consuming
+from tailsrv_client.protocol.consumption import Consumption
 from tailsrv_client.protocol.messages import Inbox, Message
 from tailsrv_client.protocol.plan import Plan
 from tailsrv_formats.framing import FRAMINGS, FramingError, make_framing
@@ -73,8 +73,8 @@ def test_a_long_message_costs_no_search_of_all_that_came_before() -> None:
     assert message.end == 16 * 2**20 + 1
 
 
-def consuming(stream: bytes, **plan: int) -> Consuming:
-    core = Consuming(Plan(Position(0), 0, **plan), make_framing("newline"))
+def consuming(stream: bytes, **plan: int) -> Consumption:
+    core = Consumption(Plan(Position(0), 0, **plan), make_framing("newline"))
     core.reader.header()
     core.feed(core.reader.received(stream))
     return core
@@ -82,15 +82,15 @@ def consuming(stream: bytes, **plan: int) -> Consuming:
 
 def test_a_checkpoint_says_what_was_taken_and_a_position_what_was_handed_out() -> None:
     core = consuming(b"one\ntwo\nthree\nfo")
-    handed = [next(core.left), next(core.left)]
-    core.handed, core.taken = handed[1].end, handed[0].end
-    assert core.position(core.handed) == Position(8, digest(b"one\ntwo\n"))
+    handed = [next(core.undelivered), next(core.undelivered)]
+    core.delivered, core.acked = handed[1].end, handed[0].end
+    assert core.position(core.delivered) == Position(8, digest(b"one\ntwo\n"))
     assert core.number == 2
-    saved = core.saved()
+    saved = core.checkpoint()
     assert (saved.position, saved.number) == (Position(4, digest(b"one\n")), 1)
 
 
 def test_a_count_ends_it_within_a_batch() -> None:
     core = consuming(b"one\ntwo\nthree\n", count=2)
-    assert [message.payload for message in core.left] == [b"one", b"two"]
+    assert [message.payload for message in core.undelivered] == [b"one", b"two"]
     assert core.done

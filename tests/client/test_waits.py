@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tailsrv_client import AsyncIndex, AsyncProducer, Consumer, GaveUpError, Index, Producer, TailsrvError, Waits
-from tailsrv_client.blocking.byte_client import ByteClient
+from tailsrv_client import (
+    AsyncConsumer,
+    AsyncIndex,
+    AsyncProducer,
+    Consumer,
+    GaveUpError,
+    Index,
+    Message,
+    Producer,
+    TailsrvError,
+    Timeouts,
+)
 from tailsrv_client.blocking.connection import Conversation, Line, SuspendedError
 from tailsrv_client.protocol.dialogue import Dial, Hear, Say
-from tailsrv_client.protocol.reader import Reader
-from tailsrv_client.protocol.servers import Rotation, parse_addresses
 from tailsrv_formats.addresses import parse_address
-from tailsrv_formats.position import Position
 from tests.client.streams import CAT, PUT, Peer, StreamUnderTest, kill_process, lines, run, started, unused_address
 from tests.support.daemons import PATIENCE, wait_until
 
@@ -109,6 +116,10 @@ def waiting_at(state: str) -> Iterator[tuple[str, dict[str, Any], Callable[[], b
             raise AssertionError(state)
 
 
+Face = type[Consumer] | type[AsyncConsumer]
+
+FACES = pytest.mark.parametrize("face", [Consumer, AsyncConsumer])
+
 STATES = [
     "back-off",
     "proof",
@@ -120,21 +131,27 @@ STATES = [
 ]
 
 
-def assert_stops(consumer: Consumer, awaited: bool, ready: Callable[[], bool]) -> None:
+def assert_stops(consumer: Consumer | AsyncConsumer, ready: Callable[[], bool]) -> None:
     """`stop` from another thread ends its loop within a second."""
     ended: list[float] = []
 
-    def consume() -> None:
+    def consume(consumer: Consumer) -> None:
         with consumer:
             assert not list(consumer)
         ended.append(time.monotonic())
 
-    async def consume_awaited() -> None:
+    async def consume_awaited(consumer: AsyncConsumer) -> None:
         async with consumer:
             assert not [message async for message in consumer]
         ended.append(time.monotonic())
 
-    thread = threading.Thread(target=(lambda: asyncio.run(consume_awaited())) if awaited else consume)
+    def run() -> None:
+        if isinstance(consumer, Consumer):
+            consume(consumer)
+        else:
+            asyncio.run(consume_awaited(consumer))
+
+    thread = threading.Thread(target=run)
     thread.start()
     wait_until(ready)
     time.sleep(0.1)  # into the wait itself, which nothing can be seen of
@@ -145,16 +162,16 @@ def assert_stops(consumer: Consumer, awaited: bool, ready: Callable[[], bool]) -
     assert ended[0] - begin < 1
 
 
-@pytest.mark.parametrize("awaited", [False, True])
+@FACES
 @pytest.mark.parametrize("state", STATES)
-def test_stop_ends_any_wait_of_a_consumer(state: str, awaited: bool) -> None:
+def test_stop_ends_any_wait_of_a_consumer(state: str, face: Face) -> None:
     with waiting_at(state) as (address, options, ready):
-        assert_stops(Consumer(address, **options), awaited, ready)
+        assert_stops(face(address, **options), ready)
 
 
-@pytest.mark.parametrize("awaited", [False, True])
-def test_stop_ends_a_connecting_that_nobody_answers(blackhole: str, awaited: bool) -> None:
-    assert_stops(Consumer(blackhole), awaited, lambda: True)
+@FACES
+def test_stop_ends_a_connecting_that_nobody_answers(blackhole: str, face: Face) -> None:
+    assert_stops(face(blackhole), lambda: True)
 
 
 @pytest.fixture
@@ -176,61 +193,87 @@ def hanging_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Even
     release.set()
 
 
-@pytest.mark.parametrize("awaited", [False, True])
-def test_stop_ends_the_resolution_of_a_name(hanging_resolver: threading.Event, awaited: bool) -> None:
-    assert_stops(Consumer("stuck.invalid"), awaited, hanging_resolver.is_set)
+@FACES
+def test_stop_ends_the_resolution_of_a_name(hanging_resolver: threading.Event, face: Face) -> None:
+    assert_stops(face("stuck.invalid"), hanging_resolver.is_set)
+
+
+def polled(consumer: Consumer | AsyncConsumer, timeout: float, times: int = 1) -> list[list[Message]]:
+    """What `poll` returns when it is called so often, each time after at most `timeout` seconds."""
+
+    async def poll() -> list[list[Message]]:
+        found = [consumer.poll(timeout) for _ in range(times)]
+        return [one if isinstance(one, list) else await one for one in found]
+
+    return asyncio.run(poll())
+
+
+def ended(consumer: Consumer | AsyncConsumer) -> None:
+    """Close it."""
+    if isinstance(consumer, Consumer):
+        consumer.close()
+    else:
+        consumer.stop()
 
 
 def test_a_resolver_that_hangs_is_asked_once_however_often_it_is_needed(hanging_resolver: threading.Event) -> None:
-    client = ByteClient(Rotation(parse_addresses("stuck2.invalid:1")), Reader(Position(0)), waits=Waits(connect=0.05))
     before = threading.active_count()
-    with pytest.raises(TimeoutError):
-        client.read(1.0)
-    assert hanging_resolver.is_set()
-    assert threading.active_count() <= before + 1
-    client.close()
+    with Consumer("stuck2.invalid:1", timeouts=Timeouts(connect=0.05)) as consumer:
+        assert consumer.poll(1.0) == []
+        assert hanging_resolver.is_set()
+        assert threading.active_count() <= before + 1
 
 
-@pytest.mark.parametrize("state", ["back-off", "proof", "reading"])
-def test_read_keeps_its_time_limit_in_every_state(state: str) -> None:
-    with waiting_at(state) as (address, _, _):
-        client = ByteClient(Rotation(parse_addresses(address)), Reader(Position(0)))
-        for _ in range(3):
-            begin = time.monotonic()
-            with pytest.raises(TimeoutError):
-                client.read(0.2)
-            assert 0.15 < time.monotonic() - begin < 1.0
-        client.close()
+@FACES
+@pytest.mark.parametrize("state", STATES)
+def test_poll_keeps_its_time_limit_in_every_state(state: str, face: Face) -> None:
+    with waiting_at(state) as (address, options, _):
+        consumer = face(address, **options)
+        begin = time.monotonic()
+        assert polled(consumer, 0.2, 3) == [[], [], []]
+        assert 0.5 < time.monotonic() - begin < 2.0
+        assert not consumer.finished
+        ended(consumer)
 
 
-def test_read_keeps_its_time_limit_while_connecting(blackhole: str) -> None:
-    client = ByteClient(Rotation(parse_addresses(blackhole)), Reader(Position(0)))
+@FACES
+def test_poll_keeps_its_time_limit_while_connecting(blackhole: str, face: Face) -> None:
+    consumer = face(blackhole)
     begin = time.monotonic()
-    with pytest.raises(TimeoutError):
-        client.read(0.2)
+    assert polled(consumer, 0.2) == [[]]
     assert time.monotonic() - begin < 1.0
-    client.close()
+    ended(consumer)
 
 
-def test_a_connection_that_takes_longer_than_each_read_waits_is_made_all_the_same() -> None:
-    """The proof takes 0.5 s here, and each read waits 0.05 s."""
+@FACES
+def test_a_connection_that_takes_longer_than_each_poll_waits_is_made_all_the_same(face: Face) -> None:
+    """The proof takes 0.5 s here, and each poll waits 0.05 s."""
 
     def serve(sock: socket.socket) -> None:
         if sock.recv(100) == b"0 0\n":
             time.sleep(0.5)
         else:
-            sock.sendall(b"hello")
+            sock.sendall(b"hello\n")
         sock.close()
 
+    async def awaited(consumer: AsyncConsumer) -> list[Message]:
+        while True:
+            found = await consumer.poll(0.05)
+            if found:
+                return found
+
+    def blocking(consumer: Consumer) -> list[Message]:
+        while True:
+            found = consumer.poll(0.05)
+            if found:
+                return found
+
     with Peer(serve) as server:
-        client = ByteClient(Rotation(parse_addresses(server.address)), Reader(Position(0)))
-        found = b""
-        while not found:
-            with contextlib.suppress(TimeoutError):
-                found = client.read(0.05)
-        assert found == b"hello"
+        consumer = face(server.address, until="count:1")
+        found = blocking(consumer) if isinstance(consumer, Consumer) else asyncio.run(awaited(consumer))
+        assert [message.payload for message in found] == [b"hello"]
         assert server.accepted == 2
-        client.close()
+        ended(consumer)
 
 
 def test_awaited_a_connection_that_takes_longer_than_each_wait_is_made_all_the_same() -> None:
@@ -243,7 +286,7 @@ def test_awaited_a_connection_that_takes_longer_than_each_wait_is_made_all_the_s
         sock.close()
 
     async def scenario(address: str) -> bytes:
-        async with Consumer(address, until="now") as consumer:
+        async with AsyncConsumer(address, until="now") as consumer:
             messages = aiter(consumer)
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -461,12 +504,15 @@ def test_put_waits_for_input_for_as_long_as_it_takes(tmp_path: Path) -> None:
 
 def test_a_consumer_gives_up_when_asked_to() -> None:
     async def awaited(options: dict[str, Any]) -> None:
-        async with Consumer(unused_address(), waits=Waits(outage=0.3), **options) as consumer:
+        async with AsyncConsumer(unused_address(), timeouts=Timeouts(outage=0.3), **options) as consumer:
             await anext(aiter(consumer))
 
     wanted: list[dict[str, Any]] = [{}, {"start": "end"}]
     for options in wanted:
-        with Consumer(unused_address(), waits=Waits(outage=0.3), **options) as consumer, pytest.raises(GaveUpError):
+        with (
+            Consumer(unused_address(), timeouts=Timeouts(outage=0.3), **options) as consumer,
+            pytest.raises(GaveUpError),
+        ):
             next(iter(consumer))
         with pytest.raises(GaveUpError):
             asyncio.run(awaited(options))
@@ -534,7 +580,7 @@ def test_cat_with_times_survives_the_indexers_restarts_and_rebuilds(tmp_path: Pa
 
 @pytest.mark.parametrize("awaited", [False, True])
 def test_a_start_by_number_waits_for_the_indexer(tmp_path: Path, awaited: bool) -> None:
-    async def collect(consumer: Consumer) -> list[bytes]:
+    async def collect(consumer: AsyncConsumer) -> list[bytes]:
         async with consumer:
             return [message.payload async for message in consumer]
 
@@ -542,13 +588,13 @@ def test_a_start_by_number_waits_for_the_indexer(tmp_path: Path, awaited: bool) 
         stream.append(lines(0, 10))
         address = stream.index
         stream.kill("tailsrv-index")
-        consumer = Consumer(stream.broadcast, index=address, start="last:2", until="now")
+        options: dict[str, Any] = {"index": address, "start": "last:2", "until": "now"}
         timer = threading.Timer(0.3, lambda: stream.index)
         timer.start()
         if awaited:
-            found = asyncio.run(collect(consumer))
+            found = asyncio.run(collect(AsyncConsumer(stream.broadcast, **options)))
         else:
-            with consumer:
+            with Consumer(stream.broadcast, **options) as consumer:
                 found = [message.payload for message in consumer]
         timer.join()
         assert found == [b"line 8", b"line 9"]
@@ -565,11 +611,13 @@ def test_what_is_not_indexed_yet_is_waited_for() -> None:
         while sock.recv(100):
             sock.sendall(answers.pop(0))
 
-    with Peer(serve, proves="index") as peer:
-        consumer = Consumer(unused_address(), index=peer.address, start="message:3")
-        consumer.begin()
+    with (
+        Peer(serve, proves="index") as peer,
+        Consumer(unused_address(), index=peer.address, start="message:3") as consumer,
+    ):
+        with pytest.raises(TimeoutError):  # nobody is at the broadcaster's address
+            consumer.check(4.0)
         assert consumer.number == 3
-        consumer.close()
 
 
 def test_one_late_reply_costs_no_other_look_up() -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from tailsrv_client.cat.formats import Template, render_json
 from tailsrv_client.cat.lag import describe
-from tailsrv_client.checkpoint import Checkpoint, Saved, decode, encode
+from tailsrv_client.checkpoint import FileCheckpointStore
 from tailsrv_client.errors import CheckpointError, IndexFailed
+from tailsrv_client.protocol.lag import Lag
 from tailsrv_client.protocol.messages import Message
 from tailsrv_client.protocol.places import (
     Byte,
@@ -29,7 +30,7 @@ from tailsrv_client.protocol.places import (
     parse_time,
     parse_until,
 )
-from tailsrv_client.protocol.plan import make_plan, settle
+from tailsrv_client.protocol.plan import find_time, make_plan
 from tailsrv_client.protocol.requests import Entry
 from tailsrv_client.protocol.requests import decode as decode_reply
 from tailsrv_client.protocol.session import check_name
@@ -37,6 +38,7 @@ from tailsrv_client.put.beside import rotated_names
 from tailsrv_client.put.followed import Identity
 from tailsrv_client.put.places import Names, base_name
 from tailsrv_client.terminal import human
+from tailsrv_formats.checkpoint import Checkpoint, InvalidCheckpointError, decode
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.position import Position
 
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-    from tailsrv_client.protocol.plan import Plan
+from tailsrv_client.protocol.plan import Plan
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_a_time_that_is_past_is_a_place_and_one_to_come_is_asked_for_later() -> 
     assert plan_of("start", "time:500", {"end": 44}).stop == 44, "nothing has arrived since"
     later = plan_of("start", "time:1500", {})
     assert (later.stop, later.until_time) == (None, 1500)
-    questions = settle(1500)
+    questions = find_time(1500)
     assert next(questions) == {"time": 1500}
 
 
@@ -167,33 +169,33 @@ def test_a_message_that_is_not_there_is_the_indexers_error() -> None:
 
 @given(st.integers(0, 1 << 62), st.text("0123456789abcdef", max_size=32), st.none() | st.integers(0, 1 << 62))
 def test_a_checkpoint_reads_what_it_wrote(offset: int, digest: str, number: int | None) -> None:
-    saved = Saved(offset, digest, number)
-    assert decode(encode(saved)) == saved
+    saved = Checkpoint(offset, digest, number)
+    assert decode(saved.encode()) == saved
 
 
 @given(st.binary(max_size=80))
 def test_a_damaged_checkpoint_is_refused_not_guessed_at(content: bytes) -> None:
     try:
         saved = decode(content)
-    except CheckpointError:
+    except InvalidCheckpointError:
         return
-    assert decode(encode(saved)) == saved
+    assert decode(saved.encode()) == saved
 
 
 def test_a_checkpoint_is_replaced_whole_and_belongs_to_one_process(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    first = Checkpoint(str(path))
-    assert first.saved is None
-    first.save(Saved(1, "aa", 1))
+    first = FileCheckpointStore(str(path))
+    assert first.load() is None
+    first.save(Checkpoint(1, "aa", 1))
     before = path.stat().st_ino
-    first.save(Saved(2, "bb", None))
+    first.save(Checkpoint(2, "bb", None))
     assert path.stat().st_ino != before, "written beside it and renamed: no reader and no crash sees half of it"
     assert path.read_bytes() == b'{"offset":2,"digest":"bb","number":null}\n'
     assert oct(path.stat().st_mode)[-3:] == "640"
     with pytest.raises(CheckpointError, match=str(path)):
-        Checkpoint(str(path))
+        FileCheckpointStore(str(path))
     first.close()
-    assert Checkpoint(str(path)).saved == Saved(2, "bb", None)
+    assert FileCheckpointStore(str(path)).load() == Checkpoint(2, "bb", None)
 
 
 def test_replies_are_entries_errors_or_no_indexers() -> None:
@@ -225,11 +227,9 @@ def test_json_carries_any_bytes_on_one_line(payload: bytes) -> None:
 
 
 def test_lag_is_bytes_messages_and_seconds() -> None:
-    waiting = Entry(90, 900, 10, "2026-11-23T09:00:00Z", 100, 1000)
-    now = parse_time("2026-11-23T09:00:02.5Z")
-    assert describe(900, 1000, 100, waiting, now) == "100 bytes, 10 messages, 2.5 s behind"
-    assert describe(1000, 1000, 100, None, now) == "0 bytes, 0 messages, 0.0 s behind"
-    assert describe(900, 1000, None, None, now) == "100 bytes behind"
+    assert describe(Lag(100, 10, 2.54)) == "100 bytes, 10 messages, 2.5 s behind"
+    assert describe(Lag(0, 0, 0.0)) == "0 bytes, 0 messages, 0.0 s behind"
+    assert describe(Lag(100)) == "100 bytes behind"
 
 
 def test_sizes_are_said_as_people_say_them() -> None:

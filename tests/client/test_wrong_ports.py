@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tailsrv_client import (
+    AsyncConsumer,
     AsyncIndex,
     AsyncProducer,
     Consumer,
@@ -127,7 +128,7 @@ def consume(address: str) -> None:
 
 def consume_awaited(address: str) -> None:
     async def scenario() -> None:
-        async with Consumer(address) as consumer:
+        async with AsyncConsumer(address) as consumer:
             await anext(aiter(consumer))
 
     asyncio.run(scenario())
@@ -342,7 +343,7 @@ def test_a_broadcaster_proves_itself_whatever_it_has_to_say(tmp_path: Path, plac
     at = f"unix:{tmp_path}/socket" if place == "unix" else "127.0.0.1:0"
     with Daemon("tailsrv", path, "--listen", at) as tailsrv, Consumer(tailsrv.addresses[0]) as consumer:
         begin = time.monotonic()
-        consumer.begin()
+        consumer.check()
         threading.Timer(0.3, lambda: path.write_bytes(b"hello\n")).start()
         assert next(iter(consumer)).payload == b"hello"
         assert time.monotonic() - begin < 5
@@ -368,7 +369,7 @@ def test_a_unix_socket_whose_queue_is_full_is_waited_for(tmp_path: Path) -> None
 
         uses: list[Callable[[], list[Any]]] = [
             lambda: read_all(consumer),
-            lambda: asyncio.run(collect(Consumer(f"unix:{path}", until="count:1"))),
+            lambda: asyncio.run(collect(AsyncConsumer(f"unix:{path}", until="count:1"))),
         ]
         for use in uses:
             timer = threading.Timer(0.3, serve)
@@ -386,7 +387,7 @@ def read_all(consumer: Consumer) -> list[Any]:
         return list(consumer)
 
 
-async def collect(consumer: Consumer) -> list[Any]:
+async def collect(consumer: AsyncConsumer) -> list[Any]:
     async with consumer:
         return [message async for message in consumer]
 
@@ -488,7 +489,7 @@ def test_what_is_no_address_is_a_usage_error(text: str) -> None:
 
 
 def test_every_client_has_the_default_port_of_its_role() -> None:
-    assert Consumer("h", index="i").rotation.address.port == 4321
+    assert Consumer("h", index="i")._rotation.address.port == 4321
     assert Index("h")._rotation.address.port == 4324
     assert AsyncIndex("h")._rotation.address.port == 4324
     producer = Producer("localhost", "n")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import math
 import os
 import socket
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tailsrv_client.blocking.connection import FULL_SECONDS, keep_alive
-from tailsrv_client.protocol.dialogue import Dial, Hear, Pause, Say
+from tailsrv_client.protocol.dialogue import Dial, Hear, Pause
 from tailsrv_client.resolver import Lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Step, Talk
 
 Result = TypeVar("Result")
 
@@ -39,7 +42,7 @@ class AsyncLine:
             step = next(talk)
             while True:
                 try:
-                    heard = await self._do(step)
+                    heard = await self.do(step)
                 except OSError as error:
                     step = talk.throw(error)
                 else:
@@ -64,7 +67,8 @@ class AsyncLine:
         assert sock is not None  # noqa: S101 - a talk has just opened it
         return sock
 
-    async def _do(self, step: Dial | Say | Hear | Pause) -> bytes:
+    async def do(self, step: Step) -> bytes:
+        """Do one step of a dialogue. Raises `OSError`."""
         if isinstance(step, Pause):
             self.drop()
             await asyncio.sleep(step.seconds)
@@ -82,6 +86,107 @@ class AsyncLine:
                 return await loop.sock_recv(self.socket, step.most)
             await loop.sock_sendall(self.socket, step.data)
         return b""
+
+
+class StoppedError(Exception):
+    """The channel was stopped; no caller of the library sees this."""
+
+
+class AsyncChannel:
+    """A connection, and the one dialogue at a time that is held on it: see `tailsrv_client.blocking.connection`.
+
+    A `run` that is cancelled is continued by the next one: bytes are received when they are there and not before, and
+    every other step goes on in a task of its own. All methods are called in the loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._line = AsyncLine()
+        self._talk: Talk[Any] | None = None
+        self._step: Step | None = None
+        self._ends = 0.0
+        self._errand: Errand[bytes] | None = None
+        self._stopped = False
+
+    async def run(self, make: Callable[[], Talk[Result]]) -> Result:
+        """The result of the dialogue under way, or of a new one. Raises what it raises, and `StoppedError`."""
+        if self._stopped:
+            raise StoppedError
+        try:
+            if self._talk is None:
+                self._talk = make()
+                self._begin(next(self._talk))
+            while True:
+                try:
+                    heard = await self._do()
+                except OSError as error:
+                    self._raise_if_stopped()
+                    self._begin(self._talk.throw(error))
+                else:
+                    if not heard:
+                        self._raise_if_stopped()
+                    self._begin(self._talk.send(heard))
+        except StopIteration as stop:
+            self._talk = None
+            result: Result = stop.value
+            return result
+        except (asyncio.CancelledError, StoppedError):
+            raise
+        except BaseException:
+            self._talk = None
+            self._line.drop()
+            raise
+
+    def disconnect(self) -> None:
+        """End the connection; the next dialogue makes one."""
+        self._line.drop()
+
+    def stop(self) -> None:
+        """Make a pending `run` raise `StoppedError`, and all further ones."""
+        self._stopped = True
+        if self._errand is not None:
+            self._errand.stop()
+        self._line.drop()
+
+    def close(self) -> None:
+        """Stop, and give up the dialogue under way."""
+        self.stop()
+        talk, self._talk = self._talk, None
+        if talk is not None:
+            talk.close()
+
+    def _raise_if_stopped(self) -> None:
+        """What looks like the peer's end, or its fault, is ours then."""
+        if self._stopped:
+            raise StoppedError
+
+    def _begin(self, step: Step) -> None:
+        self._step = step
+        self._ends = time.monotonic() + step.seconds
+
+    async def _do(self) -> bytes:
+        step = self._step
+        if isinstance(step, Hear):
+            return await self._receive(step)
+        if self._errand is None:
+            assert step is not None  # noqa: S101 - `_begin` has set it
+            self._errand = Errand(self._line.do(step))
+        errand = self._errand
+        await errand.wait()
+        self._errand = None
+        heard = errand.result()
+        if heard is None:
+            raise StoppedError
+        return heard
+
+    async def _receive(self, step: Hear) -> bytes:
+        sock = self._line.socket
+        if sock is None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return sock.recv(step.most)
+            async with asyncio.timeout(None if self._ends == math.inf else self._ends - time.monotonic()):
+                await readable(sock)
 
 
 async def _dial(step: Dial) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -16,6 +17,8 @@ from tailsrv_client.protocol.dialogue import Dial, Hear, Pause, Result, Say
 from tailsrv_client.resolver import Lookup
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tailsrv_client.protocol.dialogue import Step, Talk
     from tailsrv_formats.addresses import Address
 
@@ -73,7 +76,7 @@ class Interrupt:
             waiting.register(fd, events)
         if self._is_set:
             raise SuspendedError
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        left = None if deadline is None or deadline == math.inf else max(0.0, deadline - time.monotonic())
         ready = [one for one, _ in waiting.poll(None if left is None else left * 1000)]
         if self._is_set:
             raise SuspendedError
@@ -285,6 +288,48 @@ class Conversation(Generic[Result]):
             if time.monotonic() >= self._ends:
                 raise TimeoutError(errno.ETIMEDOUT, "timed out")
             _raise_if_late(deadline)
+
+
+class Channel:
+    """A connection, and the one dialogue at a time that is held on it.
+
+    A dialogue that has no result before the caller's deadline is continued by the next `run`. One thread uses it;
+    `stop` may be called by any.
+    """
+
+    def __init__(self) -> None:
+        self._line = Line()
+        self._conversation: Conversation[Any] | None = None
+
+    def run(self, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
+        """The result of the dialogue under way, or of a new one. Raises what it raises, and `SuspendedError`."""
+        if self._conversation is None:
+            self._conversation = Conversation(self._line, make())
+        try:
+            result: Result = self._conversation.go_on(deadline)
+        except SuspendedError:
+            raise
+        except BaseException:
+            self._conversation = None
+            raise
+        self._conversation = None
+        return result
+
+    def disconnect(self) -> None:
+        """End the connection; the next dialogue makes one."""
+        self._line.drop()
+
+    def stop(self) -> None:
+        """Make a `run` in another thread raise `SuspendedError`, and all further ones."""
+        self._line.stop()
+
+    def close(self) -> None:
+        """Stop, and give up the dialogue under way. In the thread that runs it."""
+        self._line.interrupt.set()
+        if self._conversation is not None:
+            self._conversation.close()
+            self._conversation = None
+        self._line.drop()
 
 
 def connect(address: Address, seconds: float) -> socket.socket:

@@ -1,78 +1,30 @@
-"""Consumer: a stream's messages, in a `for` loop or an `async for` loop."""
+"""Consumer: the messages of a stream, on blocking sockets."""
 
 from __future__ import annotations
 
-import logging
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from tailsrv_client.blocking.byte_client import ByteClient
-from tailsrv_client.blocking.connection import Conversation, Line, SuspendedError
-from tailsrv_client.checkpoint import Keeper
-from tailsrv_client.protocol.answers import answer
-from tailsrv_client.protocol.consuming import Consuming, Stopped
-from tailsrv_client.protocol.messages import DEFAULT_MAX_MESSAGE_BYTES
-from tailsrv_client.protocol.places import Byte, parse_start, parse_until
-from tailsrv_client.protocol.plan import make_plan, settle
-from tailsrv_client.protocol.ports import BROADCAST, INDEX
-from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
-from tailsrv_client.protocol.timeouts import Waits
-from tailsrv_formats.errors import UsageError, reason
-from tailsrv_formats.framing import make_framing
+from tailsrv_client.blocking.connection import Channel, SuspendedError
+from tailsrv_client.consumer_base import ConsumerBase
+from tailsrv_formats.errors import TailsrvError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterable, Iterator
-    from typing import TypeVar
+    from collections.abc import Callable, Iterator
 
-    from tailsrv_client.checkpoint import Saved
-    from tailsrv_client.errors import GaveUpError
+    from tailsrv_client.protocol.consumption import Consumption
     from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.lag import Lag
     from tailsrv_client.protocol.messages import Message
-    from tailsrv_client.protocol.plan import Plan, Question
-    from tailsrv_client.protocol.requests import Entry
-    from tailsrv_formats.addresses import Address
-    from tailsrv_formats.position import Position
 
-    Answer = TypeVar("Answer")
-
-LOG = logging.getLogger("tailsrv_client")
+    Result = TypeVar("Result")
 
 
-class Connected(Protocol):
-    """The end of a connection that either face holds."""
-
-    def stop(self) -> None:
-        """Let who waits for it go on."""
-
-    def close(self) -> None:
-        """Give it back."""
+class _StoppedError(Exception):
+    """`Consumer.stop` was called; no caller of the library sees this."""
 
 
-class Batches:
-    """What `Consumer.batches` returns: lists of messages, with `for` or `async for`."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
-
-    def __iter__(self) -> Iterator[list[Message]]:
-        consumer = self._consumer
-        while True:
-            batch = list(consumer.core.left) if consumer.core is not None else []
-            batch = batch or consumer.next_batch()
-            if not batch:
-                return
-            consumer.hand_out_all(batch)
-            yield batch
-            if consumer.took():
-                consumer.save_if_possible()
-
-    def __aiter__(self) -> AsyncIterator[list[Message]]:
-        from tailsrv_client.aio.consumer import Batches as Asked  # noqa: PLC0415 - asyncio is imported by who uses it
-
-        return Asked(self._consumer)
-
-
-class Consumer:
+class Consumer(ConsumerBase):
     """The messages of the stream at one of `addresses` (``ADDR[,ADDR…]`` or a list), each once and in order.
 
     >>> with Consumer("fileserver:4321", start="end") as consumer:
@@ -81,296 +33,255 @@ class Consumer:
 
     `start`: "start", "end", a byte (-N: the last N bytes; they may begin within a message), a `Position`, or, asking
     the indexer at `index`, "message:N", "last:N", "time:T". `until` names the first message not wanted: None (for
-    ever), "now", a byte, "message:N", "time:T"; or "count:N".
+    ever), "now", a byte, "message:N", "time:T"; or "count:N". `numbered`: ask the indexer for the number of the first
+    message where it is not known; `timed`: look up the time of every message.
 
-    `checkpoint`: a file that keeps the position of what the caller has taken, which is what it was handed before it
-    asked for more. Where it exists it counts instead of `start`. It is written after `checkpoint_messages` messages
-    (if given), and after `checkpoint_seconds` seconds (None: no), and by `close`; a crash hands out again what came
-    after it was last written. One consumer at a time may have it.
+    `checkpoint`: a file, or a `CheckpointStore`, that keeps the position after the last message that was acked. A
+    message is acked when the caller asks for more. A checkpoint that exists counts instead of `start`. It is written
+    after `checkpoint_messages` messages (if given), after `checkpoint_seconds` seconds (None: no), and by `close`;
+    after a crash the messages since then are delivered again.
 
     A host alone means port 4321 (`index`: 4324). A lost connection is made again, at the next address, for ever, and
-    an indexer is asked until it answers: `tailsrv_client` logs a warning. A checkpoint that can't be written is logged
-    and tried again; see `unsaved`. Raises `StreamDiverged` where a stream is not the one that was read, `FramingError`
-    for bytes that are no message, `WrongPortError` where no broadcaster answers, `UnknownHostError`, `UsageError`,
-    `IndexFailed`, `CheckpointError`, and `GaveUpError` after `waits.outage` seconds without a working connection. Not
-    to be used by two threads at once, but for `stop`.
+    an indexer is asked until it answers: the logger `tailsrv_client` warns. A checkpoint that cannot be written is
+    logged and tried again; see `unsaved`.
+
+    Raises, all of them `TailsrvError`: `StreamDiverged` where a stream is not the one that was read, `FramingError`
+    for bytes that are not a message, `WrongPortError` where no broadcaster answers, `UnknownHostError`, `UsageError`,
+    `IndexFailed`, `CheckpointError`, and `GaveUpError` after ``timeouts.outage`` seconds without a working connection.
+    Not to be used by two threads at once, but for `stop`.
     """
 
-    def __init__(
-        self,
-        addresses: str | Iterable[str | Address],
-        *,
-        start: str | int | Position = "start",
-        until: str | int | None = None,
-        framing: str = "newline",
-        index: str | Iterable[str | Address] | None = None,
-        checkpoint: str | None = None,
-        checkpoint_messages: int | None = None,
-        checkpoint_seconds: float | None = 1.0,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        numbered: bool = False,
-        waits: Waits | None = None,
-    ) -> None:
-        self.rotation = Rotation(Servers(parse_addresses(addresses, BROADCAST), BROADCAST))
-        self.waits = waits or Waits()
-        self.core: Consuming | None = None
-        self._index = None if index is None else Rotation(Servers(parse_addresses(index, INDEX), INDEX))
-        self._line = Line()
-        self._start = parse_start(start)
-        self._until = parse_until(until)
-        self._numbered = numbered
-        self._framing = make_framing(framing, max_message_bytes)
-        self._client: ByteClient | None = None
-        self.feed: Connected | None = None
-        self.stopped = False
-        self._keeper = Keeper(checkpoint, checkpoint_messages, checkpoint_seconds) if checkpoint else None
-        self._unsaved: OSError | None = None
-        self._number: int | None = None
-        if self._keeper is not None and self._keeper.saved is not None:
-            self._start = Byte(self._keeper.saved.position)
-            self._number = self._keeper.saved.number
-
-    # --- what callers use
+    _reading: Channel | None = None
+    _asking: Channel | None = None
+    _measuring: Channel | None = None
 
     def __iter__(self) -> Iterator[Message]:
         while True:
-            core = self.core
-            if core is not None:
-                core.in_hand = 1
-                for message in core.left:
-                    core.handed = message.end
+            consumption = self._consumption
+            if consumption is not None:
+                consumption.pending = 1
+                for message in consumption.undelivered:
+                    consumption.delivered = message.end
                     yield message
-                    if self._keeper is None:
-                        core.taken = message.end
-                    elif self.took():
-                        self.save_if_possible()
-            if not self.next_batch():
+                    if self._policy is None:
+                        consumption.acked = message.end
+                    elif self._ack():
+                        self._try_to_save(self._checkpoint())
+            if not self._next(None):
                 return
 
-    def __aiter__(self) -> AsyncIterator[Message]:
-        from tailsrv_client.aio.consumer import Messages  # noqa: PLC0415 - asyncio is imported by who uses it
+    def poll(self, timeout: float | None = None) -> list[Message]:
+        """The messages that are there, at least one: up to 128 KiB, and what a longer message needs.
 
-        return Messages(self)
-
-    def batches(self) -> Batches:
-        """The same in lists of as many messages as there are at once: for speed. A list counts as taken as a whole."""
-        return Batches(self)
-
-    @property
-    def position(self) -> Position:
-        """Where to go on behind the last message handed out: good as `start` of another consumer.
-
-        Before the first one: where reading begins, as far as that can be said without asking a server.
+        Empty after `timeout` seconds without a message (None: no limit), and when the consumer is `finished`. Asking
+        for more acks what was delivered before.
         """
-        if self.core is not None:
-            return self.core.position(self.core.handed)
-        if not isinstance(self._start, Byte):
-            raise UsageError("where that is, is known once the first message was asked for")
-        return self._start.position
+        return self._gather(None, timeout) or []
 
-    @property
-    def number(self) -> int | None:
-        """The number of the next message; None where it isn't known (see `numbered`)."""
-        return self.core.number if self.core is not None else self._number
+    def batches(self, max_messages: int | None = None, max_seconds: float | None = None) -> Iterator[list[Message]]:
+        """The messages in lists; a list is acked as a whole.
+
+        A list has what is there at once, and at most `max_messages`. With `max_seconds` it is filled until it has
+        `max_messages`, or that time has passed since it was asked for: it may be empty then, so that a program can
+        do what is due while the stream is idle.
+        """
+        while (batch := self._gather(max_messages, max_seconds, fill=max_seconds is not None)) is not None:
+            yield batch
+
+    def chunks(self) -> Iterator[bytes]:
+        """The stream's bytes as they come, in place of its messages; a checkpoint may be within a message then."""
+        while data := self._next_bytes(None):
+            assert self._consumption is not None  # noqa: S101 - the bytes come from it
+            self._consumption.deliver_bytes()
+            yield data
+            self._consumption.ack_bytes()
+            if self._policy is not None and self._policy.acked(1):
+                self._try_to_save(self._checkpoint())
+
+    def check(self, timeout: float | None = None) -> None:
+        """Connect, and find out where reading begins and ends, so that errors are raised now.
+
+        Raises `TimeoutError` when that takes longer than `timeout` seconds (None: no limit), and all that reading
+        raises. `position` is known afterwards.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            self._planned(deadline)
+            if self._stream is not None:
+                self._run_reading(self._stream.connect, deadline)
+        except _StoppedError:
+            return
+        except SuspendedError:
+            raise TimeoutError(f"no answer within {timeout} s ({self._gave_up()})") from None
+
+    def lag(self) -> Lag:
+        """How far the last delivered message is behind the end of the stream; asks the servers. Thread-safe.
+
+        Raises `OSError` when they do not answer, `IndexFailed`, and `UsageError` while the position is not known.
+        """
+        # On a connection of its own: a dialogue that ran out of time may wait on another one.
+        channel = self._measuring = Channel()
+        try:
+            return self._run(channel, self._asking_lag, None)
+        except _StoppedError:
+            raise TailsrvError("the consumer was stopped") from None
+        finally:
+            channel.close()
 
     def save(self) -> None:
-        """Write the checkpoint now: everything that was handed out is taken. Raises `OSError`."""
-        if self._keeper is not None and self.core is not None:
-            self._take_all()
-            self._keeper.save(self.core.saved())
-
-    @property
-    def unsaved(self) -> OSError | None:
-        """Why the checkpoint does not say all that was taken; None when it does. Stays known after `close`."""
-        return self._keeper.error if self._keeper is not None else self._unsaved
+        """Write the checkpoint now: everything that was delivered is acked. Raises `OSError`."""
+        self._ack_all()
+        self._save(self._checkpoint())
 
     def stop(self) -> None:
         """End the loop of another thread, or of this one's next turn: within a second, whatever it waits for."""
-        self.stopped = True
-        for waiting in (self._client, self.feed, self._line):
-            if waiting is not None:
-                waiting.stop()
+        self._stopped = True
+        for channel in (self._reading, self._asking, self._measuring):
+            if channel is not None:
+                channel.stop()
 
     def close(self) -> None:
-        """Write the checkpoint, with all that was handed out, and stop.
+        """Write the checkpoint, everything that was delivered being acked, and stop.
 
-        A checkpoint that can't be written is logged and raises nothing, because the messages were handled: what came
-        after its last write comes again at the next start. Whoever has to know calls `save` before, or asks `unsaved`.
+        A checkpoint that cannot be written is logged and raises nothing, because the messages were handled: those
+        since its last write are delivered again at the next start. To learn of it call `save` before, or see
+        `unsaved`.
         """
-        self._take_all()
-        self.save_if_possible()
+        self._ack_all()
         self._end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """An exception that leaves the block means that the message in hand was not handled: it isn't saved."""
+        """An exception that leaves the block means that the last message was not handled: it is not acked."""
         if kind is None:
-            self._take_all()
-        self.save_if_possible()
+            self._ack_all()
         self._end()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._take_all()
+    def _end(self) -> None:
         try:
-            if self._keeper is not None and self.core is not None:
-                from tailsrv_client.aio.consumer import in_thread  # noqa: PLC0415 - as in `__aiter__`
-
-                await in_thread(self.save_if_possible, self.core.saved())
+            self._try_to_save(self._checkpoint())
         finally:
-            self._end()
+            self._stopped = True
+            for channel in (self._reading, self._asking, self._measuring):
+                if channel is not None:
+                    channel.close()
+            self._release()
 
-    # --- what the faces share
+    # --- waiting
 
-    def planning(self) -> Generator[Question, int | Entry, Plan]:
-        """The questions that come before the first byte."""
-        return make_plan(self._start, self._number, self._until, now=time.time(), numbered=self._numbered)
-
-    def planned(self, plan: Plan) -> Consuming:
-        """Begin."""
-        self.core = Consuming(plan, self._framing)
-        return self.core
-
-    def hand_out_all(self, batch: list[Message]) -> None:
-        """The caller gets all of `batch` at once."""
-        assert self.core is not None  # noqa: S101 - a batch comes from it
-        self.core.left = iter(())
-        self.core.handed = batch[-1].end
-        self.core.in_hand = len(batch)
-
-    def took(self) -> bool:
-        """The caller asks for more: it has taken what it was handed. Returns whether the checkpoint is due."""
-        if self.core is None:
-            return False
-        self.core.taken = self.core.handed
-        return self._keeper is not None and self._keeper.took(self.core.in_hand)
-
-    def took_before_waiting(self, core: Consuming) -> bool:
-        """To ask for more is to have taken what there was. Returns whether the checkpoint is due."""
-        return core.taken != core.handed and self.took()
-
-    def wait_seconds(self) -> float | None:
-        """How long a face may wait for bytes before it calls `on_timeout`."""
-        waits = []
-        left = self._keeper.seconds_left() if self._keeper is not None else None
-        if left is not None:
-            waits.append(max(0.001, left))
-        if self.core is not None and self.core.until_time is not None:
-            waits.append(max(0.001, self.core.until_time - time.time()))
-        return min(waits, default=None)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time to write the checkpoint."""
-        return self._keeper is not None and self._keeper.seconds_left() == 0
-
-    def save_if_possible(self, saved: Saved | None = None) -> None:
-        """Write the checkpoint; a failure is logged. `saved`: what it has to say, for another thread."""
-        if self._keeper is not None and self.core is not None:
-            self._keeper.save_if_possible(saved or self.core.saved())
-
-    def on_timeout(self) -> Generator[Question, int | Entry, int] | None:
-        """What to ask when it is time to know the stop, for `Consuming.stop_at`."""
-        until = self.core.until_time if self.core is not None else None
-        return settle(until) if until is not None and until <= time.time() else None
-
-    def tell(self, what: str) -> None:
-        """What became of a connection. Raises nothing: it goes on."""
-        LOG.warning("%s", what)
-
-    def answer_talk(self, questions: Generator[Question, int | Entry, Answer]) -> Talk[Answer]:
-        """The talk with the servers that answers `questions`."""
-        return answer(questions, self.rotation, self._index, self.tell)
-
-    def gave_up(self) -> GaveUpError:
-        """The error for when no server has answered for `waits.outage`."""
-        troubled = self._index if self._index is not None and self._index.trouble else self.rotation
-        return self.waits.gave_up(troubled)
-
-    # --- the blocking face
-
-    def next_batch(self) -> list[Message]:
-        """Wait for the next messages; none at the end."""
-        try:
-            core = self.begin()
-        except Stopped:
-            return []
-        if self.took_before_waiting(core):
-            self.save_if_possible()
-        core.check()
-        while data := self._read(core):
-            batch = core.feed(data)
-            if batch:
-                return batch
-            core.check()
-        return []
-
-    def chunks(self) -> Iterator[bytes]:
-        """The stream's bytes as they come, instead of its messages; the checkpoint keeps the place between bytes."""
-        try:
-            core = self.begin()
-        except Stopped:
-            return
-        while data := self._read(core):
-            yield data
-            core.took_bytes()
-            if self._keeper is not None and self._keeper.took(1):
-                self.save_if_possible()
-
-    def begin(self) -> Consuming:
-        """Find out what to read, if that has not happened yet. Raises `Stopped`."""
-        return self.core or self.planned(self._answer(self.planning()))
-
-    def _read(self, core: Consuming) -> bytes:
-        if self._client is None:
-            self._client = ByteClient(self.rotation, core.reader, tell=self.tell, waits=self.waits)
-        while not (core.done or self.stopped):
+    def _gather(self, most: int | None, seconds: float | None, *, fill: bool = False) -> list[Message] | None:
+        """A list to deliver; None when there will be no more. `fill`: wait until it is full, or the time is over."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        if self._ack():
+            self._try_to_save(self._checkpoint())
+        batch: list[Message] = []
+        while True:
+            consumption = self._consumption
+            if consumption is not None:
+                batch += consumption.take(None if most is None else most - len(batch))
+                if len(batch) == most or (batch and not fill):
+                    break
             try:
-                return self._client.read(self.wait_seconds())
-            except TimeoutError:
-                if self.is_due:
-                    self.save_if_possible()
-                questions = self.on_timeout()
-                if questions is not None:
-                    try:
-                        core.stop_at(self._answer(questions))
-                    except Stopped:
-                        break
+                if not self._next(deadline):
+                    break
+            except TailsrvError:
+                if not batch:
+                    raise
+                break  # the next call raises it again
+        consumption = self._consumption
+        if consumption is not None:
+            consumption.deliver(batch)
+        return None if not batch and self.finished else batch
+
+    def _next(self, deadline: float | None) -> list[Message]:
+        """Wait for messages, and make them `undelivered`; none at the end, or at `deadline`."""
+        while True:
+            if self._untimed:
+                return self._look_up_times(deadline)
+            consumption = self._consumption
+            if consumption is not None:
+                consumption.check()
+            data = self._next_bytes(deadline)
+            consumption = self._consumption
+            if not data or consumption is None:
+                return []
+            batch = consumption.feed(data)
+            if batch and self._timed:
+                self._untimed = batch
+                consumption.withhold(batch)
+            elif batch:
+                return batch
+
+    def _look_up_times(self, deadline: float | None) -> list[Message]:
+        index, consumption = self._index, self._consumption
+        assert index is not None and consumption is not None  # noqa: S101, PT018 - the constructor sees to it
+        try:
+            batch = self._run_asking(lambda: self._timing(index, self._untimed), deadline)
+        except (SuspendedError, _StoppedError):
+            return []
+        self._untimed = []
+        consumption.release(batch)
+        return batch
+
+    def _next_bytes(self, deadline: float | None) -> bytes:
+        """Wait for bytes of the stream; none at the end, or at `deadline`."""
+        try:
+            consumption = self._planned(deadline)
+            if self._ack():
+                self._try_to_save(self._checkpoint())
+            while not consumption.done:
+                left = self._seconds_left()
+                soon = None if left is None else time.monotonic() + left
+                assert self._stream is not None  # noqa: S101 - made with the consumption
+                try:
+                    return self._run_reading(self._stream.read, _earlier(deadline, soon))
+                except SuspendedError:
+                    if self._is_due:
+                        self._try_to_save(self._checkpoint())
+                    if self._is_stop_due:
+                        consumption.stop_at(self._run_asking(self._finding_stop, None))
+                    if deadline is not None and time.monotonic() >= deadline:
+                        raise
+        except (_StoppedError, SuspendedError):
+            pass
         return b""
 
-    def _answer(self, questions: Generator[Question, int | Entry, Answer]) -> Answer:
-        """Raises `Stopped`, `GaveUpError`, and what the servers' answers raise."""
-        conversation = Conversation(self._line, self.answer_talk(questions))
-        outage = self.waits.outage
+    def _planned(self, deadline: float | None) -> Consumption:
+        return self._consumption or self._begin(self._run_asking(self._planning, deadline))
+
+    def _run_reading(self, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
+        if self._reading is None:
+            self._reading = Channel()
         try:
-            found = conversation.go_on(None if outage is None else time.monotonic() + outage)
+            return self._run(self._reading, make, deadline)
         except SuspendedError:
-            conversation.close()
-            raise (Stopped if self.stopped else self.gave_up()) from None
-        self._line.drop()
+            raise
+        except BaseException:
+            if self._stream is not None:
+                self._stream.disconnected()
+            raise
+
+    def _run_asking(self, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
+        if self._asking is None:
+            self._asking = Channel()
+        found = self._run(self._asking, make, deadline)
+        self._asking.disconnect()
         return found
 
-    # --- the end
+    def _run(self, channel: Channel, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
+        """Raises `SuspendedError` at `deadline`: the next call goes on. Raises `_StoppedError`."""
+        # Looked at after the channel is in its place: whoever stops us sets this before it looks for one.
+        if self._stopped:
+            raise _StoppedError
+        try:
+            return channel.run(make, deadline)
+        except SuspendedError:
+            if self._stopped:
+                raise _StoppedError from None
+            raise
 
-    def _take_all(self) -> None:
-        if self.core is not None:
-            self.core.taken = self.core.handed
 
-    def _end(self) -> None:
-        self.stopped = True
-        self._line.drop()
-        for client in (self._client, self.feed):
-            if client is not None:
-                client.close()
-        if self._keeper is not None:
-            self._unsaved = self._keeper.error
-            if self._unsaved is not None:
-                at = "nothing" if self._keeper.saved is None else f"byte {self._keeper.saved.offset}"
-                LOG.warning("the last checkpoint was not written (%s): it says %s", reason(self._unsaved), at)
-            self._keeper.close()
-            self._keeper = None
+def _earlier(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)

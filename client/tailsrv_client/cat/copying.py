@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import threading
 from typing import TYPE_CHECKING, Final
@@ -11,8 +12,7 @@ from tailsrv_client.blocking.consumer import Consumer
 from tailsrv_client.blocking.index import PersistentIndex
 from tailsrv_client.cat.formats import Template, raw_renderer, render_json
 from tailsrv_client.cat.lag import LagReporter
-from tailsrv_client.protocol.consuming import Stopped
-from tailsrv_client.protocol.timeouts import Waits
+from tailsrv_client.protocol.timeouts import Timeouts
 from tailsrv_client.terminal import Progress, SoftStop, watch_output, write_all
 from tailsrv_formats.errors import TailsrvError, UsageError, reason
 from tailsrv_formats.framing import make_framing
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tailsrv_client.protocol.messages import Message
 
     Numbered = tuple[Message, int | None]
+
+LOG = logging.getLogger("tailsrv_client")
 
 OUTPUT: Final = 1
 """Standard output; not `sys.stdout`, whose buffer would keep bytes and complain at the end."""
@@ -45,7 +47,7 @@ def run(options: Options) -> None:
         checkpoint=options.checkpoint,
         max_message_bytes=options.max_message_bytes,
         numbered=copier.numbered,
-        waits=Waits(outage=options.timeout),
+        timeouts=Timeouts(outage=options.timeout),
     )
     unread = threading.Event()
 
@@ -61,11 +63,11 @@ def run(options: Options) -> None:
     try:
         with consumer:
             watch_output(OUTPUT, nobody_reads)
-            _copy(copier, consumer, options)
-            satisfied = copier.satisfied or (consumer.core is not None and consumer.core.done)
-    except (Stopped, TailsrvError):
+            done = _copy(copier, consumer, options)
+            satisfied = copier.satisfied or done
+    except TailsrvError:
         # What was in hand when it was stopped is not printed; the checkpoint knows that.
-        if not consumer.stopped or not (unread.is_set() or soft.signalled):
+        if not (unread.is_set() or soft.signalled):
             raise
         satisfied = False
     if unread.is_set() and not satisfied:
@@ -74,16 +76,16 @@ def run(options: Options) -> None:
         error = f"the checkpoint does not say all that was printed ({reason(consumer.unsaved)}): the rest comes again"
         if not soft.signalled:
             raise TailsrvError(f"{options.checkpoint}: {error} at the next run")
-        consumer.tell(f"{options.checkpoint}: {error} at the next run")
+        LOG.warning("%s: %s at the next run", options.checkpoint, error)
     soft.finish()
 
 
-def _copy(copier: Copier, consumer: Consumer, options: Options) -> None:
-    core = consumer.begin()
+def _copy(copier: Copier, consumer: Consumer, options: Options) -> bool:
+    """Returns whether all that was wanted has been copied."""
+    consumer.check()
     if options.lag:
-        LagReporter(consumer, options.index).start()
-    stop = core.reader.stop
-    total = None if stop is None else max(0, stop - core.reader.offset)
+        LagReporter(consumer).start()
+    total = consumer.remaining
     progress = Progress(forced=options.progress, total=total, quiet_with=(OUTPUT,))
     if copier.counts:
         copier.copy_some(consumer)
@@ -91,6 +93,7 @@ def _copy(copier: Copier, consumer: Consumer, options: Options) -> None:
         copier.copy_messages(consumer, progress)
     else:
         copy_bytes(consumer, progress)
+    return consumer.complete
 
 
 def copy_bytes(consumer: Consumer, progress: Progress) -> None:

@@ -40,7 +40,7 @@ class Say(NamedTuple):
 
 
 class Hear(NamedTuple):
-    """Receive something, within so many seconds; b"" is the end. Raises `TimeoutError`."""
+    """Receive something, within `seconds` (`math.inf`: wait for ever); b"" is the end. Raises `TimeoutError`."""
 
     seconds: float
     most: int = HEAR_BYTES
@@ -124,11 +124,41 @@ def prove_broadcaster(rotation: Rotation, seconds: float = CONNECT_SECONDS) -> T
     raise wrong_port(rotation.address, rotation.servers.port, answered((yield from rest_of_line(data))))
 
 
-def reach_broadcaster(rotation: Rotation, seconds: float, tell: Tell) -> Talk[None]:
-    """A connection to a broadcaster, ready for a header."""
+def reach_broadcaster(rotation: Rotation, seconds: float, tell: Tell, *, first: float = 0.0) -> Talk[None]:
+    """Connect to a broadcaster; the connection is then ready for a header. `first`: seconds to wait before."""
 
     def attempt() -> Talk[None]:
         yield from prove_broadcaster(rotation, seconds)
         yield from dial(rotation, seconds)
 
-    return (yield from persistently(rotation, attempt, tell))
+    return (yield from persistently(rotation, attempt, tell, first=first))
+
+
+def before(
+    deadline: float | None, talk: Talk[Result], clock: Callable[[], float], late: Callable[[], Exception]
+) -> Talk[Result]:
+    """The result of `talk`, if it has one before `deadline` on `clock`. Raises ``late()`` otherwise.
+
+    Every step of `talk` is shortened to what is left of the time, so a limit for all of it needs no timer.
+    """
+    if deadline is None:
+        return (yield from talk)
+    try:
+        step = next(talk)
+        while True:
+            left = deadline - clock()
+            if left <= 0:
+                talk.close()
+                raise late()
+            try:
+                heard = yield step._replace(seconds=min(step.seconds, left))
+            except OSError as error:
+                if clock() >= deadline:
+                    talk.close()
+                    raise late() from None
+                step = talk.throw(error)
+            else:
+                step = talk.send(heard)
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result

@@ -6,6 +6,7 @@ It knows the offset of its first byte and nothing of where bytes come from.
 from __future__ import annotations
 
 from itertools import accumulate
+from itertools import count as count_from
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -21,11 +22,18 @@ DEFAULT_MAX_MESSAGE_BYTES: Final = 64 << 20
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message: its payload, and where it stands: from `offset` to before `end`, terminator or prefix included."""
+    """One message of a stream."""
 
     payload: bytes
+    """Its content, without terminator or length prefix."""
     offset: int
+    """The byte of the stream at which it starts, its length prefix included."""
     end: int
+    """The byte after its last one, its terminator included: where the next message starts."""
+    number: int | None = None
+    """How many messages are before it; None where the number of the first one is not known."""
+    time: str | None = None
+    """When the indexer saw it, RFC 3339; None unless the consumer was asked to look it up (``timed=True``)."""
 
 
 class Inbox:
@@ -44,8 +52,8 @@ class Inbox:
         self.broken: FramingError | None = None
         """Why no further message can come: bytes that are none. Says at which byte of the stream."""
 
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes; look at `broken` when they are handled."""
+    def feed(self, data: bytes, number: int | None = None) -> list[Message]:
+        """The messages that `data` completes, the first one number `number`; check `broken` when they are handled."""
         self._later.append(data)
         self._missing -= len(data)
         if self._missing > 0 or not self._may_complete(data):
@@ -57,7 +65,7 @@ class Inbox:
             self._missing = self._framing.missing(self._data, self._boundary, len(self._data))
         except FramingError as error:
             self.broken = FramingError(f"at byte {self._begin + self._boundary}: {error}")
-        return self._messages(start, self._boundary, count) if count else []
+        return self._messages(start, self._boundary, count, number) if count else []
 
     def tail(self, offset: int) -> bytes:
         """The up to 64 bytes before `offset`, which is the end of a message of the last `feed` or the boundary."""
@@ -80,14 +88,16 @@ class Inbox:
         self._boundary -= forget
         self._later.clear()
 
-    def _messages(self, start: int, end: int, count: int) -> list[Message]:
+    def _messages(self, start: int, end: int, count: int, number: int | None) -> list[Message]:
         payloads = self._framing.payloads(self._data, start, end)
         if self._framing.name == "varint":
             offsets = self._walked(start, count)
         else:
             extra = (end - start - sum(map(len, payloads))) // count
             offsets = list(accumulate(map(extra.__add__, map(len, payloads)), initial=self._begin + start))
-        return list(map(Message, payloads, offsets, offsets[1:]))
+        if number is None:
+            return list(map(Message, payloads, offsets, offsets[1:]))
+        return list(map(Message, payloads, offsets, offsets[1:], count_from(number)))
 
     def _walked(self, start: int, count: int) -> list[int]:
         """The boundaries, one by one: prefixes of one length may differ in theirs."""

@@ -34,7 +34,7 @@ class Plan(msgspec.Struct, frozen=True):
     count: int | None = None
     """Messages wanted."""
     until_time: float | None = None
-    """Seconds since 1970 at which to ask where the stop is: `settle`."""
+    """Seconds since 1970 at which to ask where the stop is: `find_time`."""
     promised: int = 0
     """The stream is known to reach this byte."""
 
@@ -65,7 +65,7 @@ def make_plan(
         case Number(wanted):
             count = max(0, wanted - (number or 0))
         case Time(seconds) if seconds <= now:
-            stop = promised = yield from settle(seconds)
+            stop = promised = yield from find_time(seconds)
         case Time(seconds):
             until_time = seconds
         case None:
@@ -73,7 +73,7 @@ def make_plan(
     return Plan(position, number, stop, count, until_time, promised)
 
 
-def settle(seconds: float) -> Generator[Question, int | Entry, int]:
+def find_time(seconds: float) -> Generator[Question, int | Entry, int]:
     """Where a time that is past by now stands in the stream: at its end if nothing has arrived since."""
     try:
         return (yield from _ask({"time": seconds})).offset

@@ -16,10 +16,22 @@ from tailsrv_client.protocol.servers import SilentError
 
 if TYPE_CHECKING:
     from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.messages import Message
     from tailsrv_client.protocol.servers import Rotation
 
 LINE_BYTES: Final = 1 << 16
 """No reply is as long; one that is comes from something that is no indexer."""
+
+PIPELINE: Final = 512
+"""Requests on their way at once: their bytes and their replies' fit into any socket's buffers."""
+
+REQUEST_SECONDS: Final = 10.0
+"""How long the indexer may take for a request, unless told otherwise."""
+
+BEHIND_SECONDS: Final = 5.0
+"""How long an indexer may know less of a stream than its broadcaster has sent."""
+
+BEHIND_PAUSE_SECONDS: Final = 0.1
 
 BUILDING_SECONDS: Final = 1.0
 """How long to wait before an index that is being built is asked again."""
@@ -128,6 +140,36 @@ class Exchange:
             held += len(chunk)
         *answers, self._received = b"".join(pieces).split(b"\n", replies)
         return answers
+
+
+def times_of(rotation: Rotation, batch: list[Message], tell: Tell) -> Talk[list[Message]]:
+    """`batch`, each message with the time at which the indexer saw it; asked for until the indexer answers."""
+    exchange = Exchange(rotation, REQUEST_SECONDS)
+    timed: list[Message] = []
+
+    def attempt() -> Talk[list[bytes]]:
+        exchange.closed()
+        return (yield from exchange.ask(b"".join(requests), len(requests)))
+
+    behind_since: float | None = None
+    while len(timed) < len(batch):
+        requests = [encode({"offset": message.offset}) for message in batch[len(timed) : len(timed) + PIPELINE]]
+        lines = yield from persistently(rotation, attempt, tell)
+        rotation.worked()
+        for line in lines:
+            try:
+                entry = decode(line)
+            except IndexFailed as error:
+                # The broadcaster may be ahead of the indexer by the moment that this takes to see the file grow.
+                now = rotation.servers.clock()
+                behind_since = now if behind_since is None else behind_since
+                if not error.passes and now >= behind_since + BEHIND_SECONDS:
+                    raise
+                yield Pause(BEHIND_PAUSE_SECONDS)
+                break
+            behind_since = None
+            timed.append(msgspec.structs.replace(batch[len(timed)], time=entry.time))
+    return timed
 
 
 def ask_until_answered(rotation: Rotation, request: dict[str, Any], seconds: float, tell: Tell) -> Talk[Entry]:

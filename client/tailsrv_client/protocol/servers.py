@@ -91,6 +91,12 @@ class Rotation:
         self.trouble = ""
         """What the last failure was; empty while all is well."""
 
+    def copy(self) -> Rotation:
+        """Another one over the same servers, which begins at the same address."""
+        other = Rotation(self.servers, first=self._first, longest=self._longest, dice=self._dice)
+        other._turn = self._turn
+        return other
+
     @property
     def address(self) -> Address:
         """The one to try."""

@@ -18,8 +18,8 @@ CHECK_SECONDS: Final = 5.0
 """How long a server may take to show bytes that we know to exist, before it counts as shorter."""
 
 
-class Waits:
-    """Seconds: how long to wait for what.
+class Timeouts:
+    """How long to wait for what, in seconds.
 
     `outage`: without a working connection, before `GaveUpError` (None: for ever). A connection works when the server
     has proven to be a broadcaster, and does not owe bytes that are known to exist.

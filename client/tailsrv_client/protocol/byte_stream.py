@@ -1,0 +1,136 @@
+"""The bytes of a stream, through any number of connections, as dialogues. Pure.
+
+`ByteStream.read` connects where there is no connection, asks for the bytes from the reader's place on, and returns
+what arrives. A connection that is lost, or that shows less of the stream than is known to exist, is replaced by one to
+the next address.
+
+| state        | event                                        | next         | what happens                         |
+| ------------ | -------------------------------------------- | ------------ | ------------------------------------ |
+| DISCONNECTED | the pause is over                            | DISCONNECTED | prove the server, connect            |
+| DISCONNECTED | connected                                    | CHECKING     | send the header                      |
+| DISCONNECTED | no connection for `outage` seconds           | DISCONNECTED | `GaveUpError`                        |
+| CHECKING     | the bytes before the place are the known ones | READING      |                                      |
+| CHECKING     | they are other ones                          | DISCONNECTED | `StreamDiverged`                     |
+| CHECKING     | they do not arrive within `check` seconds    | DISCONNECTED | the server is behind: next address   |
+| any          | lost, or ended by the server                 | DISCONNECTED | next address, after a pause          |
+| any          | promised bytes do not arrive for `outage` s  | DISCONNECTED | `GaveUpError`                        |
+
+CHECKING and READING are the reader's (`Reader.checking`); what is here is whether there is a connection.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from tailsrv_client.errors import StreamDiverged
+from tailsrv_client.protocol.dialogue import Hear, Say, before, reach_broadcaster
+from tailsrv_client.protocol.timeouts import Loss, Outage
+
+if TYPE_CHECKING:
+    from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.reader import Reader
+    from tailsrv_client.protocol.servers import Rotation
+    from tailsrv_client.protocol.timeouts import Timeouts
+
+CHUNK_BYTES: Final = 1 << 17
+"""The most that one `read` returns: it stays in a processor's cache, and malloc has no need of the kernel."""
+
+
+class ByteStream:
+    """The stream at the addresses of `rotation`, from the place of `reader` on.
+
+    `tell` receives one sentence whenever a connection is lost or cannot be made.
+    """
+
+    def __init__(self, rotation: Rotation, reader: Reader, timeouts: Timeouts, tell: Tell) -> None:
+        self.reader = reader
+        self._rotation = rotation
+        self._timeouts = timeouts
+        self._tell = tell
+        self._clock = rotation.servers.clock
+        self._loss = Loss(rotation, reader, tell)
+        self._outage = Outage(timeouts.outage, self._clock())
+        self._connected = False
+        self._check_by = 0.0
+        self._pause = 0.0
+
+    def connect(self) -> Talk[None]:
+        """Connect, if there is no connection. Raises as `read` does, but for `StreamDiverged`."""
+        while not self._connected:
+            pause, self._pause = self._pause, 0.0
+            reach = reach_broadcaster(self._rotation, self._timeouts.connect, self._tell, first=pause)
+            yield from before(self._outage.deadline, reach, self._clock, self._gave_up)
+            try:
+                yield Say(self.reader.header())
+            except OSError as error:
+                self._lost(self._loss.failed(error))
+                continue
+            self._connected = True
+            self._check_by = self._clock() + self._timeouts.check
+            if not self.reader.owed:
+                self._outage.works()
+
+    def read(self) -> Talk[bytes]:
+        """The next bytes, 1 to `CHUNK_BYTES`; none at the reader's stop.
+
+        Raises `StreamDiverged`, `WrongPortError`, `UnknownHostError`, `GaveUpError`; after each of them `read` may be
+        called again.
+        """
+        reader = self.reader
+        while not reader.done:
+            if not self._connected:
+                yield from self.connect()
+            try:
+                data = yield Hear(self._patience(), CHUNK_BYTES)
+            except OSError as error:
+                self._failed(error)
+                continue
+            if not data:
+                self._lost(self._loss.ended())
+                continue
+            try:
+                fresh = reader.received(data)
+            except StreamDiverged:
+                self._lost(self._rotation.failed())
+                raise
+            if fresh:
+                self._rotation.worked()
+                self._outage.works()
+                return fresh
+        return b""
+
+    def disconnected(self) -> None:
+        """The caller has closed the connection: the next `read` connects again."""
+        self._connected = False
+
+    def _patience(self) -> float:
+        """How long the server may take to send something, in seconds."""
+        limits = [math.inf]
+        if self.reader.checking:
+            limits.append(self._check_by)
+        if self._timeouts.outage is not None and self.reader.owed:
+            self._outage.begins(self._clock())
+            limits.append(self._outage.deadline or math.inf)
+        limit = min(limits)
+        return limit if limit == math.inf else max(0.0, limit - self._clock())
+
+    def _failed(self, error: OSError) -> None:
+        """Nothing came in time, or the connection broke: the kernel, too, reports a dead peer as a time-out."""
+        now = self._clock()
+        deadline = self._outage.deadline
+        if self.reader.owed and deadline is not None and now >= deadline:
+            self._lost(0.0)
+            raise self._gave_up() from None
+        if isinstance(error, TimeoutError) and self.reader.checking and now >= self._check_by:
+            self._lost(self._loss.shorter())
+        else:
+            self._lost(self._loss.failed(error))
+
+    def _lost(self, pause: float) -> None:
+        self._connected = False
+        self._pause = pause
+        self._outage.begins(self._clock())
+
+    def _gave_up(self) -> Exception:
+        return self._timeouts.gave_up(self._rotation)

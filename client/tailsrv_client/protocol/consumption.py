@@ -1,0 +1,150 @@
+"""What a consumer knows and decides about messages, without a socket or a clock.
+
+A message is *delivered* when the caller gets it, and *acked* when the caller asks for more: it has handled what it
+had. A checkpoint never runs ahead of what is acked.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from operator import length_hint
+from typing import TYPE_CHECKING
+
+from tailsrv_client.protocol.messages import Inbox
+from tailsrv_client.protocol.reader import Reader
+from tailsrv_formats.checkpoint import Checkpoint
+from tailsrv_formats.position import Position, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tailsrv_client.protocol.messages import Message
+    from tailsrv_client.protocol.plan import Plan
+    from tailsrv_formats.framing import Framing
+
+
+class Consumption:
+    """One reading of a stream as planned: fed with bytes that are in order, it delivers messages.
+
+    Iterating `undelivered` message by message is the fast path of a `for` loop; whoever does so sets `delivered`,
+    `acked` and `pending`. `take` and `deliver` do it for lists.
+    """
+
+    def __init__(self, plan: Plan, framing: Framing) -> None:
+        self.reader = Reader(plan.start, plan.stop)
+        self.reader.promised = plan.promised
+        self.undelivered: Iterator[Message] = iter(())
+        self.delivered = plan.start.offset
+        """The end of the last message delivered."""
+        self.acked = plan.start.offset
+        """The end of the last message acked."""
+        self.pending = 1
+        """Messages that were delivered last, at once."""
+        self.until_time = plan.until_time
+        self._start = plan.start
+        self._number = plan.number
+        self._messages = 0
+        self._gathered = 0
+        self._wanted = plan.count
+        self._framing = framing
+        self._inbox: Inbox | None = None
+        self._acked = Checkpoint(plan.start.offset, plan.start.digest, plan.number)
+
+    @property
+    def done(self) -> bool:
+        """Whether everything wanted has been fed."""
+        return self.reader.done or self._wanted == 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether everything wanted has been delivered."""
+        return self.done and length_hint(self.undelivered) + self._gathered == 0
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes; they are `undelivered` now. Raises `FramingError`."""
+        if self._inbox is None:
+            self._inbox = Inbox(self._framing, self._start.offset, self.reader.before)
+            self._acked = Checkpoint(self.acked, digest(self.reader.before), self._number)
+        elif self._acked.offset != self.acked:
+            # The inbox forgets what it held: the last place that it can still tell is kept.
+            self._acked = self.checkpoint()
+        number = None if self._number is None else self._number + self._messages
+        batch = self._inbox.feed(data, number)
+        if self._wanted is not None:
+            batch = batch[: self._wanted]
+            self._wanted -= len(batch)
+        self._messages += len(batch)
+        self.undelivered = iter(batch)
+        return batch
+
+    def check(self) -> None:
+        """To be called before waiting for more. Raises `FramingError` where no more can come."""
+        if self._inbox is not None and self._inbox.broken is not None:
+            raise self._inbox.broken
+
+    def take(self, most: int | None) -> list[Message]:
+        """Up to `most` messages to be delivered, without waiting; more of them may be added before `deliver`."""
+        batch = list(islice(self.undelivered, most))
+        self._gathered += len(batch)
+        return batch
+
+    def put_back(self, batch: list[Message]) -> None:
+        """Undo the `take` of `batch`, which is not delivered after all."""
+        self.undelivered = iter([*batch, *self.undelivered])
+        self._gathered -= len(batch)
+
+    def withhold(self, batch: list[Message]) -> None:
+        """`batch`, which was fed last, is not ready to be delivered: `release` follows."""
+        self.undelivered = iter(())
+        self._gathered += len(batch)
+
+    def release(self, batch: list[Message]) -> None:
+        """Those that were withheld may be delivered, in this form."""
+        self.undelivered = iter(batch)
+        self._gathered -= len(batch)
+
+    def deliver(self, batch: list[Message]) -> None:
+        """The caller gets `batch`, all that was taken, at once."""
+        self._gathered -= len(batch)
+        self.pending = len(batch)
+        if batch:
+            self.delivered = batch[-1].end
+
+    def deliver_bytes(self) -> None:
+        """The caller, who reads bytes and not messages, gets what was read last."""
+        self._number = None
+        self.delivered = self.reader.offset
+
+    def ack_bytes(self) -> None:
+        """The caller has handled what was read last; to be called before more is read."""
+        self._start = self.reader.position
+        self.acked = self.delivered
+
+    def stop_at(self, offset: int) -> None:
+        """Read no further than `offset`, which the stream has reached, or than what was fed already."""
+        self.until_time = None
+        self.reader.stop = max(offset, self.reader.offset)
+        self.reader.promised = offset
+
+    @property
+    def number(self) -> int | None:
+        """The number of the next message to be delivered, where the first one's is known."""
+        if self._number is None:
+            return None
+        return self._number + self._messages - length_hint(self.undelivered) - self._gathered
+
+    def position(self, offset: int) -> Position:
+        """The position at `delivered` or `acked`."""
+        if self._inbox is None:
+            return self.reader.position if offset == self.reader.offset else self._start
+        return Position(offset, digest(self._inbox.tail(offset)))
+
+    def checkpoint(self) -> Checkpoint:
+        """What a checkpoint has to say now."""
+        if self._acked.offset == self.acked and self._inbox is not None:
+            return self._acked
+        at = self.position(self.acked)
+        number = self.number
+        if number is not None and self.acked != self.delivered:
+            number -= self.pending
+        return Checkpoint(at.offset, at.digest, number)

@@ -1,0 +1,44 @@
+"""How far a place is behind the end of a stream, as a dialogue. Pure but for the clock."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tailsrv_client.protocol.requests import REQUEST_SECONDS, Exchange, decode, encode
+from tailsrv_client.protocol.stream_end import end_of
+
+if TYPE_CHECKING:
+    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.servers import Rotation
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """How far behind the end of a stream a place is."""
+
+    bytes: int
+    messages: int | None = None
+    """None without an indexer."""
+    seconds: float | None = None
+    """How long ago the first message after the place arrived; 0 where there is none, None without an indexer."""
+
+
+def ask_lag(broadcast: Rotation, index: Rotation | None, at: int) -> Talk[Lag]:
+    """The lag of byte `at`: in bytes from the broadcaster, or in messages and seconds, too, from the indexer.
+
+    Asks once, the server that is to be tried. Raises `OSError`, `WrongPortError`, `IndexFailed`.
+    """
+    if index is None:
+        return Lag(max(0, (yield from end_of(broadcast, at)) - at))
+    exchange = Exchange(index, REQUEST_SECONDS)
+    (line,) = yield from exchange.ask(encode({"count": True}), 1)
+    newest = decode(line)
+    if newest.end <= at:
+        return Lag(0, 0, 0.0)
+    (line,) = yield from exchange.ask(encode({"offset": at}), 1)
+    first = decode(line)
+    since = 0.0 if first.time is None else time.time() - dt.datetime.fromisoformat(first.time).timestamp()
+    return Lag(newest.end - at, newest.count - first.number, max(0.0, since))
