@@ -19,7 +19,7 @@ from tailsrv.closing import Closer, cut_on_close
 from tailsrv.deadpeers import DeadPeers
 from tailsrv.fanout import Fanout
 from tailsrv.subscriber import ASKING, AWAY, Subscriber
-from tailsrv_formats.header import HEADER_BYTES, HeaderError, parse
+from tailsrv_formats.header import HEADER_BYTES, HeaderError, Reach, Where, parse
 from tailsrv_runtime import standard_error
 from tailsrv_runtime.acceptor import Acceptor
 from tailsrv_runtime.access import AllowList
@@ -184,11 +184,24 @@ class Broadcaster:
             self._headers[subscriber] = received
             return
         self._forget_header(subscriber)
+        if isinstance(request, Where):
+            self._answer_where(subscriber)
+            return
         if request.needs_end:
             self._look()
         subscriber.offset, subscriber.stop = request.range(self._stream.end)
         self._fanout.add(subscriber)
         self._dead_peers.watch()
+
+    def _answer_where(self, subscriber: Subscriber) -> None:
+        """Say which bytes there are, and close."""
+        self._look()
+        try:
+            subscriber.sock.send(Reach(0, self._stream.end).line())  # whole: nothing is in the buffer yet
+        except OSError:
+            self._lost(subscriber)
+        else:
+            self._finished(subscriber)
 
     def _too_late(self, subscriber: Subscriber) -> None:
         self._bad_headers += 1

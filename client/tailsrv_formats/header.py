@@ -1,15 +1,16 @@
 r"""What a client asks for: the one line that it sends.
 
-    header = START [STOP] "\n"          at most 64 bytes, newline included
-    START  = N | -N | end               N below 2**63
+    header = START [STOP] "\n" | where "\n"      at most 64 bytes, newline included
+    START  = N | -N | end                        N below 2**63
     STOP   = COUNT | now
 
-Bytes in; a `Request`, None for "need more", or a `HeaderError` out. Knows nothing of sockets, clocks or files: what
-a request means in bytes of the file is worked out by `Request.range`, for an end of the file that the caller names.
+Bytes in; a `Request` or `WHERE`, None for "need more", or a `HeaderError` out. Knows nothing of sockets, clocks or
+files: which bytes of the file a request means is worked out by `Request.range`, for an end of the file that the caller
+names.
 
-The first three lines of the grammar are tailsrv 0.9's; so are the FIN that ends a header as well as a newline does,
-the blanks around it, the carriage return and the leading plus sign. The numbers are read by a pattern first: `int`
-takes underscores, blanks and other alphabets' digits.
+START and COUNT are those of tailsrv 0.9, which closes the connection for `where` as for any bad header. The FIN that
+ends a header as well as a newline does, the blanks around it, the carriage return and the leading plus sign are 0.9's,
+too. The numbers are matched by a pattern first: `int` accepts underscores, blanks and other alphabets' digits.
 """
 
 from __future__ import annotations
@@ -31,6 +32,39 @@ NEVER: Final = OFFSET_LIMIT
 _HEADER: Final = re.compile(
     rb"[ \t\r]*(?:\+?(?P<start>[0-9]+)|-(?P<back>[0-9]+)|end)(?:[ \t]+(?:(?P<count>[0-9]+)|(?P<now>now)))?[ \t\r]*"
 )
+
+
+WHERE_LINE: Final = b"where\n"
+"""The header that asks how far the stream reaches."""
+
+_WHERE: Final = re.compile(rb"[ \t\r]*where[ \t\r]*")
+_REACH: Final = re.compile(rb"([0-9]{1,19}) ([0-9]{1,19})\r?\n")
+
+
+class Where(msgspec.Struct, frozen=True):
+    """The client asks which bytes there are: the answer is `Reach.line`."""
+
+
+WHERE: Final = Where()
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """Which bytes of a stream there are."""
+
+    first: int
+    """The first byte that is available."""
+    end: int
+    """How far clients may read."""
+
+    def line(self) -> bytes:
+        """The answer to `where`."""
+        return b"%d %d\n" % (self.first, self.end)
+
+
+def parse_reach(line: bytes) -> Reach | None:
+    """What a server says in answer to `where`; None when that is no such answer."""
+    match = _REACH.fullmatch(line)
+    return None if match is None else Reach(int(match[1]), int(match[2]))
 
 
 class HeaderError(ValueError):
@@ -61,7 +95,7 @@ class Request(msgspec.Struct, frozen=True):
         return self.from_end or self.until_now
 
 
-def parse(received: bytes, *, ended: bool = False) -> Request | None:
+def parse(received: bytes, *, ended: bool = False) -> Request | Where | None:
     """The request in what a client has sent so far; `ended` when no more will come. None: more is needed.
 
     What stands behind the newline is none of its business. Raises `HeaderError`.
@@ -74,6 +108,8 @@ def parse(received: bytes, *, ended: bool = False) -> Request | None:
             return None
     match = _HEADER.fullmatch(line)
     if match is None:
+        if _WHERE.fullmatch(line):
+            return WHERE
         raise HeaderError("not of the form START [STOP]" if line.strip() else "empty")
     count = match["count"]
     return Request(

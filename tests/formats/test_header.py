@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailsrv_formats.header import HEADER_BYTES, NEVER, HeaderError, Request, parse
+from tailsrv_formats.header import HEADER_BYTES, NEVER, WHERE, HeaderError, Request, parse, parse_reach
 from tests.fuzz import fuzz_header
 
 LARGEST = 2**63 - 1
@@ -31,6 +31,8 @@ MEANINGS = {
     b"-5 now \n": Request(5, from_end=True, until_now=True),
     b"end 100\n": Request(0, from_end=True, count=100),
     b"0".rjust(63) + b"\n": Request(0),
+    b"where\n": WHERE,
+    b" where\t\r\n": WHERE,
 }
 
 NOT_HEADERS = (
@@ -63,6 +65,10 @@ NOT_HEADERS = (
     b"0".rjust(64) + b"\n",
     b"0" * 64,
     b"GET / HTTP/1.1\r\n",
+    b"where now\n",
+    b"where 1\n",
+    b"+where\n",
+    b"WHERE\n",
 )
 
 
@@ -71,6 +77,19 @@ def test_a_header_means_the_same_whole_byte_by_byte_and_with_junk_behind(header:
     assert parse(header) == MEANINGS[header]
     assert parse(header + b"junk\n" * 20) == MEANINGS[header]
     assert all(parse(header[:length]) is None for length in range(len(header)))
+
+
+@pytest.mark.parametrize("line", [b"0 0\n", b"7 1234\n", b"0 %d\n" % LARGEST])
+def test_the_answer_to_where_is_read_as_it_is_written(line: bytes) -> None:
+    reach = parse_reach(line)
+    assert reach is not None
+    assert reach.line() == line
+    assert parse_reach(line.replace(b"\n", b"\r\n")) == reach
+
+
+@pytest.mark.parametrize("line", [b"", b"0 0", b"0\n", b"0 -1\n", b"a b\n", b"0 0 0\n", b"0 " + b"9" * 20 + b"\n"])
+def test_what_is_no_answer_to_where_is_none(line: bytes) -> None:
+    assert parse_reach(line) is None
 
 
 @pytest.mark.parametrize("header", MEANINGS)

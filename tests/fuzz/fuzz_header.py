@@ -1,21 +1,21 @@
 """Fuzz target: the broadcaster's header parser.
 
-Invariant: whatever the bytes, `parse` returns a request within its limits, or None for fewer than 64 bytes without a
-newline and without an end, or raises `HeaderError`; never anything else. What it says of the first 64 bytes it also
-says when they come one by one, and whatever stands behind them.
+Invariant: whatever the bytes, `parse` returns `WHERE`, a request within its limits, or None for fewer than 64 bytes
+without a newline and without an end, or raises `HeaderError`; never anything else. What it says of the first 64 bytes
+it also says when they come one by one, and whatever follows them.
 
     python -m tests.fuzz.fuzz_header [atheris' options]
 """
 
 from __future__ import annotations
 
-from tailsrv_formats.header import HEADER_BYTES, NEVER, OFFSET_LIMIT, HeaderError, Request, parse
+from tailsrv_formats.header import HEADER_BYTES, NEVER, OFFSET_LIMIT, HeaderError, Request, Where, parse
 from tests.fuzz.campaign import run
 
-ALPHABET = b"0123456789+- endow\t\r\n"
+ALPHABET = b"0123456789+- endowhr\t\r\n"
 
 
-def judge(received: bytes, *, ended: bool) -> Request | str | None:
+def judge(received: bytes, *, ended: bool) -> Request | Where | str | None:
     """What the parser says; errors by name, so that answers can be compared."""
     try:
         return parse(received, ended=ended)

@@ -57,6 +57,8 @@ class Servers:
         self.port = port
         self.clock = clock
         self.proven = set[Address]()
+        self.without_where = set[Address]()
+        """Those whose broadcasters do not know the header `where`: tailsrv 0.9."""
         self.resolved = False
         """Whether any host was ever resolved."""
         self.unresolved = set[Address]()

@@ -1,4 +1,4 @@
-"""Where a stream ends, which no server says: found by asking, as a search that needs no socket."""
+"""Where a stream ends: asked with `where`, or searched for where the server does not know it (tailsrv 0.9). Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 from tailsrv_client.protocol.dialogue import CONNECT_SECONDS, Hear, Say, dial, persistently, prove_broadcaster
 from tailsrv_client.protocol.reader import LARGEST_OFFSET
+from tailsrv_formats.header import HEADER_BYTES, WHERE_LINE, parse_reach
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from tailsrv_client.protocol.dialogue import Talk, Tell
     from tailsrv_client.protocol.servers import Rotation
+    from tailsrv_formats.header import Reach
 
 PROBE_BYTES: Final = 1 << 16
 """What is read of one answer before the search goes on further behind."""
@@ -50,6 +52,11 @@ def search_end(known: int = 0) -> Generator[tuple[int, int], int, int]:
 def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS) -> Talk[int]:
     """The end of the stream at the address that is to be tried, in bytes, as of now. `seconds`: for each wait."""
     yield from prove_broadcaster(rotation, seconds)
+    if rotation.address not in rotation.servers.without_where:
+        reach = yield from _where(rotation, seconds)
+        if reach is not None:
+            return reach.end
+        rotation.servers.without_where.add(rotation.address)
     search = search_end(known)
     probe, most = next(search)
     while True:
@@ -66,6 +73,19 @@ def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS)
         except StopIteration as found:
             end: int = found.value
             return end
+
+
+def _where(rotation: Rotation, seconds: float) -> Talk[Reach | None]:
+    """Which bytes there are; None where the server closes the connection without a word."""
+    yield from dial(rotation, seconds)
+    yield Say(WHERE_LINE)
+    line = b""
+    while not line.endswith(b"\n") and len(line) <= HEADER_BYTES:
+        data = yield Hear(seconds, HEADER_BYTES)
+        if not data:
+            break
+        line += data
+    return parse_reach(line)
 
 
 def find_end(rotation: Rotation, tell: Tell) -> Talk[int]:
