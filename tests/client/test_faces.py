@@ -12,15 +12,20 @@ import pytest
 
 from tailsrv_client import (
     AsyncConsumer,
+    AsyncIndex,
+    AsyncProducer,
     Checkpoint,
     CheckpointError,
     CheckpointStore,
     Consumer,
     FileCheckpointStore,
     GaveUpError,
+    Index,
     IndexFailed,
     Lag,
     Message,
+    Producer,
+    ProducerFull,
     SQLiteCheckpointStore,
     StreamDiverged,
     TailsrvError,
@@ -35,7 +40,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Face = type[Consumer] | type[AsyncConsumer]
-Either = Consumer | AsyncConsumer
 
 FACES = pytest.mark.parametrize("face", [Consumer, AsyncConsumer])
 
@@ -43,9 +47,17 @@ FACES = pytest.mark.parametrize("face", [Consumer, AsyncConsumer])
 class Driver:
     """Calls the methods of either face as a blocking program would: a test is written once."""
 
-    def __init__(self, consumer: Either) -> None:
+    def __init__(self, consumer: Any, runner: asyncio.Runner | None = None) -> None:
         self.consumer = consumer
-        self._runner = asyncio.Runner()
+        self._runner = runner or asyncio.Runner()
+
+    def made(self, face: Any, *args: Any, **named: Any) -> Any:
+        """One of the other faces, in the same event loop."""
+
+        async def make() -> Any:
+            return face(*args, **named)
+
+        return Driver(self._runner.run(make()), self._runner)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.consumer, name)
@@ -68,13 +80,14 @@ class Driver:
                 return
 
     def __iter__(self) -> Iterator[Message]:
-        return iter(self.consumer) if isinstance(self.consumer, Consumer) else self._iterated(aiter(self.consumer))
+        return iter(self.consumer) if not hasattr(self.consumer, "__aiter__") else self._iterated(aiter(self.consumer))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self.consumer is not None:
+            self.close()
         self._runner.close()
 
 
@@ -97,15 +110,16 @@ def public(face: type) -> dict[str, Any]:
     return {name: value for name, value in inspect.getmembers(face) if not name.startswith("_")}
 
 
-def test_both_faces_have_the_same_methods_and_parameters() -> None:
-    blocking, awaited = public(Consumer), public(AsyncConsumer)
+@pytest.mark.parametrize(("one", "other"), [(Consumer, AsyncConsumer), (Producer, AsyncProducer), (Index, AsyncIndex)])
+def test_both_faces_have_the_same_methods_and_parameters(one: type, other: type) -> None:
+    blocking, awaited = public(one), public(other)
     assert set(blocking) == set(awaited)
     for name, method in blocking.items():
         if callable(method):
             ours = inspect.signature(method).parameters
             theirs = inspect.signature(awaited[name]).parameters
             assert list(ours.values()) == list(theirs.values()), name
-    assert inspect.signature(Consumer).parameters == inspect.signature(AsyncConsumer).parameters
+    assert inspect.signature(one).parameters == inspect.signature(other).parameters
 
 
 def test_nothing_internal_is_public() -> None:
@@ -260,6 +274,80 @@ def test_after_an_error_a_consumer_can_be_asked_again(stream: StreamUnderTest, f
         for _ in range(2):
             with pytest.raises(StreamDiverged):
                 consumer.poll(PATIENCE)
+
+
+# --- the other two
+
+
+PRODUCERS = pytest.mark.parametrize("producer_face", [Producer, AsyncProducer])
+INDEXES = pytest.mark.parametrize("index_face", [Index, AsyncIndex])
+
+
+@PRODUCERS
+def test_time_limits_of_a_producer(producer_face: Any) -> None:
+    with Driver(None) as driver:
+        producer = driver.made(producer_face, unused_address(), "n", max_in_flight_bytes=10)
+        producer.send(b"12345")
+        assert producer.in_flight == 6
+        with pytest.raises(ProducerFull, match="6 bytes are in flight"):
+            producer.send(b"12345", timeout=0.05)
+        with pytest.raises(ProducerFull):
+            producer.send_framed(b"12345\n", timeout=0)
+        with pytest.raises(TimeoutError, match="6 bytes are not acknowledged"):
+            producer.flush(0.05)
+        begin = time.monotonic()
+        assert producer.close(0.1) == 6
+        assert 0.05 < time.monotonic() - begin < 2
+        with pytest.raises(TailsrvError, match="closed"):
+            producer.send(b"x")
+
+
+@PRODUCERS
+def test_framed_messages_are_sent_as_they_are(stream: StreamUnderTest, producer_face: Any, tmp_path: Path) -> None:
+    with Driver(None) as driver:
+        for spool in (None, str(tmp_path / "spool")):
+            producer = driver.made(producer_face, stream.acks, f"n{spool is None}", spool=spool)
+            producer.send_framed(b"one\ntwo\n")
+            producer.flush(PATIENCE)
+            assert producer.in_flight == 0
+            assert producer.close() == 0
+    assert stream.content() == lines(0, 100) + b"one\ntwo\n" * 2
+
+
+@PRODUCERS
+def test_a_failure_is_called_back_once(producer_face: Any) -> None:
+    failures: list[None] = []
+    with Driver(None) as driver:
+        producer = driver.made(
+            producer_face, unused_address(), "n", outage=0.1, on_failure=lambda: failures.append(None)
+        )
+        producer.send(b"x")
+        with pytest.raises(GaveUpError):
+            producer.flush(PATIENCE)
+        producer.close()
+    assert failures == [None]
+
+
+@INDEXES
+def test_look_ups(stream: StreamUnderTest, index_face: Any) -> None:
+    with Driver(None) as driver:
+        index = driver.made(index_face, stream.index)
+        while index.count() < 100:
+            time.sleep(0.01)
+        assert index.offset_of(7) == len(lines(0, 7))
+        assert list(index.offsets_of(range(1000 % 101))) == [len(lines(0, number)) for number in range(1000 % 101)]
+        assert index.last(1) == len(lines(0, 99))
+        assert index.entry(3).length == 7
+        assert index.message_holding(8).number == 1
+        assert index.at_time(0).number == 0
+        assert [entry.number for entry in index.ask_all([{"number": 5}, {"last": 1}])] == [5, 99]
+        with pytest.raises(IndexFailed, match="beyond"):
+            list(index.offsets_of([1, 1000]))
+        assert index.offset_of(1) == 7, "an error costs no connection"
+        index.stop()
+        with pytest.raises(TailsrvError, match="stopped"):
+            index.count()
+        index.close()
 
 
 # --- checkpoint stores

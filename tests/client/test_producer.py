@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,12 +26,13 @@ from tailsrv_client import (
     ProducerDiverged,
     ProducerFull,
     ProducerRefused,
+    Receipt,
     TailsrvError,
     TailsrvHandler,
     UsageError,
 )
 from tests.client.streams import Peer, StreamUnderTest, lines, send_lines, unused_address
-from tests.support.daemons import wait_until
+from tests.support.daemons import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     import socket
@@ -68,6 +70,55 @@ def test_a_receipt_calls_back_and_can_be_waited_for(stream: StreamUnderTest) -> 
         assert receipt.exception(0) is None
         receipt.add_done_callback(lambda receipt: called.append(receipt.offset))
     assert called == [0, 0]
+
+
+def test_a_receipt_is_a_future_for_those_who_know_futures(stream: StreamUnderTest) -> None:
+    async def awaited(receipt: Receipt) -> int | None:
+        return await asyncio.wrap_future(receipt)
+
+    with Producer(stream.acks, "n") as producer:
+        receipts = [producer.send(b"%04d" % number) for number in range(1000)]
+        done, left = concurrent.futures.wait(receipts, PATIENCE)
+        assert (len(done), left) == (1000, set())
+        assert {receipt.result() for receipt in done} == {5 * number for number in range(1000)}
+        more = [producer.send(b"more") for _ in range(100)]
+        assert set(concurrent.futures.as_completed(more, PATIENCE)) == set(more)
+        assert asyncio.run(awaited(producer.send(b"last"))) == 5 * 1100
+        receipt = producer.send(b"on its way")
+        assert not receipt.cancel()
+        assert receipt.result(PATIENCE) == 5 * 1101
+
+
+def test_a_receipt_of_a_producer_that_fails_tells_those_who_wait_in_any_way() -> None:
+    async def awaited(receipt: Receipt) -> None:
+        closing = asyncio.get_running_loop().call_later(0.1, producer.close)
+        with pytest.raises(TailsrvError, match="closed"):
+            await asyncio.wrap_future(receipt)
+        closing.cancel()
+
+    producer = Producer(unused_address(), "n")
+    receipt = producer.send(b"x")
+    assert concurrent.futures.wait([receipt], 0.05).not_done == {receipt}
+    asyncio.run(awaited(receipt))
+    assert isinstance(receipt.exception(), TailsrvError)
+
+
+@pytest.mark.parametrize("payload", ["text", 5, None, ["x"]])
+@pytest.mark.parametrize("framing", ["newline", "u32be", "varint"])
+def test_what_is_not_bytes_is_refused_in_plain_words(payload: Any, framing: str) -> None:
+    producer = Producer(unused_address(), "n", framing=framing)
+    with pytest.raises(TypeError, match=f"a message is bytes, not {type(payload).__name__}"):
+        producer.send(payload)
+    assert producer.in_flight == 0
+    producer.close()
+
+    async def awaited() -> None:
+        asynchronous = AsyncProducer(unused_address(), "n", framing=framing)
+        with pytest.raises(TypeError, match=f"a message is bytes, not {type(payload).__name__}"):
+            await asynchronous.send(payload)
+        await asynchronous.close()
+
+    asyncio.run(awaited())
 
 
 @pytest.mark.parametrize("kills", [5])

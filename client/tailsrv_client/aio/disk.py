@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
-
-import aiofiles.os
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +27,7 @@ class Disk:
         self._spool = spool
         self._threads = ThreadPoolExecutor(THREADS, "tailsrv-spool")
         self._loading: asyncio.Task[None] | None = None
-        self._queue: list[tuple[bytes, Waiting]] = []
+        self._queue: list[tuple[bytes, Waiting | None]] = []
         self._written: asyncio.Future[None] | None = None
         """For those in the queue: done when they are in the file."""
         self._writing: asyncio.Task[None] | None = None
@@ -41,7 +40,8 @@ class Disk:
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `function` in a thread."""
-        return await aiofiles.os.wrap(function)(*args, executor=self._threads, **kwargs)
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def load(self) -> None:
         """Read what the file holds, once. Raises `CheckpointError`."""
@@ -50,7 +50,7 @@ class Disk:
         await asyncio.shield(self._loading)
         self.loaded = True
 
-    async def append(self, outbox: Outbox, message: bytes, waiting: Waiting) -> None:
+    async def append(self, outbox: Outbox, message: bytes, waiting: Waiting | None) -> None:
         """Append, together with all that is to be appended at this time. Raises `OSError`; it is not kept then."""
         self._queue.append((message, waiting))
         self.waiting += len(message)
@@ -73,7 +73,7 @@ class Disk:
                 try:
                     await self.run(self._spool.append, b"".join(message for message, _ in batch))
                 except Exception as error:  # noqa: BLE001 - it is raised by each `append`
-                    outbox.withdraw([waiting for _, waiting in batch])
+                    outbox.withdraw([waiting for _, waiting in batch if waiting is not None])
                     written.set_exception(error)
                     written.exception()  # all of them may have been cancelled
                 else:

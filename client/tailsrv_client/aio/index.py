@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
@@ -13,11 +15,12 @@ from tailsrv_client.aio.connection import AsyncLine, end
 from tailsrv_client.errors import WrongPortError
 from tailsrv_client.protocol.places import parse_time
 from tailsrv_client.protocol.ports import INDEX
-from tailsrv_client.protocol.requests import LINE_BYTES, Entry, decode, encode, open_index
+from tailsrv_client.protocol.requests import LINE_BYTES, PIPELINE, Entry, decode, encode, open_index
 from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
+from tailsrv_formats.errors import TailsrvError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
 
     from tailsrv_formats.addresses import Address
 
@@ -30,15 +33,24 @@ class AsyncIndex:
         self._timeout = timeout
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
+        self._asking = set[asyncio.Future[Entry]]()
+        self._stopped = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._unsure = 0.0
         """Seconds to wait before an unproven server is tried again that ends connections: soon we know what it is."""
 
     async def offset_of(self, number: int) -> int:
-        """The byte at which message `number` starts."""
+        """See `Index.offset_of`."""
         return (await self.ask({"number": number})).offset
 
+    async def offsets_of(self, numbers: Iterable[int]) -> AsyncIterator[int]:
+        """See `Index.offsets_of`."""
+        async for entry in self.ask_all({"number": number} for number in numbers):
+            yield entry.offset
+
     async def last(self, messages: int) -> int:
-        """The byte at which the so manieth message from the end starts; 0 where there are fewer."""
+        """The byte at which the Nth message from the end starts, N being `messages`; 0 where there are fewer."""
         return (await self.ask({"last": messages})).offset
 
     async def at_time(self, time: str | float) -> Entry:
@@ -49,15 +61,54 @@ class AsyncIndex:
         """The message that byte `offset` belongs to."""
         return await self.ask({"offset": offset})
 
+    async def entry(self, number: int) -> Entry:
+        """See `Index.entry`."""
+        return await self.ask({"number": number})
+
     async def count(self) -> int:
         """How many messages the stream has."""
         return (await self.ask({"count": True})).count
 
     async def ask(self, request: dict[str, Any]) -> Entry:
-        """The reply to one request.
+        """See `Index.ask`."""
+        if self._stopped:
+            raise TailsrvError("the look-up was stopped")
+        asking = asyncio.ensure_future(self._ask(request))
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._asking.add(asking)
+        try:
+            return await asking
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise TailsrvError("the look-up was stopped") from None
+            raise
+        finally:
+            self._asking.discard(asking)
 
-        Raises `IndexFailed`, `WrongPortError`, `UnknownHostError`, and `OSError` when none of the addresses answers.
-        """
+    async def ask_all(self, requests: Iterable[dict[str, Any]]) -> AsyncIterator[Entry]:
+        """See `Index.ask_all`."""
+        requests = iter(requests)
+        while window := list(itertools.islice(requests, PIPELINE)):
+            for entry in await asyncio.gather(*map(self.ask, window)):
+                yield entry
+
+    def stop(self) -> None:
+        """See `Index.stop`. May be called in any thread."""
+        self._stopped = True
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        if threading.get_ident() == self._thread:
+            self._cancel_all()
+        else:
+            with contextlib.suppress(RuntimeError):  # it has just been closed: nobody waits
+                loop.call_soon_threadsafe(self._cancel_all)
+
+    def _cancel_all(self) -> None:
+        for asking in self._asking:
+            asking.cancel()
+
+    async def _ask(self, request: dict[str, Any]) -> Entry:
         attempts = len(self._rotation.servers.addresses) + (self._connection is not None)
         ends = time.monotonic() + self._timeout
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Self
 
@@ -10,7 +11,7 @@ from tailsrv_client.aio.connection import AsyncLine, readable
 from tailsrv_client.aio.disk import Disk
 from tailsrv_client.blocking.link import SEND_BYTES, STEADY_SECONDS
 from tailsrv_client.blocking.producer import IN_FLIGHT_BYTES, SPOOL_BYTES
-from tailsrv_client.errors import GaveUpError
+from tailsrv_client.errors import GaveUpError, ProducerFull
 from tailsrv_client.protocol.dialogue import persistently
 from tailsrv_client.protocol.outbox import Memory, Outbox
 from tailsrv_client.protocol.ports import ACKNOWLEDGED
@@ -37,7 +38,8 @@ class AsyncProducer:
     ...     receipt = await producer.send(b"21.5")  # waits for room only
     ...     print(await receipt)  # where in the file it stands
 
-    A receipt is an `asyncio.Future`. Everything else is as `Producer` says.
+    The parameters, methods and errors are those of `Producer`. A receipt is an `asyncio.Future`, and `on_failure` is
+    called in the event loop.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class AsyncProducer:
         max_in_flight_bytes: int | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         outage: float | None = None,
+        on_failure: Callable[[], object] | None = None,
     ) -> None:
         self._rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
         check_name(name)
@@ -59,6 +62,7 @@ class AsyncProducer:
         self._wrap = codec.wrap
         self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
         self._failure: Exception | None = None
+        self._on_failure = on_failure
         # Its messages are read by the first call that is awaited: that may take as long as a disk does.
         self._spool = None if spool is None else Spool(spool, name, codec, load=False)
         self._disk = None if self._spool is None else Disk(self._spool)
@@ -70,21 +74,72 @@ class AsyncProducer:
         self._outage = outage
         self._gives_up: asyncio.TimerHandle | None = None
 
-    async def send(self, payload: bytes) -> asyncio.Future[int | None]:
-        """Take a message, as soon as there is room for it. The future's result is as that of `Receipt`.
+    @property
+    def in_flight(self) -> int:
+        """See `Producer.in_flight`. What is in a spool counts from the first call that is awaited."""
+        return self._held
+
+    async def send(self, payload: bytes, timeout: float | None = None) -> asyncio.Future[int | None]:  # noqa: ASYNC109 - as `Producer.send`
+        """See `Producer.send`. The future's result is that of a `Receipt`.
 
         With a spool it waits until the kernel has the message; several that are sent meanwhile are written at once.
         One that is cancelled while it is being written may have been taken.
         """
-        message = self._wrap(payload)
-        await self._start()
-        await self._until(lambda: self._held + len(message) <= self._bound or not self._held)
+        try:
+            message = self._wrap(payload)
+        except TypeError:
+            raise TypeError(f"a message is bytes, not {type(payload).__name__}") from None
         receipt: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        await self._put(message, receipt, timeout)
+        return receipt
+
+    async def send_framed(self, messages: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as `Producer.send_framed`
+        """See `Producer.send_framed`."""
+        await self._put(messages, None, timeout)
+
+    async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as `Producer.flush`
+        """See `Producer.flush`."""
+        await self._start()
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                await self._until(lambda: not self._held)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"{self._held} bytes are not acknowledged after {timeout} s") from None
+
+    async def close(self, timeout: float | None = 0) -> int:  # noqa: ASYNC109 - as `Producer.close`
+        """See `Producer.close`."""
+        if self._task is not None:
+            if timeout != 0:
+                with contextlib.suppress(TimeoutError, TailsrvError):
+                    await self.flush(timeout)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        left = self._held
+        self._end(TailsrvError("the producer was closed before the message was acknowledged"))
+        if self._disk is not None:
+            await self._disk.close()
+        return left
+
+    async def _put(self, messages: bytes, receipt: asyncio.Future[int | None] | None, timeout: float | None) -> None:  # noqa: ASYNC109 - as above
+        await self._start()
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                await self._until(lambda: self._held + len(messages) <= self._bound or not self._held)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            text = f"{self._held} bytes are in flight, and the collator acknowledges none of them"
+            raise ProducerFull(text) from None
         if self._disk is None:
-            self._outbox.put(message, receipt)
+            self._outbox.put(messages, receipt)
         else:
             try:
-                await self._disk.append(self._outbox, message, receipt)
+                await self._disk.append(self._outbox, messages, receipt)
             except OSError:
                 self._changed.set()  # there is room for a smaller one
                 raise
@@ -92,22 +147,6 @@ class AsyncProducer:
                 raise self._failure
         self._more.set()
         self._expect()
-        return receipt
-
-    async def flush(self) -> None:
-        """Wait until everything is acknowledged."""
-        await self._start()
-        await self._until(lambda: not self._held)
-
-    async def close(self) -> None:
-        """Stop. What is not acknowledged is lost, unless there is a spool."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        self._fail(TailsrvError("the producer was closed before the message was acknowledged"))
-        if self._disk is not None:
-            await self._disk.close()
 
     @property
     def _held(self) -> int:
@@ -151,12 +190,21 @@ class AsyncProducer:
     def _give_up(self) -> None:
         trouble = self._rotation.trouble or f"{self._rotation.address} acknowledges nothing"
         error = GaveUpError(f"no acknowledgement for {self._outage} s ({trouble})")
-        self._tell(f"producer ended: {error}")
         self._fail(error)
         if self._task is not None:
             self._task.cancel()
 
     def _fail(self, error: Exception) -> None:
+        """The producer ends by itself."""
+        if self._failure is None:
+            if self._on_failure is not None:
+                self._on_failure()
+            else:
+                # A program that only sends, as one that logs does, would never come to know.
+                self._tell(f"producer ended: {error}")
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
         self._expect_no_more()
         self._failure = self._failure or error
         self._outbox.fail(error)
@@ -168,7 +216,6 @@ class AsyncProducer:
             while True:
                 pause = await self._connect(pause)
         except Exception as error:
-            self._tell(f"producer ended: {error}")
             self._fail(error)
             if not isinstance(error, TailsrvError):
                 raise

@@ -135,7 +135,7 @@ class HandOver:
         """Give `data` to the producer, as soon as it has room. Returns False where it never will."""
         while True:
             try:
-                self._producer.send_whole(data, 0 if self._close_by is not None else RETRY_SECONDS)
+                self._producer.send_framed(data, 0 if self._close_by is not None else RETRY_SECONDS)
             except (ProducerFull, OSError):  # the collator is away, or the disk is full: both pass
                 if self._is_over():
                     return False

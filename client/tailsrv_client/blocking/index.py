@@ -60,7 +60,7 @@ class Index:
         return (entry.offset for entry in self.ask_all({"number": number} for number in numbers))
 
     def last(self, messages: int) -> int:
-        """The byte at which the so manieth message from the end starts; 0 where there are fewer."""
+        """The byte at which the Nth message from the end starts, N being `messages`; 0 where there are fewer."""
         return self.ask({"last": messages}).offset
 
     def at_time(self, time: str | float) -> Entry:
@@ -80,7 +80,7 @@ class Index:
         return self.ask({"count": True}).count
 
     def ask(self, request: dict[str, Any]) -> Entry:
-        """The reply to one request of PROTOCOLS section 4, in its JSON form."""
+        """The reply to one request in its JSON form: see docs/protocols.md."""
         return next(self.ask_all((request,)))
 
     def ask_all(self, requests: Iterable[dict[str, Any]]) -> Iterator[Entry]:

@@ -105,7 +105,7 @@ class TailsrvHandler(logging.Handler):
         if spool is not None:
             self._handover = HandOver(self._producer, max_in_flight_bytes, self._count)
         self._send: Callable[[bytes, float], None] | None = (
-            self._producer.send_whole if self._handover is None else self._handover.send
+            self._producer.send_framed if self._handover is None else self._handover.send
         )
         _HANDLERS.add(self)
 
@@ -206,14 +206,14 @@ class TailsrvHandler(logging.Handler):
 
     def _own_threads(self) -> tuple[threading.Thread, ...]:
         producer, handover = self._producer, self._handover
-        return tuple(one.thread for one in (producer, handover) if one is not None)
+        return tuple(thread for thread in (producer and producer._thread, handover and handover.thread) if thread)  # noqa: SLF001 - ours
 
     def _leave_to_parent(self) -> None:
         """In a forked child: begin again with the first record, under no name."""
         producer, self._producer = self._producer, None
         if producer is None:
             return
-        producer.forget()
+        producer._forget()  # noqa: SLF001 - ours
         self._counting = threading.RLock()
         self._here = _Busy()
         self._aside.clear()
@@ -225,7 +225,7 @@ class TailsrvHandler(logging.Handler):
         with self._counting:
             if self._producer is None and self._send is not None:
                 self._producer = Producer(self._addresses, "", **self._options)
-                self._send = self._producer.send_whole
+                self._send = self._producer.send_framed
             send = self._send
         if send is None:
             raise TailsrvError("the handler is closed")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Final, Self
+from concurrent.futures import Future
+from concurrent.futures._base import FINISHED, PENDING
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from tailsrv_client.blocking.link import Link
 from tailsrv_client.errors import ProducerFull
@@ -27,70 +29,82 @@ IN_FLIGHT_BYTES: Final = 16 << 20
 SPOOL_BYTES: Final = 256 << 20
 
 
-class Receipt:
-    """The future of one message. Cheaper than `concurrent.futures.Future`, and waited for in the same way."""
+class Receipt(Future["int | None"]):
+    """The future of one message: a `concurrent.futures.Future`, also for `wait`, `as_completed`, `asyncio.wrap_future`.
+
+    It is cheaper than a plain one: all receipts of a producer share one condition, and what most of them never need
+    is made when it is needed. A message that was sent cannot be taken back: `cancel` returns False.
+    """
 
     offset: int | None = None
-    """Where in the file the message stands, in bytes. None: not known (yet)."""
+    """The byte of the file at which the message starts. None: not known (yet)."""
 
-    _done = False
-    _error: Exception | None = None
-    _callbacks: list[Callable[[Receipt], object]] | None = None
+    def __init__(self, guard: threading.Condition) -> None:  # `Future.__init__` would make a condition of its own
+        self._condition = guard
+        self._state = PENDING
+        self._result = None
+        self._exception = None
 
-    def __init__(self, guard: threading.Condition) -> None:
-        self._guard = guard
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of a `Future`
+        if name in {"_waiters", "_done_callbacks"}:
+            made: list[object] = []
+            setattr(self, name, made)
+            return made
+        raise AttributeError(name)
 
     def done(self) -> bool:
         """Whether the message is acknowledged, or will never be."""
-        return self._done
+        return self._state == FINISHED
+
+    def cancel(self) -> bool:
+        """Return False: the message is on its way."""
+        return False
 
     def result(self, timeout: float | None = None) -> int | None:
-        """Wait for the acknowledgement; where the message stands in the file.
+        """Wait for the acknowledgement. Returns the byte of the file at which the message starts.
 
-        None: it is committed, but the line that said where was lost with a connection. Raises `TimeoutError`, and
-        what ended the producer.
+        None: it is committed, but the line that said where was lost with a connection. Raises `TimeoutError` after
+        `timeout` seconds, and what ended the producer.
         """
-        with self._guard:
-            if not self._guard.wait_for(lambda: self._done, timeout):
-                raise TimeoutError(f"not acknowledged within {timeout} s")
-        if self._error is not None:
-            raise self._error
+        self._wait(timeout)
+        if self._exception is not None:
+            raise self._exception
         return self.offset
 
-    def exception(self, timeout: float | None = None) -> Exception | None:
-        """Wait as `result` does; why the message will not be acknowledged, or None when it is."""
-        try:
-            self.result(timeout)
-        except TailsrvError as error:
-            return error
-        return None
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait as `result` does. Returns why the message will not be acknowledged, or None when it is."""
+        self._wait(timeout)
+        return self._exception
 
-    def add_done_callback(self, callback: Callable[[Receipt], object]) -> None:
-        """Call `callback` with this when it is done: now, or in the producer's thread, where it must be quick."""
-        with self._guard:
-            if not self._done:
-                self._callbacks = [*(self._callbacks or ()), callback]
-                return
-        callback(self)
+    def add_done_callback(self, fn: Callable[[Receipt], object]) -> None:
+        """Call `fn` with this when it is done: now, or in the producer's thread, where it must be quick."""
+        super().add_done_callback(cast("Callable[[Future[int | None]], object]", fn))
 
-    def set_result(self, offset: int | None, /) -> None:
+    def set_result(self, result: int | None) -> None:
         """For the producer."""
-        self.offset = offset
+        self.offset = self._result = result
         self._finish()
 
-    def set_exception(self, error: Exception, /) -> None:
+    def set_exception(self, exception: BaseException | None) -> None:
         """For the producer."""
-        self._error = error
+        self._exception = exception
         self._finish()
+
+    def _wait(self, timeout: float | None) -> None:
+        with self._condition:
+            # In a loop: the condition is notified for every receipt of the producer.
+            if not self._condition.wait_for(self.done, timeout):
+                raise TimeoutError(f"not acknowledged within {timeout} s")
 
     def _finish(self) -> None:
-        self._done = True
-        if self._callbacks is not None:
-            for callback in self._callbacks:
-                try:
-                    callback(self)
-                except Exception:
-                    LOG.exception("a callback of a receipt failed")
+        """Under the producer's lock. It notifies those who wait in `result` once for all that one line acknowledged."""
+        self._state = FINISHED
+        made = vars(self)
+        if "_waiters" in made:
+            for waiter in self._waiters:
+                (waiter.add_result if self._exception is None else waiter.add_exception)(self)
+        if "_done_callbacks" in made:
+            self._invoke_callbacks()
 
 
 class Producer:
@@ -146,7 +160,7 @@ class Producer:
                 guard=self._guard,
                 acknowledged=self._outbox.settle,
                 failed=self._fail,
-                tell=self.tell,
+                tell=self._warn,
                 outage=outage,
             )
         except BaseException:  # no descriptor or thread to be had
@@ -165,7 +179,10 @@ class Producer:
         Raises `FramingError` for a payload that can't be framed, `ProducerFull` after `timeout` seconds without
         room, `OSError` when the spool can't take it.
         """
-        message = self._wrap(payload)
+        try:
+            message = self._wrap(payload)
+        except TypeError:
+            raise TypeError(f"a message is bytes, not {type(payload).__name__}") from None
         receipt = Receipt(self._guard)
         with self._lock:
             if (
@@ -179,7 +196,7 @@ class Producer:
         self._link.wake()
         return receipt
 
-    def send_whole(self, messages: bytes, timeout: float | None = None) -> None:
+    def send_framed(self, messages: bytes, timeout: float | None = None) -> None:
         """Take messages as they stand in a stream, each with its terminator or prefix: for copying, without receipts.
 
         They have to be whole: what follows would end up within the last of them. Waits and raises as `send`.
@@ -224,18 +241,18 @@ class Producer:
                 self._spool = None
         return left
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """In a forked child: close our copies of what is the parent's. Nothing else may be called afterwards."""
         self._link.forget()
 
     @property
-    def thread(self) -> threading.Thread:
+    def _thread(self) -> threading.Thread:
         """The thread that serves the connection, and in which receipts call back."""
         return self._link.thread
 
-    def tell(self, what: str) -> None:
-        """What became of a connection. Raises nothing: it goes on."""
-        LOG.warning("%s", what)
+    def _warn(self, text: str) -> None:
+        """Report what happened to a connection; sending goes on."""
+        LOG.warning("%s", text)
 
     def __enter__(self) -> Self:
         return self
@@ -286,4 +303,4 @@ class Producer:
             self._on_failure()
         else:
             # A program that only sends, as one that logs does, would never come to know.
-            self.tell(f"producer ended: {error}")
+            self._warn(f"producer ended: {error}")

@@ -173,12 +173,13 @@ class Outbox:
         if waiting is not None:
             self._waiting.append((self._store.end, len(message), waiting))
 
-    def announce(self, sizes: Iterable[tuple[int, Waiting]]) -> None:
+    def announce(self, sizes: Iterable[tuple[int, Waiting | None]]) -> None:
         """Who waits for messages of so many bytes, which are appended to the store next, in another thread."""
         end = self._store.end
         for size, waiting in sizes:
             end += size
-            self._waiting.append((end, size, waiting))
+            if waiting is not None:
+                self._waiting.append((end, size, waiting))
 
     def withdraw(self, waiting: Sequence[Waiting]) -> None:
         """Those that were announced last could not be appended."""

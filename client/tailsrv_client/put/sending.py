@@ -66,7 +66,7 @@ def _send_acknowledged(options: Options, fd: int, progress: Progress) -> None:
 
         try:
             for messages in whole_messages(read, framing):
-                producer.send_whole(messages)
+                producer.send_framed(messages)
                 done += len(messages)
                 progress.at(done - producer.in_flight)
         except FramingError:
