@@ -23,12 +23,7 @@ FOLDERS = {
 
 ARROWS = {
     "tailsrv_formats": set[str](),
-    "tailsrv_client.protocol": {"tailsrv_formats", "tailsrv_client.errors", "tailsrv_client.checkpoint"},
-    "tailsrv_client.terminal": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
-    "tailsrv_client.files": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
-    "tailsrv_client.spool": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
-    "tailsrv_client.spoolfile": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
-    "tailsrv_client.cat.cli": {"tailsrv_client", "tailsrv_formats", "tailsrv_runtime"},
+    "tailsrv_client.protocol": {"tailsrv_formats", "tailsrv_client.errors"},
     "tailsrv_client": {"tailsrv_formats"},
     "tailsrv_runtime": {"tailsrv_formats"},
     "tailsrv": {"tailsrv_runtime", "tailsrv_formats"},

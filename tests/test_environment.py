@@ -15,22 +15,26 @@ import compose.check
 import compose.up.cli
 import indexer.cli
 import tailsrv.cli
-import tailsrv_client.cat.cli
-import tailsrv_client.put.cli
+from tailsrv_client.cat import cli as cat
+from tailsrv_client.put import cli as put
+from tailsrv_formats.errors import UsageError
 from tailsrv_runtime.environment import name_variables, variable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tailsrv_client.command_line import Command, Option
+
 COMMANDS = {
     "TAILSRV": tailsrv.cli.command,
     "TAILSRV_COLLATE": collator.cli.command,
     "TAILSRV_INDEX": indexer.cli.command,
-    "TAILSRV_CAT": tailsrv_client.cat.cli.command,
-    "TAILSRV_PUT": tailsrv_client.put.cli.command,
     "TAILSRV_UP": compose.up.cli.command,
     "TAILSRV_CHECK": compose.check.command,
 }
+
+# The clients' commands need no click: see the end of this page.
+CLIENTS = {"TAILSRV_CAT": cat.command, "TAILSRV_PUT": put.command}
 
 for prefix, command in COMMANDS.items():
     name_variables(command, prefix)
@@ -146,11 +150,6 @@ def test_a_repeatable_option_takes_several_values_with_blanks_between_them(monke
     assert parsed("TAILSRV", [])["allow"] == ("loopback", "10.0.0.0/8")
 
 
-def test_the_command_line_counts_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TAILSRV_CAT_FROM", "end")
-    assert parsed("TAILSRV_CAT", ["--from", "-8"])["start"] == "-8"
-
-
 WRONG = [
     ("TAILSRV", "PORT", "many"),
     ("TAILSRV", "ALLOW", "loopback 10.0.0.0/33"),
@@ -173,13 +172,17 @@ WRONG = [
     ("prefix", "option", "value"), WRONG, ids=[f"{prefix}_{option}" for prefix, option, _ in WRONG]
 )
 def test_a_bad_value_is_one_line_that_names_the_variable(prefix: str, option: str, value: str, tmp_path: Path) -> None:
-    module = COMMANDS[prefix].callback.__module__
+    module = (
+        {"TAILSRV_CAT": cat, "TAILSRV_PUT": put}[prefix].__name__
+        if prefix in CLIENTS
+        else COMMANDS[prefix].callback.__module__
+    )
     arguments = ["127.0.0.1:1"] if prefix in {"TAILSRV_CAT", "TAILSRV_PUT"} else [str(tmp_path / "log")]
     if prefix in {"TAILSRV", "TAILSRV_COLLATE", "TAILSRV_INDEX"}:
         arguments += ["--listen", "127.0.0.1:0"] if option != "LISTEN" else []
     ended = subprocess.run(
         [sys.executable, "-c", f"import {module} as m; m.main()", *arguments],
-        env={f"{prefix}_{option}": value, "PATH": "/usr/bin:/bin", "PYTHONPATH": os.getcwd()},
+        env={f"{prefix}_{option}": value, "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{os.getcwd()}:{os.getcwd()}/client"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -194,10 +197,119 @@ def test_a_bad_value_is_one_line_that_names_the_variable(prefix: str, option: st
 def test_a_variable_that_is_not_to_blame_is_not_named(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "collator", str(tmp_path / "log"), "-p", "0", "--sync", "sometimes"],
-        env={"TAILSRV_COLLATE_FRAMING": "nul", "PATH": "/usr/bin:/bin", "PYTHONPATH": os.getcwd()},
+        env={
+            "TAILSRV_COLLATE_FRAMING": "nul",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": f"{os.getcwd()}:{os.getcwd()}/client",
+        },
         capture_output=True,
         text=True,
         check=False,
     )
     assert "--sync sometimes" in ended.stderr
     assert "TAILSRV_COLLATE_" not in ended.stderr
+
+
+# --- the clients' commands
+
+
+CLIENT_OPTIONS = [(command, option) for command in CLIENTS.values() for option in command.options]
+EACH_CLIENT_OPTION = pytest.mark.parametrize(
+    ("command", "option"), CLIENT_OPTIONS, ids=[option.variable(command.prefix) for command, option in CLIENT_OPTIONS]
+)
+
+
+def a_clients_value(option: Option) -> str:
+    """A value that is valid and no default; of a flag, what its variable says."""
+    if option.const is not None:
+        return "1"
+    if option.choices:
+        return option.choices[-1]
+    return {"N": "7", "BYTES": "70KiB", "DURATION": "7.5s"}.get(option.metavar or "", "some text")
+
+
+@EACH_CLIENT_OPTION
+def test_a_clients_variable_says_what_its_option_would_say(command: Command, option: Option) -> None:
+    value = a_clients_value(option)
+    for name in option.names:
+        wanted = command.parse(["h", name] if option.const is not None else ["h", name, value], {})
+        assert command.parse(["h"], {option.variable(command.prefix): value}) == wanted
+        # An option that sets what is the default anyway (--raw of tailsrv-cat) can't be told by its value.
+        assert wanted != command.parse(["h"], {}) or option.const == option.default
+
+
+@EACH_CLIENT_OPTION
+def test_a_clients_flag_takes_yes_and_no_and_nothing_else(command: Command, option: Option) -> None:
+    if option.const is None:
+        return
+    variable = option.variable(command.prefix)
+    without, given = command.parse(["h"], {}), command.parse(["h", option.long], {})
+    for wanted, texts in ((given, ("1", "true", "YES", "on")), (without, ("0", "false", "No", "off", ""))):
+        for text in texts:
+            assert command.parse(["h"], {variable: text}) == wanted
+    for text in ("maybe", "2", "-1"):
+        with pytest.raises(UsageError, match=variable):
+            command.parse(["h"], {variable: text})
+
+
+@EACH_CLIENT_OPTION
+def test_a_clients_value_that_is_none_is_an_error_that_names_the_option_or_the_variable(
+    command: Command, option: Option
+) -> None:
+    if not option.choices and option.metavar not in {"N", "BYTES", "DURATION"}:
+        return
+    variable = option.variable(command.prefix)
+    for text in ("neither", "-5", "nan", "inf", "1e999"):
+        with pytest.raises(UsageError, match=variable):
+            command.parse(["h"], {variable: text})
+        with pytest.raises(UsageError, match=option.long):
+            command.parse(["h", option.long, text], {})
+        with pytest.raises(UsageError, match=option.long):
+            command.parse(["h", f"{option.long}={text}"], {})
+
+
+@pytest.mark.parametrize("command", CLIENTS.values(), ids=CLIENTS)
+def test_a_clients_help_names_every_option_variable_and_default(command: Command) -> None:
+    shown = "".join(command.help().split())
+    for option in command.options:
+        assert all(name in shown for name in option.names)
+        assert option.variable(command.prefix) in shown
+        if option.const is None and option.default is not None:
+            assert f"default:{option.default}" in shown
+    assert max(map(len, command.help().splitlines())) <= 80
+    for name in ("-h", "--help"):
+        ended = subprocess.run(
+            [sys.executable, "-m", f"tailsrv_client.{command.name[8:]}", name],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stdout.split(":")[0]) == (0, "Usage")
+
+
+def test_the_command_line_counts_before_the_environment() -> None:
+    environment = {"TAILSRV_CAT_FROM": "end", "TAILSRV_CAT_COUNT": "nonsense"}
+    values = cat.command.parse(["h", "--from", "-8", "-c", "2"], environment)
+    assert (values["start"], values["count"]) == ("-8", 2)
+
+
+def test_values_that_begin_with_a_dash_are_values() -> None:
+    values = cat.command.parse(["--grep", "-x", "-f", "-%n", "--", "-odd-host"], {})
+    assert (values["grep"], values["template"], values["addresses"]) == ("-x", "-%n", "-odd-host")
+    assert put.command.parse(["h", "-"], {})["file"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "ADDR"),
+        (["h", "--lag=yes"], "--lag"),
+        (["h", "--count"], "--count"),
+        (["h", "--bogus"], "--bogus"),
+        (["h", "--coun", "1"], "--coun"),
+        (["h", "more"], "more"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong_with_it(arguments: list[str], error: str) -> None:
+    with pytest.raises(UsageError, match=error):
+        cat.command.parse(arguments, {})

@@ -41,6 +41,8 @@ from tailsrv_formats.position import Position
 if TYPE_CHECKING:
     from tailsrv_client.aio import AsyncConsumer, AsyncIndex, AsyncProducer
 
+__version__ = "1.0.0"
+
 __all__ = [
     "AsyncConsumer",
     "AsyncIndex",

@@ -12,8 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
+from tailsrv_client.durable_files import lock, replace
 from tailsrv_client.errors import CheckpointError
-from tailsrv_client.files import replace, take
 from tailsrv_formats.checkpoint import Checkpoint, InvalidCheckpointError, decode
 from tailsrv_formats.errors import reason
 
@@ -56,7 +56,7 @@ class FileCheckpointStore:
     def __init__(self, path: str) -> None:
         self._path = path
         self._saved: Checkpoint | None = None
-        self._lock = take(path)
+        self._lock = lock(path)
 
     def __str__(self) -> str:
         return self._path

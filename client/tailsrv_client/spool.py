@@ -17,7 +17,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from tailsrv_client import files
+from tailsrv_client import durable_files
 from tailsrv_client.errors import CheckpointError
 from tailsrv_client.spoolfile import BASE_BYTES, HEADER_BYTES, Header, SpoolFile, decode_header, encode_header
 from tailsrv_formats.errors import reason
@@ -179,7 +179,7 @@ class Spool:
 
     def _claim(self) -> int:
         with self._explained("lock"):
-            return files.take(self.path)
+            return durable_files.lock(self.path)
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -225,14 +225,14 @@ class Spool:
         """A file without messages, whose first one will be at position `first`; with its name, unless told not to."""
         seed = int.from_bytes(os.urandom(4))
         header = encode_header(self._name, self._framing.name, seed, base)
-        fd = files.begin(self.path, header)
+        fd = durable_files.begin(self.path, header)
         try:
             if rename:
                 os.fdatasync(fd)
                 os.rename(f"{self.path}.new", self.path)
         except BaseException:
             os.close(fd)
-            files.discard(self.path)
+            durable_files.discard(self.path)
             raise
         return SpoolFile(self.path, fd, seed, begin=len(header), first=first)
 
@@ -248,7 +248,7 @@ class Spool:
             os.rename(f"{self.path}.new", self.path)
         except BaseException:
             new.close()
-            files.discard(self.path)
+            durable_files.discard(self.path)
             raise
         self._file = new
         old.close()
@@ -321,16 +321,14 @@ class Spool:
 
     def _abandon(self, new: SpoolFile) -> None:
         new.close()
-        files.discard(self.path)
+        durable_files.discard(self.path)
 
     def _postponed(self, error: OSError) -> None:
         LOG.warning("the spool %s keeps what is acknowledged for now: %s", self.path, reason(error))
 
     def _sync_directory(self) -> None:
-        from tailsrv_runtime.files import sync_directory  # noqa: PLC0415 - as in `files.take`
-
         try:
-            sync_directory(self.path)
+            durable_files.sync_directory(self.path)
         except OSError as error:
             # Both files are good spools, so a power cut may bring back the old one; the next `tidy` tries again.
             self._named = False

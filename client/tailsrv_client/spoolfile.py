@@ -31,8 +31,8 @@ import zlib
 from bisect import bisect_right
 from typing import Final, NamedTuple
 
+from tailsrv_client.durable_files import write_at
 from tailsrv_client.errors import CheckpointError
-from tailsrv_runtime.files import write_at
 
 MAGIC: Final = b"tailsrv-spool 2 "
 MAGIC_1: Final = b"tailsrv-spool 1 "

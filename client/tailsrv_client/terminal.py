@@ -10,18 +10,16 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from tailsrv_client.errors import GaveUpError, StreamDiverged
+from tailsrv_client.errors import GaveUpError
 from tailsrv_client.threads import start
 from tailsrv_formats.errors import TailsrvError, UsageError, reason
-from tailsrv_runtime.errors import FatalError
-from tailsrv_runtime.standard_error import keep_standard_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import click
+    from tailsrv_client.command_line import Command
 
 PROGRESS_AFTER_SECONDS: Final = 2.0
 """Transfers that are over sooner need no progress."""
@@ -35,41 +33,33 @@ PROGRESS_SECONDS: Final = 0.5
 
 
 class Signalled(BaseException):
-    """SIGINT or SIGTERM. Not KeyboardInterrupt itself: click answers that with a line break."""
+    """SIGINT or SIGTERM. Not KeyboardInterrupt, which is for SIGINT alone."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signal.Signals(signum)
 
 
-def run_command(command: click.Command, prefix: str) -> NoReturn:
-    """Run a click command as the whole process.
+def run_command(command: Command, run: Callable[[dict[str, Any]], None]) -> NoReturn:
+    """Run `command` as the whole process: `run` gets its values.
 
     Exit codes: 0 done, 1 what can't be worked through, 2 a wrong command line, 3 nothing worked for as long as
     --timeout allows; each but the first after one line.
     Interrupted, terminated or with nobody reading its output it dies of the signal, without a word.
     """
-    import click  # noqa: PLC0415 - whoever uses this module for progress alone needs no click
-
-    from tailsrv_runtime.environment import name_variables, with_variables  # noqa: PLC0415 - the same
-
-    name = command.name or "tailsrv-client"
+    name, arguments = command.name, sys.argv[1:]
     keep_standard_descriptors()
     for signum in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(signum, _raise_signalled)
     _wake_main_thread()
     try:
-        name_variables(command, prefix)
-        code = command.main(prog_name=name, standalone_mode=False)
-    except click.exceptions.Exit as end:
-        code = end.exit_code
-    except (click.ClickException, UsageError) as error:
-        what = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        complain(name, f"{with_variables(command, what)} (see {name} --help)", 2)
+        run(command.parse(arguments))
+    except UsageError as error:
+        complain(name, f"{command.blamed(str(error), arguments)} (see {name} --help)", 2)
     except GaveUpError as error:
         complain(name, str(error), 3)
-    except (TailsrvError, StreamDiverged, FatalError, ValueError) as error:
+    except (TailsrvError, ValueError) as error:
         complain(name, str(error), 1)
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
@@ -78,7 +68,24 @@ def run_command(command: click.Command, prefix: str) -> NoReturn:
         complain(name, f"{at}{reason(error)}", 1)
     except Signalled as signalled:
         die_of(signalled.signum)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(0)
+
+
+def keep_standard_descriptors() -> None:
+    """Open what of 0, 1 and 2 is closed: a socket with such a number would get what is meant for standard output.
+
+    They are opened the wrong way round, as glibc does it for setuid programs: a read or write fails as before, with
+    EBADF. (A closed output must not look like one that has taken everything.)
+    """
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number is the one that is closed. Where there is no /dev, a directory takes no bytes.
+            try:
+                os.open(os.devnull, flags)
+            except OSError:
+                os.open("/", os.O_RDONLY)
 
 
 def complain(name: str, message: str, code: int) -> NoReturn:

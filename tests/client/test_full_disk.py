@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_client import AsyncConsumer, Consumer, Timeouts, checkpoint
-from tailsrv_client.files import replace
+from tailsrv_client.durable_files import replace
 from tests.client.streams import CAT, StreamUnderTest, lines, run, started
 from tests.support.daemons import PATIENCE, wait_until
 

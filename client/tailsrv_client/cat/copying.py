@@ -35,7 +35,7 @@ BATCH_MESSAGES: Final = 4096
 """Messages that are rendered before they are written."""
 
 
-def run(options: Options) -> None:
+def copy_stream(options: Options) -> None:
     """Copy until there is nothing more to copy. Raises `BrokenPipeError` when nobody reads the output any more."""
     copier = Copier(options)  # whatever is wrong with the options is found before a checkpoint is locked
     consumer = Consumer(

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Kind = TypeVar("Kind")
-
-_DURATION: Final = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,9})?)(?P<unit>ms|s|m|h|d|)")
-_UNITS: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _START_WORDS: Final = "start, end, BYTE, -BYTES, message:N, last:N, time:T"
 _UNTIL_WORDS: Final = "now, BYTE, message:N, time:T, count:N"
@@ -111,15 +107,6 @@ def parse_time(text: str) -> float:
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=dt.UTC)
     return parsed.timestamp()
-
-
-def parse_duration(text: str) -> float:
-    """Seconds, more than none, of ``30``, ``500ms``, ``30s``, ``5m``, ``2h`` or ``7d``. Raises `UsageError`."""
-    match = _DURATION.fullmatch(text)
-    seconds = 0.0 if match is None else float(match["number"]) * _UNITS[match["unit"]]
-    if seconds <= 0:
-        raise UsageError(f"{text!r} is no duration; write 30s, 500ms, 5m, 2h or 7d")
-    return seconds
 
 
 def _with_word(kinds: dict[str, Callable[[int], Kind]], word: str, value: str, text: str, words: str) -> Kind | Time:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
-from importlib.metadata import version
 from typing import Any, NoReturn
 
-import click
-
-from tailsrv_client.durations import Duration
+from tailsrv_client.command_line import Command, file_path, size_of_at_least
 from tailsrv_client.protocol.ports import ACKNOWLEDGED, RAW
 from tailsrv_client.protocol.servers import parse_addresses
 from tailsrv_client.protocol.session import check_name
@@ -16,50 +14,64 @@ from tailsrv_client.put.options import Options
 from tailsrv_client.terminal import Progress, log_to_standard_error, run_command, say
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.framing import FRAMINGS
+from tailsrv_formats.quantities import parse_duration
 
 NAME = "tailsrv-put"
 
-
-@click.command(
-    name=NAME,
-    epilog='Completion: eval "$(_TAILSRV_PUT_COMPLETE=bash_source tailsrv-put)" in bash, zsh_source in zsh; in fish '
-    "_TAILSRV_PUT_COMPLETE=fish_source tailsrv-put | source.",
+command = Command(
+    NAME,
+    usage="[OPTIONS] ADDR[,ADDR...] [FILE]",
+    description="Send standard input, or FILE, or what is appended to a file, to a collator. ADDR is an acknowledged"
+    " port; a host alone means port 4323. With --name or --follow each message is in the stream exactly once; without a"
+    " name, what was not acknowledged when a connection was lost may be there twice. With --raw ADDR is a raw port, by"
+    " default 4322.",
+    arguments=[("addresses", None), ("file", "-")],
 )
-@click.argument("addresses", metavar="ADDR[,ADDR...]")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-", metavar="[FILE]")
-@click.option("--name", metavar="NAME", help="Send as this producer: each message once.  [default: anonymous]")
-@click.option("--raw", is_flag=True, help="Send to the raw port, where nothing is acknowledged.")
-@click.option("--framing", type=click.Choice(FRAMINGS), default="newline", show_default=True)
-@click.option(
+command.option("--name", metavar="NAME", help="Send as this producer: each message once (default: anonymous).")
+command.option("--raw", const=True, default=False, help="Send to the raw port, where nothing is acknowledged.")
+command.option("--framing", choices=FRAMINGS, default="newline", help="How messages are told apart.")
+command.option(
     "--spool",
-    type=click.Path(dir_okay=False),
+    convert=file_path,
     metavar="FILE",
-    help="Keep there what is not acknowledged, also across a kill.",
+    help="Keep unacknowledged messages in FILE, so that they survive a kill.",
 )
-@click.option(
+command.option(
+    "-F",
     "--follow",
-    type=click.Path(dir_okay=False),
+    convert=file_path,
     metavar="FILE",
     help="Send FILE as it grows, through rotations; what was sent once is not sent again.",
 )
-@click.option("--once", is_flag=True, help="With --follow: end when all that there is has been acknowledged.")
-@click.option("--ignore-rotated", is_flag=True, help="With --follow: leave FILE.1 ... alone, unless partly sent.")
-@click.option(
-    "--timeout",
-    type=Duration(),
-    metavar="SECONDS",
-    help="Exit 3 after so long without an acknowledgement while something is unacknowledged.  [default: never]",
+command.option(
+    "--once", const=True, default=False, help="With --follow: exit when everything there is has been acknowledged."
 )
-@click.option("--progress", is_flag=True, help="Show bytes and rate, also where standard error is no terminal.")
-@click.option("--max-message-bytes", type=click.IntRange(min=1), default=1 << 20, show_default=True, metavar="N")
-@click.version_option(version("tailsrv"), message="%(prog)s %(version)s")
-def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
-    """Send standard input, or FILE, or what is appended to a file, to a collator.
+command.option(
+    "--ignore-rotated",
+    const=True,
+    default=False,
+    help="With --follow: do not send FILE.1 ..., unless they were partly sent.",
+)
+command.option(
+    "--timeout",
+    convert=parse_duration,
+    metavar="DURATION",
+    help="Exit 3 after this time without an acknowledgement while something is unacknowledged (default: never).",
+)
+command.option(
+    "--progress", const=True, default=False, help="Show bytes and rate also where standard error is not a terminal."
+)
+command.option(
+    "--max-message-bytes",
+    convert=size_of_at_least(1),
+    default="1MiB",
+    metavar="BYTES",
+    help="The largest valid message.",
+)
 
-    ADDR is an acknowledged port: a host alone means port 4323. With --name or --follow each message is in the stream
-    exactly once; without a name, what was not acknowledged when a connection broke may be there twice. With --raw it
-    is a raw port, by default 4322.
-    """
+
+def run(values: dict[str, Any]) -> None:
+    """Check the options, then send. Raises `UsageError`."""
     options = Options(**values)
     check(options)
     log_to_standard_error(NAME)
@@ -77,6 +89,9 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Opti
 
 def check(options: Options) -> None:
     """What is wrong with the command line. Raises `UsageError`."""
+    if options.file != "-" and not os.path.exists(options.file):
+        raise UsageError(f"FILE {options.file!r} does not exist")
+    file_path(options.file)
     parse_addresses(options.addresses, RAW if options.raw else ACKNOWLEDGED)
     if options.raw and (options.name is not None or options.follow is not None or options.spool is not None):
         raise UsageError("--raw knows no names and no acknowledgements: leave out --name, --spool and --follow")
@@ -93,4 +108,4 @@ def check(options: Options) -> None:
 
 def main() -> NoReturn:
     """The console script."""
-    run_command(command, "TAILSRV_PUT")
+    run_command(command, run)

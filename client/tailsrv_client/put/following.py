@@ -17,12 +17,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from inotify_simple import Event, INotify, flags
-
 from tailsrv_client.errors import GaveUpError, UnknownHostError, WrongPortError
 from tailsrv_client.protocol.ports import ACKNOWLEDGED
 from tailsrv_client.protocol.servers import Servers, parse_addresses
 from tailsrv_client.protocol.session import check_name
+from tailsrv_client.put import inotify
 from tailsrv_client.put.backlog import UNSURE_SECONDS, Backlog, continued, tell_found
 from tailsrv_client.put.beside import rotated_names
 from tailsrv_client.put.opened import OpenedFiles
@@ -47,8 +46,8 @@ FILES: Final = 1000
 OTHER_DESCRIPTORS: Final = 40
 """What is needed besides the files: a handful, and three for each connection."""
 
-_NAMES: Final = flags.ATTRIB | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
-_CONTENT: Final = flags.MODIFY | flags.CLOSE_WRITE
+_NAMES: Final = inotify.ATTRIB | inotify.CREATE | inotify.MOVED_TO | inotify.MOVED_FROM | inotify.DELETE
+_CONTENT: Final = inotify.MODIFY | inotify.CLOSE_WRITE
 
 
 class Follower:
@@ -72,13 +71,13 @@ class Follower:
         self._looking_back = True
         """Whether there may be rotated files that were not sent and are not open; FILE waits until there are none."""
         self._most = _descriptors() - OTHER_DESCRIPTORS
-        self._inotify = INotify()
+        self._inotify = inotify.INotify()
         self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def run(self) -> None:
         """Follow for ever; with --once, until all that there is has been acknowledged."""
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # what who opens a file sends to who holds a lease on it
-        self._inotify.add_watch(os.path.dirname(self._path), _NAMES | flags.ONLYDIR)
+        self._inotify.add_watch(os.path.dirname(self._path), _NAMES | inotify.ONLYDIR)
         self._backlog.look_at_live()
         self._look_back()
         self._catch_up()
@@ -138,13 +137,13 @@ class Follower:
         own = os.path.basename(self._path)
         moved = set[str]()
         renamed = False
-        for event in self._inotify.read(timeout=0):
-            if event.mask & flags.Q_OVERFLOW:
+        for event in self._inotify.read():
+            if event.mask & inotify.Q_OVERFLOW:
                 moved.update(map(os.path.basename, rotated_names(self._path)))
                 renamed = True
             elif event.mask & _NAMES:
                 renamed = renamed or event.name == own
-                if event.mask & flags.MOVED_TO or self._becomes_readable(event):
+                if event.mask & inotify.MOVED_TO or self._becomes_readable(event):
                     moved.add(event.name)
         if moved and not self._looking_back:
             self._open_moved(moved)
@@ -156,9 +155,9 @@ class Follower:
             self._sort()
         return renamed or bool(moved)
 
-    def _becomes_readable(self, event: Event) -> bool:
+    def _becomes_readable(self, event: inotify.Event) -> bool:
         path = os.path.join(os.path.dirname(self._path), event.name)
-        return bool(event.mask & flags.ATTRIB) and path in self._files.unreadable
+        return bool(event.mask & inotify.ATTRIB) and path in self._files.unreadable
 
     def _open_moved(self, names: set[str]) -> None:
         # A copy that logrotate makes next to FILE appears by creation; it is looked for when FILE was truncated.
