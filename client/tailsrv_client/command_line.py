@@ -100,7 +100,7 @@ class Command:
 
     def parse(self, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
         """The values of all arguments and options. Raises `UsageError`; `SystemExit` after --help and --version."""
-        given = vars(self._parser().parse_args(self._joined(arguments)))
+        given = self._given(arguments)
         values: dict[str, Any] = {option.dest: option.default for option in self.options if option.const is None}
         values |= {option.dest: values.get(option.dest, option.default) for option in self.options}
         values |= {  # a default is written as a user would write it
@@ -108,7 +108,6 @@ class Command:
             for option in self.options
             if option.convert is not None and isinstance(option.default, str)
         }
-        values |= {name: default for name, default in self._arguments.items() if default is not None}
         for option in self.options:
             text = environment.get(option.variable(self.prefix))
             if text is not None and option.dest not in given:
@@ -137,6 +136,24 @@ class Command:
     def help(self) -> str:
         """The text of ``--help``."""
         return self._parser().format_help()
+
+    def _given(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """What the command line says, options as their text. Options may stand between the arguments."""
+        joined = self._joined(arguments)
+        options, after = joined, list[str]()
+        if "--" in joined:
+            options, after = joined[: joined.index("--")], joined[joined.index("--") + 1 :]
+        namespace, left = self._parser().parse_known_args(options)
+        unknown = [each for each in left if each.startswith("-") and each != "-"]
+        left += after
+        if unknown or len(left) > len(self._arguments):
+            raise UsageError(f"unknown arguments: {' '.join(unknown or left[len(self._arguments) :])}")
+        missing = [name for name, default in self._arguments.items() if default is None][len(left) :]
+        if missing:
+            raise UsageError(f"missing arguments; usage: {self.name} {self._usage}")
+        return vars(namespace) | dict(
+            zip(self._arguments, [*left, *list(self._arguments.values())[len(left) :]], strict=True)
+        )
 
     def _read_variable(self, option: Option, text: str, values: dict[str, Any]) -> None:
         name = option.variable(self.prefix)
@@ -177,15 +194,6 @@ class Command:
             add_help=False,
             formatter_class=_Formatter,
         )
-        for name, default in self._arguments.items():
-            # SUPPRESS as a default would be taken for the value of an optional argument.
-            parser.add_argument(
-                name,
-                metavar=name.upper().removesuffix("ES"),
-                nargs=None if default is None else "?",
-                default=argparse.SUPPRESS if default is None else default,
-                help=argparse.SUPPRESS,
-            )
         group = parser.add_argument_group("Options")
         for option in self.options:
             facts: dict[str, Any] = {"dest": option.dest, "help": option.shown(self.prefix)}

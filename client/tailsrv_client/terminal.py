@@ -12,6 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from tailsrv_client.completion import complete, variable
 from tailsrv_client.errors import GaveUpError
 from tailsrv_client.threads import start
 from tailsrv_formats.errors import TailsrvError, UsageError, reason
@@ -54,6 +55,9 @@ def run_command(command: Command, run: Callable[[dict[str, Any]], None]) -> NoRe
             signal.signal(signum, _raise_signalled)
     _wake_main_thread()
     try:
+        if instruction := os.environ.get(variable(command)):
+            write_all(1, complete(command, instruction, os.environ).encode())
+            sys.exit(0)
         run(command.parse(arguments))
     except UsageError as error:
         complain(name, f"{command.blamed(str(error), arguments)} (see {name} --help)", 2)

@@ -237,7 +237,28 @@ def test_shells_are_given_completions(shell: str, name: str) -> None:
     assert f"tailsrv-{name}".encode() in script.stdout
     words = {"COMP_WORDS": f"tailsrv-{name} --fra", "COMP_CWORD": "1" if shell != "fish" else "--fra"}
     completed = run(command, env={**os.environ, variable: f"{shell}_complete", **words})
-    assert b"--framing" in completed.stdout
+    assert completed.stdout == b"--framing\n"
+    words = {"COMP_WORDS": f"tailsrv-{name} --framing u32", "COMP_CWORD": "2" if shell != "fish" else "u32"}
+    completed = run(command, env={**os.environ, variable: f"{shell}_complete", **words})
+    assert completed.stdout == b"u32be\nu32le\n"
+
+
+def test_bash_completes_with_the_script() -> None:
+    script = run(CAT, env={**os.environ, "_TAILSRV_CAT_COMPLETE": "bash_source"}).stdout.decode()
+    asking = (
+        f'tailsrv-cat() {{ {" ".join(CAT)} "$@"; }}; export -f tailsrv-cat\n{script}\n'
+        "COMP_WORDS=(tailsrv-cat --unt) COMP_CWORD=1\n"
+        f"_tailsrv_cat_completion '{CAT[0]}' 2>/dev/null || true\n"
+        "complete -p tailsrv-cat\n"
+    )
+    ended = run(["bash", "-c", asking])
+    assert ended.stdout == b"complete -o default -F _tailsrv_cat_completion tailsrv-cat\n"
+
+
+def test_an_unknown_shell_is_one_line() -> None:
+    ended = run(CAT, env={**os.environ, "_TAILSRV_CAT_COMPLETE": "ksh_source"})
+    assert ended.returncode == 2
+    assert b"bash_source, zsh_source, fish_source" in ended.stderr
 
 
 def test_help_names_every_option_of_its_page() -> None:
