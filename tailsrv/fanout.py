@@ -1,10 +1,10 @@
 """New bytes to everybody who waits for them.
 
-Subscribers that have everything are *live*: they stand at one common offset, so an append is read once and each of them
-gets one non-blocking send. That loop is where a broadcaster's time goes; nothing is allocated, logged or looked up in
-it. Who can't take its bytes whole falls *behind* and is served when its socket has room: by a sendfile here if it lacks
-little, in a replay lane if it lacks much or lacks what the disk has to be asked for. Who has got to where the file's
-bytes are not yet is *waiting*, in a heap by offset.
+Subscribers that have everything are *live*: they are all at one offset, so an append is read once and each of them gets
+one non-blocking send. That loop is where a broadcaster's time goes; nothing is allocated, logged or looked up in it. A
+subscriber whose socket does not accept all bytes falls *behind* and is served when its socket has room: by a sendfile
+here if it needs little, on a replay thread if it needs much, or bytes that are on the disk. A subscriber whose next
+byte is not in the file yet is *waiting*, in a heap ordered by offset. `tailsrv.subscriber` has the table of states.
 
 Live subscribers come first in each round of the reactor: turns are taken after its events. Nothing here waits for a
 disk: what has just been appended is in memory, and everything else is looked for there first.
@@ -23,8 +23,8 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.replay import FILE_ERRORS, NEAR_BYTES, Lanes, in_memory, unreadable
-from tailsrv.subscriber import BEHIND, LIVE, WAITING, Subscriber
+from tailsrv.replay import FILE_ERRORS, NEAR_BYTES, ReplayPool, in_memory, unreadable
+from tailsrv.subscriber import BEHIND, GONE, LIVE, WAITING, Subscriber
 from tailsrv.transfer import send_range
 from tailsrv_formats.header import NEVER
 from tailsrv_runtime.reactor import HANGUP, WRITE
@@ -76,7 +76,7 @@ class Fanout:
         """What live subscribers have been sent."""
         self._sent = 0
         self._live: dict[Callable[[bytes], int], Subscriber] = {}
-        self._lanes = Lanes(reactor, stream, self._returned, self._live, replay_rate)
+        self._replays = ReplayPool(reactor, stream, self._replayed, self._live, replay_rate)
         self._waiting: list[tuple[int, int, Subscriber]] = []
         self._left = 0
         """How many of those in the heap have left, at most."""
@@ -88,13 +88,13 @@ class Fanout:
     @property
     def sent(self) -> int:
         """Bytes that sockets took, ever."""
-        return self._sent + self._lanes.sent
+        return self._sent + self._replays.sent
 
     # --- subscribers come and go
 
     def add(self, subscriber: Subscriber) -> None:
         """Serve it from its offset on. It is registered with the reactor, for any event."""
-        subscriber.state = BEHIND
+        subscriber.become(BEHIND)
         self._catch_up(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
@@ -103,8 +103,9 @@ class Fanout:
         self._due.pop(subscriber, None)
         if subscriber.state is WAITING:
             self._left += 1
-        subscriber.state = ""
-        # Nothing can be taken out of the midst of a heap; but who asks for byte 2**62 and leaves must leave nothing.
+        subscriber.become(GONE)
+        # An entry in the middle of a heap cannot be removed; but clients that ask for byte 2**62 and disconnect must
+        # not make the heap grow.
         if self._left > len(self._waiting) // 2:
             self._waiting = [entry for entry in self._waiting if entry[2].state is WAITING]
             heapq.heapify(self._waiting)
@@ -122,13 +123,14 @@ class Fanout:
         self._waiting.clear()
         for subscriber in tuple(subscribers):
             subscriber.stop = min(subscriber.stop, max(subscriber.offset, end))
-            if subscriber.state in {BEHIND, WAITING}:
-                subscriber.state = BEHIND
-                self._guard(self._settle, subscriber)
+            if subscriber.state is WAITING:
+                subscriber.become(BEHIND)
+            if subscriber.state is BEHIND:
+                self._guard(self._place, subscriber)
 
     def close(self) -> None:
-        """Stop the lanes."""
-        self._lanes.close()
+        """Stop the replays."""
+        self._replays.close()
 
     def _guard(self, step: Callable[[Subscriber], None], subscriber: Subscriber) -> None:
         """Take one step for one subscriber; what goes wrong with it is that subscriber's end."""
@@ -208,7 +210,7 @@ class Fanout:
 
     def _leave_live(self, subscriber: Subscriber, offset: int) -> None:
         del self._live[subscriber.send]
-        subscriber.state = BEHIND
+        subscriber.become(BEHIND)
         subscriber.offset = offset
 
     def _scatter(self, end: int) -> None:
@@ -231,7 +233,7 @@ class Fanout:
             woken.append(heapq.heappop(waiting)[2])
         for subscriber in woken:
             if subscriber.state is WAITING:
-                subscriber.state = BEHIND
+                subscriber.become(BEHIND)
                 self._guard(self._catch_up, subscriber)
 
     # --- those who are not live
@@ -260,7 +262,7 @@ class Fanout:
         ready = min(self.at, subscriber.stop) - offset
         if ready > 0:
             fd = self._stream.fd
-            if (ready > self._lanes.near or not in_memory(fd, offset)) and self._lanes.take(subscriber):
+            if (ready > self._replays.near or not in_memory(fd, offset)) and self._replays.start(subscriber):
                 return
             try:
                 sent = send_range(subscriber, self._stream, offset, min(ready, NEAR_BYTES))
@@ -272,28 +274,28 @@ class Fanout:
                     raise unreadable(self._stream.path, offset, error) from None
                 self._lost(subscriber)
                 return
-            if not sent:  # truncated a moment ago; we are about to hear of it
+            if not sent:  # truncated a moment ago; its event is on the way
                 self._wait(subscriber)
                 return
             self._sent += sent
             subscriber.offset = offset + sent
-        self._settle(subscriber)
+        self._place(subscriber)
 
-    def _returned(self, subscriber: Subscriber, gone: bool) -> None:
-        """A lane is done with it."""
-        subscriber.state = BEHIND
+    def _replayed(self, subscriber: Subscriber, lost: bool) -> None:
+        """A replay thread has finished with it; `lost`: its connection broke."""
+        subscriber.become(BEHIND)
         subscriber.events = 0
         try:
             self._reactor.register(subscriber.fd, 0, subscriber.handler, functools.partial(self._abort, subscriber))
-            if gone:
+            if lost:
                 self._lost(subscriber)
             else:
-                self._settle(subscriber)
+                self._place(subscriber)
         except Exception as error:  # noqa: BLE001 - contained, or raised again
             self._contain(error, subscriber)
 
-    def _settle(self, subscriber: Subscriber) -> None:
-        """Put it where its offset says."""
+    def _place(self, subscriber: Subscriber) -> None:
+        """Give it the state that its offset calls for."""
         offset = subscriber.offset
         if offset >= subscriber.stop:
             self._finished(subscriber)
@@ -301,14 +303,14 @@ class Fanout:
             self._want(subscriber, WRITE)
         elif offset == self.at and subscriber.stop == NEVER:
             self._want(subscriber, 0)
-            subscriber.state = LIVE
+            subscriber.become(LIVE)
             self._live[subscriber.send] = subscriber
         else:
             self._wait(subscriber)
 
     def _wait(self, subscriber: Subscriber) -> None:
         self._want(subscriber, 0)
-        subscriber.state = WAITING
+        subscriber.become(WAITING)
         heapq.heappush(self._waiting, (subscriber.offset, next(self._order), subscriber))
 
     def _want_room(self, subscriber: Subscriber) -> None:

@@ -1,16 +1,17 @@
-"""Lanes for subscribers that are far behind, or whose bytes lie on the disk.
+"""Replays: subscribers that are far behind, or whose bytes are on the disk, are served by threads.
 
-A sendfile of bytes that are not in memory sleeps until the disk has answered; one of bytes that are takes the processor
+A sendfile of bytes that are not in memory sleeps until the disk has answered; one of bytes that are uses the processor
 for as long as copying takes. Live subscribers must feel neither, so replays run on a few threads. Each is a reactor of
-its own, which has its subscribers wholly: between taking one over and handing it back, nothing passes between threads
-but two integers that are only read here, the end of the stream and the subscriber's stop.
+its own, to which its subscribers belong: between the start and the end of a replay nothing passes between threads but
+two integers that are only read here, the end of the stream and the subscriber's stop.
 
 An unexpected error in the work for one subscriber ends that subscriber's connection, on these threads as on the home
 loop's, which reports it. An error of a thread's own ends the daemon: its subscribers would wait for ever.
 
-The file is looked at in windows. One whose first byte is not in memory is asked for ahead of its use, and dropped from
-memory when the last of the replays that are near has passed it: reading old history once does not push out what others
-need. "In memory" is what preadv2 with RWF_NOWAIT says; where a file system can't say it, everything counts as being so.
+The file is looked at in windows. A window whose first byte is not in memory is requested ahead of its use, and dropped
+from memory when the last of the replays that are near has passed it: reading old history once does not push out what
+others need. "In memory" is what preadv2 with RWF_NOWAIT says; where a file system can't say it, everything counts as
+being in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tailsrv.bucket import Bucket
-from tailsrv.subscriber import AWAY
+from tailsrv.subscriber import REPLAYING
 from tailsrv.transfer import send_range
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.errors import FatalError
@@ -37,20 +38,20 @@ if TYPE_CHECKING:
     from tailsrv_runtime.stream import Stream
 
 CORES: Final = len(os.sched_getaffinity(0))
-LANES: Final = 4
-"""At most; and no more than there are cores. See `Lanes.allowed`."""
+THREADS: Final = 4
+"""At most; and no more than there are cores. See `ReplayPool.allowed`."""
 
 NICENESS: Final = 10
-"""Of the lanes' threads: who is live goes first, here and on the whole machine."""
+"""Of the replay threads: live subscribers go first, here and on the whole machine."""
 
 SWITCH_SECONDS: Final = 0.0002
-"""How long the main loop waits at most for a lane that holds the interpreter."""
+"""How long the main loop waits at most for a replay thread that holds the interpreter."""
 
 NEAR_BYTES: Final = 1 << 18
-"""Who lacks less than this is served by the main loop, in one turn."""
+"""A subscriber that needs less than this is served by the main loop, in one turn."""
 
 TURN_BYTES: Final = 1 << 20
-"""What one subscriber gets before the next one of its lane has a turn, so that a live one waits for no longer,"""
+"""What one subscriber gets before the next one of its thread has a turn, so that a live one waits for no longer,"""
 ALONE_TURN_BYTES: Final = 1 << 23
 """and while nobody is live: as much as a socket takes, which saves a fifth of the time."""
 
@@ -87,76 +88,75 @@ def _nothing() -> None:
     pass
 
 
-class Lanes:
-    """Takes subscribers away, and calls ``returned(subscriber, gone)`` in the home loop when it is done with one.
+class ReplayPool:
+    """Serves subscribers on threads, and calls ``replayed(subscriber, lost)`` in the home loop when one is finished.
 
-    `gone` says that its connection broke. Otherwise it is near the end of the stream, has reached its stop, or is to
-    be taken again, by another lane: `live` is empty or not, and that decides how many there may be.
+    `lost`: its connection broke. Otherwise it is near the end of the stream, has reached its stop, or has to move to
+    another thread: whether there are `live` subscribers decides how many threads there may be.
     """
 
     def __init__(
         self,
         home: Reactor,
         stream: Stream,
-        returned: Callable[[Subscriber, bool], None],
+        replayed: Callable[[Subscriber, bool], None],
         live: Sized,
         rate: int | None = None,
     ) -> None:
         self.near = NEAR_BYTES if rate is None else min(NEAR_BYTES, rate // 16)
-        """Below it, a subscriber need not be taken."""
-        self.away: dict[Subscriber, None] = {}
+        """A subscriber that needs less than this needs no replay."""
+        self.replaying: dict[Subscriber, None] = {}
         self.cold: set[int] = set()
         """Windows that were read from the disk for us, by number."""
         self.stream = stream
         self.rate = rate
         self._home = home
-        self._returned = returned
+        self._replayed = replayed
         self.live = live
-        """Those whose latency counts."""
-        self._lanes: list[_Lane] = []
+        """The subscribers whose latency counts."""
+        self._threads: list[ReplayThread] = []
 
     @property
     def sent(self) -> int:
         """Bytes that sockets took, ever."""
-        return sum(lane.sent for lane in self._lanes)
+        return sum(thread.sent for thread in self._threads)
 
-    def take(self, subscriber: Subscriber) -> bool:
-        """Serve it from its offset on; False when there is neither a lane nor the means to open one."""
-        lane = self._quietest()
-        if lane is None:
+    def start(self, subscriber: Subscriber) -> bool:
+        """Serve it from its offset on; False when there is neither a thread nor the means to start one."""
+        thread = self._least_busy()
+        if thread is None:
             return False
         self._home.unregister(subscriber.fd)
-        subscriber.state = AWAY
-        self.away[subscriber] = None
-        lane.subscribers[subscriber] = None
-        lane.reactor.post(functools.partial(lane.take, subscriber))
+        subscriber.become(REPLAYING)
+        self.replaying[subscriber] = None
+        thread.assign(subscriber)
         return True
 
     def allowed(self) -> int:
-        """How many lanes there may be now.
+        """How many threads there may be now.
 
-        One core is left to who is live: with as many lanes as cores, live subscribers wait for a lane's time slice.
+        One core is left to live subscribers: with as many threads as cores they wait for a replay's time slice.
         """
-        return max(1, min(LANES, CORES - bool(self.live)))
+        return max(1, min(THREADS, CORES - bool(self.live)))
 
-    def _quietest(self) -> _Lane | None:
+    def _least_busy(self) -> ReplayThread | None:
         allowed = self.allowed()
-        lane = min(self._lanes[:allowed], key=len, default=None)
-        if lane is None or (len(lane) and len(self._lanes) < allowed):
+        thread = min(self._threads[:allowed], key=len, default=None)
+        if thread is None or (len(thread) and len(self._threads) < allowed):
             try:
-                lane = _Lane(self, len(self._lanes))
-            except (OSError, RuntimeError):  # no descriptors, no threads: make do with what there is
-                return lane
+                thread = ReplayThread(self, len(self._threads))
+            except (OSError, RuntimeError):  # no descriptors, no threads: use what there is
+                return thread
             sys.setswitchinterval(SWITCH_SECONDS)
-            self._lanes.append(lane)
-        return lane
+            self._threads.append(thread)
+        return thread
 
-    def hand_back(self, subscriber: Subscriber, gone: bool) -> None:
-        """From a lane: it is done with it."""
-        self._home.post(functools.partial(self._take_back, subscriber, gone))
+    def finished(self, subscriber: Subscriber, lost: bool) -> None:
+        """Called by a replay thread that has finished with a subscriber."""
+        self._home.post(functools.partial(self._finished, subscriber, lost))
 
     def fail(self, error: BaseException) -> None:
-        """From a lane: the daemon can't go on."""
+        """Called by a replay thread: the daemon can't go on."""
 
         def end() -> None:
             raise error
@@ -164,33 +164,34 @@ class Lanes:
         self._home.post(end)
 
     def report(self, error: Exception) -> None:
-        """From a lane: something unexpected has cost one subscriber its connection."""
+        """Called by a replay thread: something unexpected has cost one subscriber its connection."""
         self._home.post(functools.partial(self._home.contain, error, _nothing))
 
-    def _take_back(self, subscriber: Subscriber, gone: bool) -> None:
-        if self.away.pop(subscriber, self) is not self:
-            self._returned(subscriber, gone)
-        if not self.away:
+    def _finished(self, subscriber: Subscriber, lost: bool) -> None:
+        if subscriber in self.replaying:  # otherwise the pool was closed meanwhile
+            del self.replaying[subscriber]
+            self._replayed(subscriber, lost)
+        if not self.replaying:
             self.cold.clear()
 
     def close(self) -> None:
-        """Stop the threads. One that waits for the disk is left to it."""
-        for lane in self._lanes:
-            lane.stop()
-        self.away.clear()
+        """Stop the threads. A thread that waits for the disk is left to it."""
+        for thread in self._threads:
+            thread.stop()
+        self.replaying.clear()
 
 
-class _Lane:
-    """One thread, and the subscribers that it has."""
+class ReplayThread:
+    """One thread, and the subscribers that it serves."""
 
-    def __init__(self, lanes: Lanes, number: int) -> None:
+    def __init__(self, pool: ReplayPool, number: int) -> None:
         self.reactor = Reactor()
-        self.reactor.on_contained = lanes.report
+        self.reactor.on_contained = pool.report
         self._number = number
         self.subscribers: dict[Subscriber, None] = {}
         self.sent = 0
-        self._lanes = lanes
-        self._stream = lanes.stream
+        self._pool = pool
+        self._stream = pool.stream
         self._asked: dict[Subscriber, int] = {}
         self._buckets: dict[Subscriber, Bucket] = {}
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
@@ -203,14 +204,20 @@ class _Lane:
     def __len__(self) -> int:
         return len(self.subscribers)
 
+    def assign(self, subscriber: Subscriber) -> None:
+        """Serve `subscriber` from its offset on. Called in the home loop."""
+        self.subscribers[subscriber] = None
+        self.reactor.post(functools.partial(self._begin, subscriber))
+
     def _run(self) -> None:
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
             self.reactor.run()
         except BaseException as error:  # noqa: BLE001 - whatever it is, the daemon's thread has to say and end it
-            self._lanes.fail(error)
+            self._pool.fail(error)
 
     def stop(self) -> None:
+        """End the thread; one that waits for the disk is left to it."""
         self.reactor.post(self.reactor.stop)
         self._thread.join(1.0)
         if not self._thread.is_alive():
@@ -218,10 +225,10 @@ class _Lane:
 
     # --- in the thread
 
-    def take(self, subscriber: Subscriber) -> None:
+    def _begin(self, subscriber: Subscriber) -> None:
         self._asked[subscriber] = subscriber.offset // WINDOW_BYTES
-        if self._lanes.rate is not None:
-            self._buckets[subscriber] = Bucket(self._lanes.rate, time.monotonic())
+        if self._pool.rate is not None:
+            self._buckets[subscriber] = Bucket(self._pool.rate, time.monotonic())
         abort = functools.partial(self._abort, subscriber)
         try:
             self.reactor.register(subscriber.fd, WRITE, functools.partial(self._on_event, subscriber), abort)
@@ -229,10 +236,10 @@ class _Lane:
             self.reactor.contain(error, abort)
 
     def _on_event(self, subscriber: Subscriber, mask: int) -> None:
-        turn = TURN_BYTES if self._lanes.live else ALONE_TURN_BYTES
+        turn = TURN_BYTES if self._pool.live else ALONE_TURN_BYTES
         most = min(turn, min(self._stream.end, subscriber.stop) - subscriber.offset)
         if mask & HANGUP or most <= 0:
-            self._hand_back(subscriber, gone=bool(mask & HANGUP))
+            self._finish(subscriber, lost=bool(mask & HANGUP))
             return
         bucket = self._buckets.get(subscriber)
         if bucket is None:
@@ -254,14 +261,14 @@ class _Lane:
         except OSError as error:
             if error.errno in FILE_ERRORS:
                 raise unreadable(self._stream.path, offset, error) from None
-            self._hand_back(subscriber, gone=True)
+            self._finish(subscriber, lost=True)
             return 0
         self.sent += sent
         subscriber.offset = offset + sent
-        # Nothing sent: the file was truncated, which the home loop is about to hear of.
-        near = min(self._stream.end, subscriber.stop) - subscriber.offset <= self._lanes.near
-        if not sent or near or self._number >= self._lanes.allowed():
-            self._hand_back(subscriber)
+        # Nothing sent: the file was truncated; the home loop's event is on the way.
+        near = min(self._stream.end, subscriber.stop) - subscriber.offset <= self._pool.near
+        if not sent or near or self._number >= self._pool.allowed():
+            self._finish(subscriber)
         return sent
 
     def _pause(self, subscriber: Subscriber, seconds: float) -> None:
@@ -278,18 +285,18 @@ class _Lane:
 
     def _abort(self, subscriber: Subscriber) -> None:
         if subscriber in self.subscribers:
-            self._hand_back(subscriber, gone=True)
+            self._finish(subscriber, lost=True)
 
-    def _hand_back(self, subscriber: Subscriber, *, gone: bool = False) -> None:
+    def _finish(self, subscriber: Subscriber, *, lost: bool = False) -> None:
         self.reactor.unregister(subscriber.fd)
         self._asked.pop(subscriber, None)
         self._buckets.pop(subscriber, None)
         del self.subscribers[subscriber]
-        self._lanes.hand_back(subscriber, gone)
+        self._pool.finished(subscriber, lost)
 
     def _look_ahead(self, subscriber: Subscriber, offset: int) -> None:
         """Have the disk work on the windows that come next, and let go of those behind."""
-        fd, cold = self._stream.fd, self._lanes.cold
+        fd, cold = self._stream.fd, self._pool.cold
         present = offset // WINDOW_BYTES
         for window in range(max(present, self._asked[subscriber]), present + 2):
             begin = window * WINDOW_BYTES
@@ -306,4 +313,4 @@ class _Lane:
 
     def _is_needed(self, window: int) -> bool:
         end = (window + 1) * WINDOW_BYTES
-        return any(end - KEPT_BYTES < other.offset < end for other in tuple(self._lanes.away))
+        return any(end - KEPT_BYTES < other.offset < end for other in tuple(self._pool.replaying))

@@ -15,10 +15,10 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.closing import Closer, cut_on_close
 from tailsrv.deadpeers import DeadPeers
 from tailsrv.fanout import Fanout
-from tailsrv.subscriber import ASKING, AWAY, Subscriber
+from tailsrv.lingering_close import LingeringClose, cut_on_close
+from tailsrv.subscriber import ASKING, REPLAYING, Subscriber
 from tailsrv_formats.header import HEADER_BYTES, HeaderError, Reach, Where, parse
 from tailsrv_runtime import standard_error
 from tailsrv_runtime.acceptor import Acceptor
@@ -84,7 +84,7 @@ class Broadcaster:
             abort=self._abort,
             replay_rate=options.replay_rate,
         )
-        self._closer = Closer(reactor)
+        self._closer = LingeringClose(reactor)
         self._dead_peers = DeadPeers(reactor, self._sockets, self._died, self._abort_socket)
         self._headers: dict[Subscriber, bytes] = {}
         self._header_limits: Deadlines[Subscriber] = Deadlines(
@@ -231,7 +231,7 @@ class Broadcaster:
         subscriber = self._subscribers.get(sock.fileno())
         if subscriber is None:
             self._closer.cut(sock)
-        elif subscriber.state is not AWAY:  # a lane has it, and will notice by itself
+        elif subscriber.state is not REPLAYING:  # its thread will notice by itself
             self._abort(subscriber)
 
     def _forget(self, subscriber: Subscriber) -> None:
@@ -246,9 +246,9 @@ class Broadcaster:
         subscriber = self._subscribers.get(sock.fileno())
         if subscriber is None:
             self._closer.cut(sock)
-        elif subscriber.state is AWAY:
+        elif subscriber.state is REPLAYING:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # which its lane hears of
+                sock.shutdown(socket.SHUT_RDWR)  # which its thread notices
         else:
             self._lost(subscriber)
 
@@ -303,7 +303,7 @@ class Broadcaster:
         self._watch_drain(now + self._options.drain, now, (0, 0))
 
     def _watch_drain(self, end: float, since: float, before: tuple[int, int]) -> None:
-        left = self._closer.hurry()
+        left = self._closer.reap()
         if not self._subscribers and not self._closer:
             self._reactor.stop()
             return

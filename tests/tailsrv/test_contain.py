@@ -73,12 +73,12 @@ Fanout._settle = settle
 """
 
 ENDING = """
-import tailsrv.closing as module
-whole = module.Closer.end
+import tailsrv.lingering_close as module
+whole = module.LingeringClose.end
 def end(self, sock):
     whole(self, sock)
     raise ZeroDivisionError("planted")
-module.Closer.end = end
+module.LingeringClose.end = end
 """
 
 

@@ -44,7 +44,7 @@ _BUFFER: Final = bytearray(DISCARD_BYTES)
 
 
 def cut_on_close(sock: socket.socket) -> None:
-    """Make the close of a connection a reset, whoever closes it; until `Closer.end` or `Closer.abandon`."""
+    """Make the close of a connection a reset, whoever closes it; until `end` or `abandon` of `LingeringClose`."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CUT)
 
 
@@ -84,7 +84,7 @@ def unacknowledged(sock: socket.socket) -> int:
     return count[0]
 
 
-class Closer:
+class LingeringClose:
     """Ends connections, and holds those that are not over yet."""
 
     def __init__(self, reactor: Reactor) -> None:
@@ -141,7 +141,7 @@ class Closer:
         else:
             self.abandon(sock)
 
-    def hurry(self) -> int:
+    def reap(self) -> int:
         """Close what is complete: nobody lingers when the daemon ends. Returns how many bytes are on their way."""
         left = 0
         for sock in tuple(self._ending):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from tailsrv.closing import Closer
+from tailsrv.lingering_close import LingeringClose
 from tailsrv_runtime.reactor import READ
 from tests.support.daemons import PATIENCE
 from tests.support.loops import turn_until
@@ -24,7 +24,7 @@ def test_a_peer_that_has_ended_and_does_not_read_does_not_turn_the_loop(reactor:
         sock.setblocking(False)
         sent = sock.send(bytes(1 << 20))
         peer.shutdown(socket.SHUT_WR)
-        closer = Closer(reactor)
+        closer = LingeringClose(reactor)
         reactor.register(sock.fileno(), READ, lambda _mask: None)
         closer.end(sock)
         rounds = 0

@@ -1,0 +1,39 @@
+"""A subscriber's states: the table of `tailsrv.subscriber`, walked."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+
+import pytest
+
+from tailsrv.subscriber import NEXT, State, Subscriber
+
+
+def in_state(state: State) -> Subscriber:
+    """One that has come there by the shortest way."""
+    paths = {State.ASKING: [State.ASKING]}
+    while state not in paths:
+        paths |= {new: [*path, new] for old, path in tuple(paths.items()) for new in NEXT[old] if new not in paths}
+    with socket.socket() as sock:
+        subscriber = Subscriber(sock, "peer")
+    for step in paths[state][1:]:
+        subscriber.become(step)
+    return subscriber
+
+
+@pytest.mark.parametrize(("old", "new"), itertools.product(State, State))
+def test_every_change_is_in_the_table_or_refused(old: State, new: State) -> None:
+    subscriber = in_state(old)
+    if new in NEXT[old]:
+        subscriber.become(new)
+        assert subscriber.state is new
+    else:
+        with pytest.raises(RuntimeError, match=f"{old} cannot become {new}"):
+            subscriber.become(new)
+        assert subscriber.state is old
+
+
+def test_every_state_can_be_reached_and_left_but_the_last() -> None:
+    assert {in_state(state).state for state in State} == set(State)
+    assert [state for state in State if not NEXT[state]] == [State.GONE]
