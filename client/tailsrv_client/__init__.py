@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 __version__ = "1.0.0"
 
+__version__ = "1.0.0"
+
 __all__ = [
     "AsyncConsumer",
     "AsyncIndex",
@@ -73,6 +75,7 @@ __all__ = [
     "UnknownHostError",
     "UsageError",
     "WrongPortError",
+    "__version__",
 ]
 
 
