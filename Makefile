@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 BENCHES := broadcast collate index clients loops startup inotify
 READY := $(VENV)/.installed-for-work
 
-.PHONY: help install demo test programs fresh fresh-short check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) clean
+.PHONY: help install demo test programs fresh fresh-short check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) man dist verify-types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,7 +80,19 @@ $(BENCHES:%=bench-%): bench-%:
 bench-short: $(READY) ## a smoke form of all benches, within a minute; its figures mean nothing
 	status=0; for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --short || status=1; done; exit $$status
 
+man: $(READY) ## build the manual pages: man/man1, man/man8; read one with man -l
+	$(BIN)/python -m tools.manpages man
+
+dist: $(READY) ## build a wheel and a source archive of both distributions into dist/, and check them
+	rm -rf dist build client/build
+	$(BIN)/python -m build --outdir dist client
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+verify-types: $(READY) ## the share of the client's public interface that has complete types; 100 % is the goal
+	$(BIN)/python -m pyright --ignoreexternal --verifytypes tailsrv_client
+
 check: lint test ## all of it, as CI runs it
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/out
+	rm -rf $(VENV) build client/build dist man client/man *.egg-info client/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/out

@@ -1,0 +1,1 @@
+"""Programs for building the distributions; neither wheel contains them."""
