@@ -255,6 +255,7 @@ REGISTRY: Final[dict[str, Requirement]] = {
     "logrotate": Requirement(
         ("logrotate",), ("logrotate",), _version("logrotate", "--version"), mends=True, unpacked=True
     ),
+    "groff": Requirement(("groff",), ("groff",), _version("groff", "--version"), mends=True),
     "right-to-mount": Requirement(probe=_namespace, advice=_AS_ROOT),
     "mount": Requirement(("mount", "umount"), ("mount",), _mount, after=("right-to-mount",), advice=_AS_ROOT),
     "ext4": Requirement(

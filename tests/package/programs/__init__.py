@@ -1,0 +1,1 @@
+"""Three programs as a user writes them; type checkers read them as strictly as they can."""
