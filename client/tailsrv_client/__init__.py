@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 __version__ = "1.0.0"
 
-__version__ = "1.0.0"
-
 __all__ = [
     "AsyncConsumer",
     "AsyncIndex",

@@ -180,18 +180,12 @@ def test_every_installed_command_states_its_version(everything: Path, command: s
 
 
 @pytest.mark.parametrize("command", CLIENT)
-@pytest.mark.xfail(
-    reason="tailsrv-cat and tailsrv-put import click and tailsrv_runtime, which the client does not contain"
-)
 def test_a_command_of_the_client_needs_no_package_of_the_daemons(
     client_alone: Path, command: str, tmp_path: Path
 ) -> None:
     assert run(client_alone / "bin" / command, "--version", cwd=tmp_path).split()[-1] == "1.0.0"
 
 
-@pytest.mark.xfail(
-    reason="tailsrv_client/files.py and others import tailsrv_runtime, which the client does not contain"
-)
 def test_the_client_leaves_the_names_of_the_daemons_to_applications(client_alone: Path, tmp_path: Path) -> None:
     """An application with packages of its own called collator, indexer and compose imports those, and the client."""
     names = ("collator", "indexer", "compose", "tailsrv")
