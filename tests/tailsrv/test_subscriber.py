@@ -22,7 +22,7 @@ def in_state(state: State) -> Subscriber:
     return subscriber
 
 
-@pytest.mark.parametrize(("old", "new"), itertools.product(State, State))
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
 def test_every_change_is_in_the_table_or_refused(old: State, new: State) -> None:
     subscriber = in_state(old)
     if new in NEXT[old]:
