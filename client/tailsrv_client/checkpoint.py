@@ -100,10 +100,14 @@ class SQLiteCheckpointStore:
         try:
             # `save` may be called in another thread, but never in two at once.
             self._database: sqlite3.Connection = sqlite3.connect(path, check_same_thread=False)
-            with self._database:
-                self._database.execute(
-                    f"CREATE TABLE IF NOT EXISTS {TABLE} (name TEXT PRIMARY KEY, checkpoint BLOB NOT NULL)"
-                )
+            try:
+                with self._database:
+                    self._database.execute(
+                        f"CREATE TABLE IF NOT EXISTS {TABLE} (name TEXT PRIMARY KEY, checkpoint BLOB NOT NULL)"
+                    )
+            except BaseException:
+                self._database.close()
+                raise
         except sqlite3.Error as error:
             raise CheckpointError(f"cannot use {path} for checkpoints: {error}") from None
 

@@ -17,6 +17,9 @@ from tailsrv_formats.quantities import parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+LARGEST_DIGITS: Final = 19
+"""Of a whole number: below 2**63 all but the very largest."""
+
 YES: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
 NO: Final = frozenset({"0", "false", "f", "no", "n", "off", ""})
 
@@ -72,10 +75,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """80 columns at most, and "Usage" as the other commands write it."""
+    """As wide as the terminal, up to 100 columns; "Usage" as the other commands write it."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=min(100, int(os.environ.get("COLUMNS") or 80)) - 2)
+        import shutil  # noqa: PLC0415 - for --help alone
+
+        super().__init__(prog, max_help_position=26, width=min(100, shutil.get_terminal_size().columns) - 2)
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:  # noqa: ANN401 - argparse's signature
         super().add_usage(usage, actions, groups, prefix or "Usage: ")
@@ -214,7 +219,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
     def convert(text: str) -> int:
         digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit()) or int(text) < least:
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= LARGEST_DIGITS) or int(text) < least:
             raise UsageError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 

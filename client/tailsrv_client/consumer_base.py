@@ -16,7 +16,7 @@ from tailsrv_client.protocol.messages import DEFAULT_MAX_MESSAGE_BYTES
 from tailsrv_client.protocol.places import Byte, parse_start, parse_until
 from tailsrv_client.protocol.plan import find_time, make_plan
 from tailsrv_client.protocol.ports import BROADCAST, INDEX
-from tailsrv_client.protocol.requests import times_of
+from tailsrv_client.protocol.requests import REQUEST_SECONDS, Exchange, times_of
 from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
 from tailsrv_client.protocol.timeouts import Timeouts
 from tailsrv_formats.errors import UsageError, reason
@@ -73,6 +73,7 @@ class ConsumerBase:
         self._consumption: Consumption | None = None
         self._stream: ByteStream | None = None
         self._untimed: list[Message] = []
+        self._exchange = None if self._index is None else Exchange(self._index, REQUEST_SECONDS)
         self._stopped = False
         self._policy: CheckpointPolicy | None = None
         self._unsaved: OSError | None = None
@@ -138,9 +139,9 @@ class ConsumerBase:
         until = None if self._consumption is None else self._consumption.until_time
         return self._answered(find_time(until or 0.0))
 
-    def _timing(self, index: Rotation, batch: list[Message]) -> Talk[list[Message]]:
-        """Look up the times of `batch`."""
-        return self._in_time(times_of(index, batch, self._warn))
+    def _timing(self, exchange: Exchange) -> Talk[list[Message]]:
+        """Look up the times of the messages that wait for them. The connection is kept for the next ones."""
+        return self._in_time(times_of(exchange, self._untimed, self._warn))
 
     def _asking_lag(self) -> Talk[Lag]:
         """Ask how far the last delivered message is behind the end of the stream. May be held in another thread."""
@@ -150,6 +151,8 @@ class ConsumerBase:
         return ask_lag(self._rotation.copy(), index, at)
 
     def _answered(self, questions: Generator[Question, int | Entry, Answer]) -> Talk[Answer]:
+        if self._exchange is not None:
+            self._exchange.closed()  # these questions are asked on the same channel, on other connections
         return self._in_time(answer(questions, self._rotation, self._index, self._warn))
 
     def _in_time(self, talk: Talk[Answer]) -> Talk[Answer]:
@@ -158,8 +161,17 @@ class ConsumerBase:
         return before(None if outage is None else clock() + outage, talk, clock, self._gave_up)
 
     def _gave_up(self) -> GaveUpError:
-        troubled = self._index if self._index is not None and self._index.trouble else self._rotation
-        return self._timeouts.gave_up(troubled)
+        return self._timeouts.gave_up(self._troubled)
+
+    def _too_late(self, timeout: float | None) -> TimeoutError:
+        """The error of a `check` that takes too long."""
+        trouble = self._troubled.trouble or f"{self._troubled.address}: no answer"
+        return TimeoutError(f"no working connection within {timeout} s ({trouble})")
+
+    @property
+    def _troubled(self) -> Rotation:
+        """Whose servers to name in an error: the indexer's where they failed, otherwise the broadcaster's."""
+        return self._index if self._index is not None and self._index.trouble else self._rotation
 
     def _warn(self, text: str) -> None:
         """Report what happened to a connection; reading goes on."""
@@ -178,12 +190,12 @@ class ConsumerBase:
         consumption = self._consumption
         if consumption is None or consumption.acked == consumption.delivered:
             return self._is_due
-        consumption.acked = consumption.delivered
+        consumption.ack()
         return self._policy is not None and self._policy.acked(consumption.pending)
 
     def _ack_all(self) -> None:
         if self._consumption is not None:
-            self._consumption.acked = self._consumption.delivered
+            self._consumption.ack()
 
     @property
     def _is_stop_due(self) -> bool:

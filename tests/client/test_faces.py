@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import sqlite3
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,10 +34,11 @@ from tailsrv_client import (
     Timeouts,
     UsageError,
 )
-from tests.client.streams import StreamUnderTest, lines, unused_address
+from tests.client.streams import Peer, StreamUnderTest, lines, unused_address
 from tests.support.daemons import PATIENCE
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
@@ -256,7 +259,7 @@ def test_check_raises_what_reading_would(stream: StreamUnderTest, face: Face) ->
             consumer.check()
     with Driver(face(unused_address(), timeouts=Timeouts(outage=0.2))) as consumer, pytest.raises(GaveUpError):
         consumer.check()
-    with Driver(face(unused_address())) as consumer, pytest.raises(TimeoutError, match="no answer"):
+    with Driver(face(unused_address())) as consumer, pytest.raises(TimeoutError, match="no working connection within"):
         consumer.check(0.2)
     with Driver(face(stream.broadcast, start="last:1", index=stream.index)) as consumer:
         consumer.check()
@@ -444,3 +447,116 @@ def test_every_error_has_one_root() -> None:
     assert len(errors) > 10
     assert all(issubclass(error, TailsrvError) for error in errors)
     assert issubclass(UsageError, ValueError)
+
+
+# --- what a reading of this change found
+
+
+@FACES
+def test_where_nothing_is_wanted_no_server_is_needed(face: Face) -> None:
+    with Driver(face(unused_address(), until="count:0")) as consumer:
+        consumer.check(PATIENCE)
+        assert consumer.complete
+        assert consumer.poll(PATIENCE) == []
+
+
+@FACES
+def test_bytes_are_acked_when_more_are_asked_for_by_whatever_iterator(
+    stream: StreamUnderTest, tmp_path: Path, face: Face
+) -> None:
+    path = str(tmp_path / "checkpoint")
+    with Driver(face(stream.broadcast, checkpoint=path, checkpoint_seconds=None)) as consumer:
+        assert next(consumer.chunks()) == lines(0, 100)
+        stream.append(lines(100, 110))
+        assert next(consumer.chunks()) == lines(100, 110)
+        consumer.save()
+    store = FileCheckpointStore(path)
+    saved = store.load()
+    store.close()
+    assert saved is not None
+    assert saved.offset == len(lines(0, 110))
+
+
+@FACES
+def test_bytes_and_messages_are_not_mixed(stream: StreamUnderTest, face: Face) -> None:
+    with Driver(face(stream.broadcast)) as consumer:
+        consumer.poll(PATIENCE)
+        stream.append(lines(100, 110))
+        with pytest.raises(UsageError, match="consumer of their own"):
+            next(consumer.chunks())
+    with Driver(face(stream.broadcast)) as consumer:
+        next(consumer.chunks())
+        stream.append(lines(110, 120))
+        with pytest.raises(UsageError, match="consumer of their own"):
+            consumer.poll(PATIENCE)
+
+
+def test_an_interrupt_while_a_list_is_filled_loses_no_message(stream: StreamUnderTest) -> None:
+    with Consumer(stream.broadcast) as consumer:
+        threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)).start()
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGUSR2, interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                next(consumer.batches(max_messages=1000, max_seconds=PATIENCE))
+        finally:
+            signal.signal(signal.SIGUSR2, before)
+        assert consumer.number == 0
+        stream.append(lines(100, 101))
+        found: list[Message] = []
+        while len(found) < 101:
+            found += consumer.poll(PATIENCE)
+        assert payloads(found) == expected(0, 101)
+
+
+def test_awaited_a_cancelled_list_loses_no_message(stream: StreamUnderTest) -> None:
+    async def scenario() -> list[Message]:
+        async with AsyncConsumer(stream.broadcast) as consumer:
+            batches = aiter(consumer.batches(max_messages=1000, max_seconds=PATIENCE))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(batches), 0.3)
+            assert consumer.number == 0
+            return await consumer.poll(PATIENCE)
+
+    assert payloads(asyncio.run(scenario())) == expected(0, 100)
+
+
+@FACES
+def test_times_are_looked_up_on_one_connection(tmp_path: Path, face: Face) -> None:
+    def serve(sock: socket.socket) -> None:
+        while requests := sock.recv(1 << 16):
+            sock.sendall(b'{"number":0,"offset":0,"time":"2026-11-25T00:00:00Z"}\n' * requests.count(b"\n"))
+
+    with Peer(serve, proves="index") as index, StreamUnderTest(tmp_path / "s.log") as stream:
+        stream.append(lines(0, 2000))
+        with Driver(face(stream.broadcast, index=index.address, timed=True, until="count:2100")) as consumer:
+            found = consumer.poll(PATIENCE)
+            stream.append(lines(2000, 2100))
+            while not consumer.finished:
+                found += consumer.poll(PATIENCE)
+        assert payloads(found) == expected(0, 2100)
+        assert {message.time for message in found} == {"2026-11-25T00:00:00Z"}
+        assert index.accepted <= 1, "the first connection proved what it is and is used from then on"
+
+
+@FACES
+def test_times_go_on_when_the_indexer_comes_back(stream: StreamUnderTest, face: Face) -> None:
+    with Driver(face(stream.broadcast, index=stream.index, timed=True)) as consumer:
+        assert len(consumer.poll(PATIENCE)) == 100
+        stream.kill("tailsrv-index")
+        stream.append(lines(100, 110))
+        assert consumer.poll(0.2) == []
+        assert stream.index
+        found: list[Message] = []
+        while len(found) < 10:
+            found += consumer.poll(0.1)
+        assert payloads(found) == expected(100, 110)
+
+
+def test_a_check_that_takes_too_long_names_the_server() -> None:
+    address = unused_address()
+    with Consumer(address) as consumer, pytest.raises(TimeoutError, match=f"within 0.2 s .{address}: "):
+        consumer.check(0.2)

@@ -132,8 +132,7 @@ class AsyncChannel:
         except (asyncio.CancelledError, StoppedError):
             raise
         except BaseException:
-            self._talk = None
-            self._line.drop()
+            self._give_up()
             raise
 
     def disconnect(self) -> None:
@@ -150,9 +149,14 @@ class AsyncChannel:
     def close(self) -> None:
         """Stop, and give up the dialogue under way."""
         self.stop()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """End the dialogue under way, and its connection."""
         talk, self._talk = self._talk, None
         if talk is not None:
             talk.close()
+        self._line.drop()
 
     def _raise_if_stopped(self) -> None:
         """What looks like the peer's end, or its fault, is ours then."""

@@ -41,6 +41,30 @@ class _Fetched(Generic[Item]):
         return item
 
 
+class _Messages:
+    """`AsyncConsumer` as an iterator. Of what one `anext` does, only the first message of a chunk awaits anything."""
+
+    def __init__(self, consumer: AsyncConsumer) -> None:
+        self._consumer = consumer
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        consumer = self._consumer
+        if consumer._ack():  # noqa: SLF001 - the same class in two parts
+            await consumer._try_to_save_in_thread()  # noqa: SLF001
+        while True:
+            consumption = consumer._consumption  # noqa: SLF001
+            if consumption is not None:
+                consumption.pending = 1
+                for message in consumption.undelivered:
+                    consumption.delivered = message.end
+                    return message
+            if not await consumer._next():  # noqa: SLF001
+                raise StopAsyncIteration
+
+
 class AsyncConsumer(ConsumerBase):
     """`tailsrv_client.Consumer`, awaited: the same parameters, methods and errors.
 
@@ -59,7 +83,7 @@ class AsyncConsumer(ConsumerBase):
     _thread = 0
 
     def __aiter__(self) -> AsyncIterator[Message]:
-        return _Fetched(self._next_message)
+        return _Messages(self)
 
     async def poll(self, timeout: float | None = None) -> list[Message]:  # noqa: ASYNC109 - as `Consumer.poll`
         """See `Consumer.poll`."""
@@ -81,15 +105,15 @@ class AsyncConsumer(ConsumerBase):
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
-                await self._planned()
-                if self._stream is not None:
+                consumption = await self._planned()
+                if self._stream is not None and not consumption.done:
                     await self._run_reading(self._stream.connect)
         except StoppedError:
             return
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise TimeoutError(f"no answer within {timeout} s ({self._gave_up()})") from None
+            raise self._too_late(timeout) from None
 
     async def lag(self) -> Lag:
         """See `Consumer.lag`."""
@@ -153,23 +177,10 @@ class AsyncConsumer(ConsumerBase):
 
     # --- waiting
 
-    async def _next_message(self) -> Message | None:
-        if self._ack():
-            await self._try_to_save_in_thread()
-        while True:
-            consumption = self._consumption
-            if consumption is not None:
-                consumption.pending = 1
-                for message in consumption.undelivered:
-                    consumption.delivered = message.end
-                    return message
-            if not await self._next():
-                return None
-
     async def _next_chunk(self) -> bytes | None:
         consumption = self._consumption
         if consumption is not None and consumption.acked != consumption.delivered:
-            consumption.ack_bytes()
+            consumption.ack()
             if self._policy is not None and self._policy.acked(1):
                 await self._try_to_save_in_thread()
         data = await self._next_bytes()
@@ -192,7 +203,7 @@ class AsyncConsumer(ConsumerBase):
         except TimeoutError:
             if not limit.expired():
                 raise
-        except asyncio.CancelledError:
+        except BaseException:  # it was cancelled, most of all: the next call delivers what there was
             if self._consumption is not None:
                 self._consumption.put_back(batch)
             raise
@@ -229,10 +240,10 @@ class AsyncConsumer(ConsumerBase):
                 return batch
 
     async def _look_up_times(self) -> list[Message]:
-        index, consumption = self._index, self._consumption
-        assert index is not None and consumption is not None  # noqa: S101, PT018 - the constructor sees to it
+        exchange, consumption = self._exchange, self._consumption
+        assert exchange is not None and consumption is not None  # noqa: S101, PT018 - the constructor sees to it
         try:
-            batch = await self._run_asking(lambda: self._timing(index, self._untimed))
+            batch = await self._run_asking(lambda: self._timing(exchange), keep=True)
         except StoppedError:
             return []
         self._untimed = []
@@ -277,11 +288,13 @@ class AsyncConsumer(ConsumerBase):
                 self._stream.disconnected()
             raise
 
-    async def _run_asking(self, make: Callable[[], Talk[Result]]) -> Result:
+    async def _run_asking(self, make: Callable[[], Talk[Result]], *, keep: bool = False) -> Result:
+        """`keep`: leave the connection open for the next dialogue."""
         if self._asking is None:
             self._asking = AsyncChannel()
         found = await self._run(self._asking, make)
-        self._asking.disconnect()
+        if not keep:
+            self._asking.disconnect()
         return found
 
     async def _run(self, channel: AsyncChannel, make: Callable[[], Talk[Result]]) -> Result:

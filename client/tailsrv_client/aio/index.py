@@ -33,7 +33,7 @@ class AsyncIndex:
         self._timeout = timeout
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
-        self._asking = set[asyncio.Future[Entry]]()
+        self._asking = set[asyncio.Future[list[bytes]]]()
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -71,9 +71,20 @@ class AsyncIndex:
 
     async def ask(self, request: dict[str, Any]) -> Entry:
         """See `Index.ask`."""
+        return decode((await self._ask_lines([request]))[0])
+
+    async def ask_all(self, requests: Iterable[dict[str, Any]]) -> AsyncIterator[Entry]:
+        """See `Index.ask_all`."""
+        requests = iter(requests)
+        while window := list(itertools.islice(requests, PIPELINE)):
+            for line in await self._ask_lines(window):
+                yield decode(line)
+
+    async def _ask_lines(self, requests: list[dict[str, Any]]) -> list[bytes]:
+        """The replies to some requests, which are sent at once. Ends with `stop`."""
         if self._stopped:
             raise TailsrvError("the look-up was stopped")
-        asking = asyncio.ensure_future(self._ask(request))
+        asking = asyncio.ensure_future(self._ask(b"".join(map(encode, requests)), len(requests)))
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._asking.add(asking)
         try:
@@ -84,13 +95,6 @@ class AsyncIndex:
             raise
         finally:
             self._asking.discard(asking)
-
-    async def ask_all(self, requests: Iterable[dict[str, Any]]) -> AsyncIterator[Entry]:
-        """See `Index.ask_all`."""
-        requests = iter(requests)
-        while window := list(itertools.islice(requests, PIPELINE)):
-            for entry in await asyncio.gather(*map(self.ask, window)):
-                yield entry
 
     def stop(self) -> None:
         """See `Index.stop`. May be called in any thread."""
@@ -108,7 +112,8 @@ class AsyncIndex:
         for asking in self._asking:
             asking.cancel()
 
-    async def _ask(self, request: dict[str, Any]) -> Entry:
+    async def _ask(self, requests: bytes, count: int) -> list[bytes]:
+        """Send, and receive as many lines; once more at each address before it counts as a failure."""
         attempts = len(self._rotation.servers.addresses) + (self._connection is not None)
         ends = time.monotonic() + self._timeout
         while True:
@@ -117,7 +122,7 @@ class AsyncIndex:
             try:
                 async with asyncio.timeout(self._timeout):
                     connection, sent_at = await self._connected(), time.monotonic()
-                    line = await connection.ask(encode(request))
+                    lines = await connection.ask(requests, count)
             except (OSError, WrongPortError) as error:
                 if connection is not None:
                     self._lost(connection, error, sent_at)
@@ -129,7 +134,7 @@ class AsyncIndex:
                 await asyncio.sleep(pause)
             else:
                 self._rotation.worked()
-                return decode(line)
+                return lines
 
     async def close(self) -> None:
         """Give the connection back; look-ups that wait for a reply raise."""
@@ -186,27 +191,30 @@ class _Connection:
         self.heard_at = 0.0
         self._listener = asyncio.create_task(self._listen())
 
-    async def ask(self, request: bytes) -> bytes:
-        """The line that answers `request`. May be cancelled: the reply is then thrown away when it comes."""
+    async def ask(self, requests: bytes, count: int) -> list[bytes]:
+        """The `count` lines that answer `requests`. May be cancelled: replies are then thrown away when they come."""
         loop = asyncio.get_running_loop()
         async with self._sending:
             if self.ended:
                 raise ConnectionError("the indexer ended the connection")
-            reply: asyncio.Future[bytes] = loop.create_future()
-            self._waiting.append(reply)
+            replies: list[asyncio.Future[bytes]] = [loop.create_future() for _ in range(count)]
+            self._waiting += replies
             try:
-                await loop.sock_sendall(self._socket, request)
+                await loop.sock_sendall(self._socket, requests)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     # Half a line would spoil the requests of all others.
                     self.drop(ConnectionError("a request to the indexer was given up half-way"))
-                if not reply.cancel():
-                    reply.exception()  # said already: asyncio would complain that nobody has asked for it
+                _abandon(replies)
                 raise
             finally:
                 if self.ended:
                     end(self._socket)
-        return await reply
+        try:
+            return [await reply for reply in replies]
+        except BaseException:
+            _abandon(replies)
+            raise
 
     async def _listen(self) -> None:
         """Hand out the replies until the connection ends."""
@@ -242,3 +250,10 @@ class _Connection:
             reply = self._waiting.popleft()
             if not reply.done():
                 reply.set_exception(error)
+
+
+def _abandon(replies: list[asyncio.Future[bytes]]) -> None:
+    """Nobody waits for these any more."""
+    for reply in replies:
+        if not reply.cancel() and not reply.cancelled():
+            reply.exception()  # said already: asyncio would complain that nobody has asked for it

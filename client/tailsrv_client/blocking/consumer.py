@@ -48,7 +48,7 @@ class Consumer(ConsumerBase):
     Raises, all of them `TailsrvError`: `StreamDiverged` where a stream is not the one that was read, `FramingError`
     for bytes that are not a message, `WrongPortError` where no broadcaster answers, `UnknownHostError`, `UsageError`,
     `IndexFailed`, `CheckpointError`, and `GaveUpError` after ``timeouts.outage`` seconds without a working connection.
-    Not to be used by two threads at once, but for `stop`.
+    Not to be used by two threads at once, but for `stop` and `lag`.
     """
 
     _reading: Channel | None = None
@@ -94,7 +94,7 @@ class Consumer(ConsumerBase):
             assert self._consumption is not None  # noqa: S101 - the bytes come from it
             self._consumption.deliver_bytes()
             yield data
-            self._consumption.ack_bytes()
+            self._consumption.ack()
             if self._policy is not None and self._policy.acked(1):
                 self._try_to_save(self._checkpoint())
 
@@ -106,13 +106,13 @@ class Consumer(ConsumerBase):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            self._planned(deadline)
-            if self._stream is not None:
+            consumption = self._planned(deadline)
+            if self._stream is not None and not consumption.done:
                 self._run_reading(self._stream.connect, deadline)
         except _StoppedError:
             return
         except SuspendedError:
-            raise TimeoutError(f"no answer within {timeout} s ({self._gave_up()})") from None
+            raise self._too_late(timeout) from None
 
     def lag(self) -> Lag:
         """How far the last delivered message is behind the end of the stream; asks the servers. Thread-safe.
@@ -177,23 +177,28 @@ class Consumer(ConsumerBase):
         if self._ack():
             self._try_to_save(self._checkpoint())
         batch: list[Message] = []
+        try:
+            self._fill(batch, most, deadline, fill=fill)
+        except TailsrvError:
+            if not batch:
+                raise  # otherwise the next call raises it again
+        except BaseException:  # such as KeyboardInterrupt: a program may go on after it
+            if self._consumption is not None:
+                self._consumption.put_back(batch)
+            raise
+        if self._consumption is not None:
+            self._consumption.deliver(batch)
+        return None if not batch and self.finished else batch
+
+    def _fill(self, batch: list[Message], most: int | None, deadline: float | None, *, fill: bool) -> None:
         while True:
             consumption = self._consumption
             if consumption is not None:
                 batch += consumption.take(None if most is None else most - len(batch))
                 if len(batch) == most or (batch and not fill):
                     break
-            try:
-                if not self._next(deadline):
-                    break
-            except TailsrvError:
-                if not batch:
-                    raise
-                break  # the next call raises it again
-        consumption = self._consumption
-        if consumption is not None:
-            consumption.deliver(batch)
-        return None if not batch and self.finished else batch
+            if not self._next(deadline):
+                break
 
     def _next(self, deadline: float | None) -> list[Message]:
         """Wait for messages, and make them `undelivered`; none at the end, or at `deadline`."""
@@ -215,10 +220,10 @@ class Consumer(ConsumerBase):
                 return batch
 
     def _look_up_times(self, deadline: float | None) -> list[Message]:
-        index, consumption = self._index, self._consumption
-        assert index is not None and consumption is not None  # noqa: S101, PT018 - the constructor sees to it
+        exchange, consumption = self._exchange, self._consumption
+        assert exchange is not None and consumption is not None  # noqa: S101, PT018 - the constructor sees to it
         try:
-            batch = self._run_asking(lambda: self._timing(index, self._untimed), deadline)
+            batch = self._run_asking(lambda: self._timing(exchange), deadline, keep=True)
         except (SuspendedError, _StoppedError):
             return []
         self._untimed = []
@@ -263,11 +268,13 @@ class Consumer(ConsumerBase):
                 self._stream.disconnected()
             raise
 
-    def _run_asking(self, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
+    def _run_asking(self, make: Callable[[], Talk[Result]], deadline: float | None, *, keep: bool = False) -> Result:
+        """`keep`: leave the connection open for the next dialogue."""
         if self._asking is None:
             self._asking = Channel()
         found = self._run(self._asking, make, deadline)
-        self._asking.disconnect()
+        if not keep:
+            self._asking.disconnect()
         return found
 
     def _run(self, channel: Channel, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:

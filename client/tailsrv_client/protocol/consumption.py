@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tailsrv_client.protocol.messages import Inbox
 from tailsrv_client.protocol.reader import Reader
 from tailsrv_formats.checkpoint import Checkpoint
+from tailsrv_formats.errors import UsageError
 from tailsrv_formats.position import Position, digest
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Consumption:
         self._wanted = plan.count
         self._framing = framing
         self._inbox: Inbox | None = None
+        self._by_bytes = False
         self._acked = Checkpoint(plan.start.offset, plan.start.digest, plan.number)
 
     @property
@@ -61,7 +63,9 @@ class Consumption:
         return self.done and length_hint(self.undelivered) + self._gathered == 0
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes; they are `undelivered` now. Raises `FramingError`."""
+        """The messages that `data` completes; they are `undelivered` now. Raises `FramingError`, `UsageError`."""
+        if self._by_bytes:
+            raise UsageError("chunks of bytes were read before: messages need a consumer of their own")
         if self._inbox is None:
             self._inbox = Inbox(self._framing, self._start.offset, self.reader.before)
             self._acked = Checkpoint(self.acked, digest(self.reader.before), self._number)
@@ -111,13 +115,17 @@ class Consumption:
             self.delivered = batch[-1].end
 
     def deliver_bytes(self) -> None:
-        """The caller, who reads bytes and not messages, gets what was read last."""
+        """The caller, who reads bytes and not messages, gets what was read last. Raises `UsageError`."""
+        if self._inbox is not None:
+            raise UsageError("messages were read before: chunks of bytes need a consumer of their own")
+        self._by_bytes = True
         self._number = None
         self.delivered = self.reader.offset
 
-    def ack_bytes(self) -> None:
-        """The caller has handled what was read last; to be called before more is read."""
-        self._start = self.reader.position
+    def ack(self) -> None:
+        """The caller has handled what was delivered; to be called before more is read."""
+        if self._by_bytes:
+            self._start = self.reader.position
         self.acked = self.delivered
 
     def stop_at(self, offset: int) -> None:

@@ -11,12 +11,12 @@ import msgspec
 
 from tailsrv_client.errors import IndexFailed
 from tailsrv_client.protocol.dialogue import HEAR_BYTES, Hear, Pause, Say, dial, hear, persistently, rest_of_line
+from tailsrv_client.protocol.messages import Message
 from tailsrv_client.protocol.ports import GREETING_SECONDS, PROBE, answered, wrong_port
 from tailsrv_client.protocol.servers import SilentError
 
 if TYPE_CHECKING:
     from tailsrv_client.protocol.dialogue import Talk, Tell
-    from tailsrv_client.protocol.messages import Message
     from tailsrv_client.protocol.servers import Rotation
 
 LINE_BYTES: Final = 1 << 16
@@ -111,7 +111,7 @@ class Exchange:
     """Requests and replies on one connection, which is kept from one to the next. `seconds`: for each request."""
 
     def __init__(self, rotation: Rotation, seconds: float) -> None:
-        self._rotation, self._seconds = rotation, seconds
+        self.rotation, self._seconds = rotation, seconds
         self._received = b""
         self.open = False
 
@@ -122,7 +122,7 @@ class Exchange:
 
     def ask(self, requests: bytes, replies: int) -> Talk[list[bytes]]:
         """The lines that answer `requests`. Raises `OSError`, `WrongPortError`: say `closed` then."""
-        rotation = self._rotation
+        rotation = self.rotation
         if not self.open:
             yield from open_index(rotation, self._seconds)
             self.open = True
@@ -142,14 +142,19 @@ class Exchange:
         return answers
 
 
-def times_of(rotation: Rotation, batch: list[Message], tell: Tell) -> Talk[list[Message]]:
-    """`batch`, each message with the time at which the indexer saw it; asked for until the indexer answers."""
-    exchange = Exchange(rotation, REQUEST_SECONDS)
-    timed: list[Message] = []
+def times_of(exchange: Exchange, batch: list[Message], tell: Tell) -> Talk[list[Message]]:
+    """`batch`, each message with the time at which the indexer saw it; asked for until the indexer answers.
+
+    The connection of `exchange` is used while it works, and stays open.
+    """
+    rotation, timed = exchange.rotation, list[Message]()
 
     def attempt() -> Talk[list[bytes]]:
-        exchange.closed()
-        return (yield from exchange.ask(b"".join(requests), len(requests)))
+        try:
+            return (yield from exchange.ask(b"".join(requests), len(requests)))
+        except BaseException:
+            exchange.closed()
+            raise
 
     behind_since: float | None = None
     while len(timed) < len(batch):
@@ -165,6 +170,7 @@ def times_of(rotation: Rotation, batch: list[Message], tell: Tell) -> Talk[list[
                 behind_since = now if behind_since is None else behind_since
                 if not error.passes and now >= behind_since + BEHIND_SECONDS:
                     raise
+                exchange.closed()  # a pause ends the connection
                 yield Pause(BEHIND_PAUSE_SECONDS)
                 break
             behind_since = None
