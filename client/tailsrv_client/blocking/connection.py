@@ -36,6 +36,10 @@ class Interrupt:
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_set = False
+        # Made once: a reader that keeps up waits for every chunk.
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._watched = (-1, 0)
         # The descriptor lives as long as this object: whoever calls `set` late must not write to a successor of it.
         # Not at the interpreter's exit, though: a logging handler still has to send then, after this would have run.
         weakref.finalize(self, os.close, self._fd).atexit = False
@@ -70,19 +74,26 @@ class Interrupt:
 
         Raises `SuspendedError` once this is set.
         """
-        waiting = select.poll()
-        waiting.register(self._fd, select.POLLIN)
-        if fd >= 0:
-            waiting.register(fd, events)
+        if self._watched != (fd, events):
+            self._watch(fd, events)
         if self._is_set:
             raise SuspendedError
         left = None if deadline is None or deadline == math.inf else max(0.0, deadline - time.monotonic())
-        ready = [one for one, _ in waiting.poll(None if left is None else left * 1000)]
+        ready = [one for one, _ in self._poll.poll(None if left is None else left * 1000)]
         if self._is_set:
             raise SuspendedError
         if self._fd in ready:
             self.clear()
         return fd in ready
+
+    def _watch(self, fd: int, events: int) -> None:
+        """Wait for `events` of `fd` from now on; -1: for nudges alone."""
+        before = self._watched[0]
+        if before >= 0:
+            self._poll.unregister(before)
+        if fd >= 0:
+            self._poll.register(fd, events)
+        self._watched = (fd, events)
 
 
 class Dialling:
@@ -159,7 +170,7 @@ class Dialling:
 
 
 class Line:
-    """The connection that talks are held on. `socket` is non-blocking, and None while there is no connection.
+    """The connection that talks are held on. `socket` is None while there is none, and non-blocking between talks.
 
     One thread uses it; `interrupt` may be set by another, and `shut_down` called.
     """
@@ -168,11 +179,19 @@ class Line:
         self.interrupt = Interrupt()
         self.socket: socket.socket | None = None
         self._guard = threading.Lock()
+        self._blocking = False
 
     def keep(self, sock: socket.socket) -> None:
         """Make `sock` the connection."""
         self.drop()
         self.socket = sock
+        self._blocking = False
+
+    def set_blocking(self, blocking: bool) -> None:
+        """Choose how the calls of the connection's socket wait; costs nothing where that does not change."""
+        if self._blocking != blocking and self.socket is not None:
+            self.socket.setblocking(blocking)
+            self._blocking = blocking
 
     def drop(self) -> None:
         """End the connection, if there is one."""
@@ -246,6 +265,7 @@ class Conversation(Generic[Result]):
             self._dialling = Dialling(step, self._line.interrupt)
         elif isinstance(step, Say):
             self._left = step.data
+            self._line.set_blocking(False)
         elif isinstance(step, Pause) and self._line.socket is not None:
             self._line.drop()
 
@@ -271,11 +291,23 @@ class Conversation(Generic[Result]):
                 if self._left:
                     self._wait(select.POLLOUT, deadline)
         elif isinstance(step, Hear):
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    return self._connection.recv(step.most)
-                self._wait(select.POLLIN, deadline)
+            return self._receive(step, deadline)
         return b""
+
+    def _receive(self, step: Hear, deadline: float | None) -> bytes:
+        line, sock = self._line, self._connection
+        if deadline is None and self._ends == math.inf:
+            # Without any limit the kernel does the waiting: one call for a chunk. `Line.stop` sets the interrupt first
+            # and shuts the connection down then, so a stop is seen here or ends the call.
+            line.set_blocking(True)
+            if line.interrupt.is_set():
+                raise SuspendedError
+            return sock.recv(step.most)
+        line.set_blocking(False)
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return sock.recv(step.most)
+            self._wait(select.POLLIN, deadline)
 
     @property
     def _connection(self) -> socket.socket:

@@ -33,8 +33,8 @@ class Consumer(ConsumerBase):
 
     `start`: "start", "end", a byte (-N: the last N bytes; they may begin within a message), a `Position`, or, asking
     the indexer at `index`, "message:N", "last:N", "time:T". `until` names the first message not wanted: None (for
-    ever), "now", a byte, "message:N", "time:T"; or "count:N". `numbered`: ask the indexer for the number of the first
-    message where it is not known; `timed`: look up the time of every message.
+    ever), "now", a byte, "message:N", "time:T"; or "count:N". `numbered`: messages carry their number, for which
+    the indexer is asked where it is not known; `timed`: look up the time of every message, too.
 
     `checkpoint`: a file, or a `CheckpointStore`, that keeps the position after the last message that was acked. A
     message is acked when the caller asks for more. A checkpoint that exists counts instead of `start`. It is written

@@ -106,13 +106,12 @@ class ByteStream:
 
     def _patience(self) -> float:
         """How long the server may take to send something, in seconds."""
-        limits = [math.inf]
-        if self.reader.checking:
-            limits.append(self._check_by)
-        if self._timeouts.outage is not None and self.reader.owed:
+        if not self.reader.owed:
+            return math.inf  # an idle stream may be silent for ever
+        limit = self._check_by if self.reader.checking else math.inf
+        if self._timeouts.outage is not None:
             self._outage.begins(self._clock())
-            limits.append(self._outage.deadline or math.inf)
-        limit = min(limits)
+            limit = min(limit, self._outage.deadline or math.inf)
         return limit if limit == math.inf else max(0.0, limit - self._clock())
 
     def _failed(self, error: OSError) -> None:
