@@ -181,7 +181,7 @@ class ConsumerBase:
 
     def _begin(self, plan: Plan) -> Consumption:
         """Read as planned."""
-        self._consumption = Consumption(plan, self._framing)
+        self._consumption = Consumption(plan, self._framing, numbered=self._numbered or self._index is not None)
         self._stream = ByteStream(self._rotation, self._consumption.reader, self._timeouts, self._warn)
         return self._consumption
 

@@ -201,8 +201,13 @@ def test_a_checkpoint_never_runs_ahead_of_a_list_that_is_being_filled(
 
 @FACES
 def test_messages_have_numbers_where_the_first_one_is_known(stream: StreamUnderTest, face: Face) -> None:
-    with Driver(face(stream.broadcast, until="now")) as consumer:
+    with Driver(face(stream.broadcast, until="now", numbered=True)) as consumer:
         assert [message.number for message in consumer] == list(range(100))
+    with Driver(face(stream.broadcast, until="now", index=stream.index)) as consumer:
+        assert [message.number for message in consumer] == list(range(100))
+    with Driver(face(stream.broadcast, until="count:1")) as consumer:
+        assert [message.number for message in consumer] == [None]
+        assert consumer.number == 1
     middle = len(lines(0, 50))
     with Driver(face(stream.broadcast, start=middle, until="count:2")) as consumer:
         assert [message.number for message in consumer] == [None, None]

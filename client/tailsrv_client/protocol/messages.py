@@ -31,7 +31,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     end: int
     """The byte after its last one, its terminator included: where the next message starts."""
     number: int | None = None
-    """How many messages are before it; None where the number of the first one is not known."""
+    """How many messages are before it; None unless the consumer is `numbered` or has an index, and it is known."""
     time: str | None = None
     """When the indexer saw it, RFC 3339; None unless the consumer was asked to look it up (``timed=True``)."""
 
