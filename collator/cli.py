@@ -1,4 +1,4 @@
-"""The command `tailsrv-collate`: options only."""
+"""The command line of `tailsrv-collate`."""
 
 from __future__ import annotations
 
@@ -9,51 +9,67 @@ import click
 
 from collator.options import DEFAULT_BUFFER_BYTES, LEAST_BUFFER_BYTES, Options, parse_sync
 from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, FRAMINGS
-from tailsrv_runtime.options import PORT, Listen, addresses, common_options, common_settings, run_command
+from tailsrv_formats.quantities import format_size
+from tailsrv_runtime.command import run_command
+from tailsrv_runtime.option_types import PORT, ListenAddress, Size
+from tailsrv_runtime.options import common_options, common_settings, listen_addresses
 
 
-@click.command("tailsrv-collate")
-@click.argument("file")
-@click.option("--framing", type=click.Choice(FRAMINGS), default=FRAMINGS[0], show_default=True)
+@click.command(
+    "tailsrv-collate",
+    epilog="--port and --listen name the raw port, where producers receive no reply. --ack-port and --ack-listen name"
+    " the acknowledged port, where producers learn how many of their bytes are committed."
+    " BYTES take units: 64KiB, 10M, 1GiB.",
+)
+@click.argument("file", metavar="FILE")
+@click.option(
+    "--framing",
+    type=click.Choice(FRAMINGS),
+    default=FRAMINGS[0],
+    show_default=True,
+    help="How messages are delimited: by a terminator or by a length prefix.",
+)
 @click.option(
     "--max-message-bytes",
-    type=click.IntRange(1, 1 << 40),
-    default=DEFAULT_MAX_MESSAGE_BYTES,
+    type=Size(1, 1 << 40),
+    default=format_size(DEFAULT_MAX_MESSAGE_BYTES),
     show_default=True,
-    help="The longest message, its terminator or prefix included.",
+    help="Largest valid message, including its terminator or prefix.",
 )
-@click.option("--ack-port", type=PORT, help="The acknowledged lane, on all interfaces.")
-@click.option("--ack-listen", type=Listen(), multiple=True, help="The acknowledged lane: as --listen.")
+@click.option("--ack-port", type=PORT, help="Acknowledged port, on all interfaces, IPv4 and IPv6 (0: any free).")
+@click.option(
+    "--ack-listen",
+    type=ListenAddress(),
+    multiple=True,
+    help="Address of the acknowledged port (repeatable), in the forms of --listen.",
+)
 @click.option(
     "--sync",
-    metavar="always|never|interval:MS",
+    metavar="[always|never|interval:MS]",
     default="always",
     show_default=True,
-    help="When bytes are acknowledged and shown: once on the disk, or once the kernel has them.",
+    help="When messages are synced to disk: before they are acknowledged and visible (always), by the kernel (never),"
+    " or every MS milliseconds.",
 )
 @click.option(
     "--buffer-bytes",
-    type=click.IntRange(LEAST_BUFFER_BYTES, 1 << 40),
-    default=DEFAULT_BUFFER_BYTES,
+    type=Size(LEAST_BUFFER_BYTES, 1 << 40),
+    default=format_size(DEFAULT_BUFFER_BYTES),
     show_default=True,
-    help="All memory for bytes that are not committed yet.",
+    help=f"Memory for all bytes that are not committed yet, {format_size(LEAST_BUFFER_BYTES)} or more.",
 )
 @click.option("--adopt", is_flag=True, help="Accept FILE as it is, and forget its producers.")
 @click.option(
     "--accept-any-message",
     is_flag=True,
-    help="On the raw port, take also for a message what a client of another port says first: `0`, `NAME` with a"
-    " carriage return, an HTTP request.",
+    help="Do not refuse clients of other protocols on the raw port: their first line (an HTTP request, an offset, a"
+    " producer's name) is appended as a message.",
 )
 @common_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click's signature
-    """Append what many producers send to FILE, message by message.
-
-    --port and --listen are the raw lane, where producers hear nothing back; --ack-port and --ack-listen are the
-    acknowledged one, where they learn what is committed.
-    """
+    """Append the messages of many producers to FILE."""
     values["sync"] = parse_sync(values["sync"])
-    values["ack_listen"] = addresses(values.pop("ack_port"), values["ack_listen"])
+    values["ack_listen"] = listen_addresses(values.pop("ack_port"), values["ack_listen"])
     options = Options(**common_settings(values))
     from collator.server import Collator  # noqa: PLC0415 - after the command line is known to be right
     from tailsrv_runtime.daemon import run_daemon  # noqa: PLC0415 - the same
@@ -62,5 +78,5 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's signature
 
 
 def main() -> NoReturn:
-    """Run the command."""
+    """The console script."""
     run_command(command, "TAILSRV_COLLATE")

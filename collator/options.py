@@ -1,4 +1,4 @@
-"""What a collator can be told."""
+"""The settings of one collator."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LONGEST_INTERVAL_MS: Final = 3_600_000
 
 
 class Sync(msgspec.Struct, frozen=True):
-    """When what was written is made durable."""
+    """When written bytes are made durable."""
 
     kind: Literal["always", "never", "interval"]
     seconds: float = 0.0
-    """Of `interval`: how long written bytes wait for their sync at most."""
+    """For `interval`: the longest time that written bytes wait for their sync."""
 
 
 def parse_sync(text: str) -> Sync:
@@ -35,19 +35,22 @@ def parse_sync(text: str) -> Sync:
         milliseconds = int(digits)
         if 1 <= milliseconds <= LONGEST_INTERVAL_MS:
             return Sync("interval", milliseconds / 1000)
-    raise UsageError(f"--sync {text}: write always, never or interval:MS (1 to {LONGEST_INTERVAL_MS} milliseconds)")
+    raise UsageError(f"--sync {text}: write always, never or interval:MS (MS: 1 to {LONGEST_INTERVAL_MS} milliseconds)")
 
 
 class Options(CommonOptions, frozen=True, kw_only=True):
-    """The settings of one collator. `listen` is the raw lane."""
+    """The command line of `tailsrv-collate`, checked. `listen` is the raw port."""
 
     file: str
     ack_listen: tuple[Address, ...] = ()
+    """The addresses of the acknowledged port."""
     framing: str = FRAMINGS[0]
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    """The largest valid message, including its terminator or prefix."""
     sync: Sync = Sync("always")
     buffer_bytes: int = DEFAULT_BUFFER_BYTES
+    """Memory for all bytes that are not committed yet."""
     adopt: bool = False
-    """Accept FILE as it is, and forget its producers."""
+    """Whether FILE is accepted as it is, and its producers are forgotten."""
     accept_any_message: bool = False
-    """Do not look for clients of other ports on the raw port: what they say first becomes a message."""
+    """Whether the raw port also appends what looks like the first line of a client of another protocol."""

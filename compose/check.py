@@ -26,8 +26,11 @@ from tailsrv_formats.commit_mark import decode as decode_mark
 from tailsrv_formats.errors import reason
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.journal import Journal, JournalError, decode, producers
+from tailsrv_formats.quantities import format_size
+from tailsrv_runtime.command import run_command
 from tailsrv_runtime.files import KINDS, holder, open_regular
-from tailsrv_runtime.options import run_command
+from tailsrv_runtime.option_types import Size
+from tailsrv_runtime.options import version_option
 from tailsrv_runtime.standard_error import one_line
 
 LONGEST_JOURNAL: Final = 1 << 30
@@ -223,9 +226,19 @@ def _boundaries(known: dict[bytes, tuple[int, int]], committed: int) -> dict[int
 
 @click.command("tailsrv-check")
 @click.argument("file", type=click.Path(readable=False))  # what it is, `check` says
-@click.option("--framing", type=click.Choice(FRAMINGS), help="Default: what the journal says, or newline.")
-@click.option("--max-message-bytes", type=click.IntRange(1, 1 << 40), default=LONGEST_MESSAGE, show_default=True)
-@click.version_option(package_name="tailsrv", message="%(prog)s %(version)s")
+@click.option(
+    "--framing",
+    type=click.Choice(FRAMINGS),
+    help="How messages are delimited (default: as the journal records it, or newline).",
+)
+@click.option(
+    "--max-message-bytes",
+    type=Size(1, 1 << 40),
+    default=format_size(LONGEST_MESSAGE),
+    show_default=True,
+    help="Largest valid message, including its terminator or prefix; a longer one is a finding.",
+)
+@version_option
 def command(file: str, **values: Any) -> int:  # noqa: ANN401 - click's signature
     """Say whether FILE and everything beside it agree: journal, commit mark, framing, index. Never writes."""
     report = check(file, **values)

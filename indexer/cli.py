@@ -1,4 +1,4 @@
-"""The command line of `tailsrv-index`: options only."""
+"""The command line of `tailsrv-index`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,48 @@ import click
 
 from indexer.options import DEFAULT_INTERVAL, DEFAULT_MAX_MESSAGE_BYTES, SUFFIX, Options
 from tailsrv_formats.framing import FRAMINGS
-from tailsrv_runtime.options import Seconds, common_options, common_settings, run_command
+from tailsrv_formats.quantities import format_size
+from tailsrv_runtime.command import run_command
+from tailsrv_runtime.option_types import Duration, Size
+from tailsrv_runtime.options import common_options, common_settings
 
 
-@click.command("tailsrv-index")
+@click.command(
+    "tailsrv-index", epilog="BYTES take units (64KiB, 10M), DURATIONs too (500ms, 30s, 7d; a bare number is seconds)."
+)
 @click.argument("file", metavar="FILE")
-@click.option("--framing", type=click.Choice(FRAMINGS), default="newline", show_default=True, help="What a message is.")
+@click.option(
+    "--framing",
+    type=click.Choice(FRAMINGS),
+    default=FRAMINGS[0],
+    show_default=True,
+    help="How messages are delimited: by a terminator or by a length prefix.",
+)
 @click.option(
     "--max-message-bytes",
-    type=click.IntRange(min=1),
-    default=DEFAULT_MAX_MESSAGE_BYTES,
+    type=Size(),
+    default=format_size(DEFAULT_MAX_MESSAGE_BYTES),
     show_default=True,
-    help="A longer message makes no sense: what lies before it is answered.",
+    help="Largest valid message; the index ends before a longer one.",
 )
 @click.option(
     "--interval-bytes",
-    type=click.IntRange(min=64, max=1 << 24),
-    default=DEFAULT_INTERVAL,
+    type=Size(64, 1 << 24),
+    default=format_size(DEFAULT_INTERVAL),
     show_default=True,
-    help="One index entry at most every so many bytes.",
+    help="Distance between two index entries in bytes of the stream, 64 to 16MiB.",
 )
-@click.option("--index", metavar="PATH", help=f"The index.  [default: FILE{SUFFIX}]")
-@click.option("--rebuild", is_flag=True, help="Start the index anew; shows progress on a terminal.")
-@click.option("--no-commit-mark", is_flag=True, help="Index all that FILE holds, committed or not.")
-@click.option("--poll", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="Also look at FILE that often.")
+@click.option("--index", metavar="PATH", help=f"Path of the index (default: FILE{SUFFIX}).")
+@click.option("--rebuild", is_flag=True, help="Build the index from scratch; shows progress on a terminal.")
+@click.option("--no-commit-mark", is_flag=True, help="Ignore FILE.commit and index the whole file.")
+@click.option(
+    "--poll",
+    type=Duration(),
+    help="Interval at which FILE is polled, for file systems without inotify events (default: off).",
+)
 @common_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
-    """Answer where messages start in FILE, a stream that grows."""
+    """Answer where messages of the growing FILE start: message numbers and times to byte offsets."""
     settings = common_settings(values)
     settings["index"] = settings["index"] or settings["file"] + SUFFIX
     options = Options(commit_mark=not settings.pop("no_commit_mark"), **settings)
@@ -46,5 +61,5 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Opti
 
 
 def main() -> NoReturn:
-    """Run the command; ends the process."""
+    """The console script."""
     run_command(command, "TAILSRV_INDEX")

@@ -9,53 +9,56 @@ import click
 
 from tailsrv.options import Options
 from tailsrv.server import Broadcaster
+from tailsrv_runtime.command import run_command
 from tailsrv_runtime.daemon import run_daemon
-from tailsrv_runtime.options import Seconds, common_options, common_settings, run_command
+from tailsrv_runtime.option_types import Duration, Size, WholeNumber
+from tailsrv_runtime.options import common_options, common_settings
 
 if TYPE_CHECKING:
     from tailsrv.workers import Supervisor
-
-SECONDS = Seconds(min=0)
-SOME_SECONDS = Seconds(min=0, min_open=True)
 
 
 @click.command(
     name="tailsrv",
     epilog="A client sends one line, START [STOP]: START is a byte offset, -N (from the end) or end; "
-    "STOP is a number of bytes, or now. It gets the file's bytes, and nothing else.",
+    "STOP is a number of bytes, or now. The server sends the file's bytes and nothing else. "
+    "BYTES take units (64KiB, 10M), DURATIONs too (500ms, 30s, 7d; a bare number is seconds).",
 )
 @click.argument("file", metavar="FILE")
-@common_options
 @click.option(
     "--header-timeout",
-    type=SOME_SECONDS,
-    default=10.0,
+    type=Duration(),
+    default="10s",
     show_default=True,
-    metavar="SECONDS",
-    help="How long a client may take to say what it wants.",
+    help="Time that a client has to send its header.",
 )
 @click.option(
     "--drain",
-    type=SECONDS,
-    default=5.0,
+    type=Duration(allow_zero=True),
+    default="5s",
     show_default=True,
-    metavar="SECONDS",
-    help="At the end, how long clients may take to read what is due to them.",
+    help="Time that clients have to read the remaining bytes at shutdown.",
 )
-@click.option("--linger-after-file-is-gone", is_flag=True, help="Go on serving a file that was moved or deleted.")
-@click.option("--no-commit-mark", is_flag=True, help="Serve bytes that FILE.commit does not cover.")
-@click.option("--poll", type=SOME_SECONDS, metavar="SECONDS", help="Also look at the file that often.")
+@click.option("--linger-after-file-is-gone", is_flag=True, help="Keep serving a file that was moved or deleted.")
+@click.option("--no-commit-mark", is_flag=True, help="Ignore FILE.commit and serve the whole file.")
 @click.option(
-    "--replay-rate",
-    type=click.IntRange(min=1),
-    metavar="BYTES",
-    help="At most so many bytes per second to each client that is behind.",
+    "--poll",
+    type=Duration(),
+    help="Interval at which FILE is polled, for file systems without inotify events (default: off).",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N", help="Processes that serve."
+    "--replay-rate", type=Size(), help="Per-client replay rate limit in bytes per second (default: unlimited)."
 )
+@click.option(
+    "--workers",
+    type=WholeNumber(1, 1024),
+    default="1",
+    show_default=True,
+    help="Number of serving processes, 1 to 1024.",
+)
+@common_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
-    """Broadcast the growing FILE to everybody who connects."""
+    """Broadcast the growing FILE to every client."""
     settings = common_settings(values)
     options = Options(commit_mark=not settings.pop("no_commit_mark"), **settings)
     server = Broadcaster if options.workers == 1 else _supervisor()

@@ -19,6 +19,7 @@ from tailsrv_client.cat import cli as cat
 from tailsrv_client.put import cli as put
 from tailsrv_formats.errors import UsageError
 from tailsrv_runtime.environment import name_variables, variable
+from tailsrv_runtime.option_types import Duration, ListenAddress, Size, WholeNumber
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,13 +55,8 @@ def a_value(option: click.Option) -> str:
         return "1"
     if isinstance(kind, click.Choice):
         return str(next(choice for choice in reversed(list(kind.choices)) if choice != option.default))
-    if isinstance(kind, (click.IntRange, click.types.IntParamType)):
-        return "70000" if "bytes" in (option.name or "") else "7"
-    if isinstance(kind, click.FloatRange) or option.metavar == "SECONDS":
-        return "7.5"
-    if "ADDR" in (kind.name, option.metavar):
-        return "127.0.0.1:7"
-    return "10.0.0.0/8"  # a network, and any text
+    values = {WholeNumber: "7", Size: "70KiB", Duration: "7.5s", ListenAddress: "127.0.0.1:7"}
+    return values.get(type(kind), "10.0.0.0/8")  # a network, and any text
 
 
 def parsed(prefix: str, arguments: list[str]) -> dict[str, Any]:
@@ -104,8 +100,7 @@ def test_a_flags_variable_takes_yes_and_no_and_nothing_else(
 CHECKED = [
     (prefix, option)
     for prefix, option in OPTIONS
-    if not option.is_flag
-    and (option.metavar == "SECONDS" or not isinstance(option.type, (click.types.StringParamType, click.Path)))
+    if not option.is_flag and not isinstance(option.type, (click.types.StringParamType, click.Path))
 ]
 
 
@@ -113,8 +108,7 @@ CHECKED = [
 def test_a_value_that_is_none_is_an_error_that_names_the_variable(
     prefix: str, option: click.Option, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_time = option.metavar == "SECONDS"
-    for text in ("neither", "-5", *(("nan", "inf", "-inf", "1e999") if is_time else ())):
+    for text in ("neither", "-5", "nan", "inf", "-inf", "1e999"):
         monkeypatch.setenv(variable(option, prefix), text)
         with pytest.raises(click.BadParameter) as raised:
             parsed(prefix, [])
@@ -128,6 +122,25 @@ def test_help_names_every_variable(prefix: str) -> None:
     for option in command.params:
         if isinstance(option, click.Option) and not option.is_eager:
             assert variable(option, prefix) in shown
+
+
+@pytest.mark.parametrize("prefix", list(COMMANDS))
+def test_help_shows_defaults_as_an_operator_writes_them(prefix: str) -> None:
+    """No ranges in a notation of their own, no 268435456; every option has a help text; the lines fit 80 columns."""
+    command = COMMANDS[prefix]
+    text = command.get_help(command.make_context(command.name, [], resilient_parsing=True))
+    lines = text.splitlines()
+    shown = "".join(" ".join(lines).split())
+    assert "<=x" not in shown
+    assert "RANGE" not in shown
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help
+            if isinstance(option.default, str) and option.default:
+                assert f"default:{option.default}]" in shown
+    assert max(map(len, lines)) <= 80
+    listed = text.partition("Options:\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed if line.startswith("  -")][-2:] == ["--version", "-h,"]
 
 
 @pytest.mark.parametrize("prefix", list(COMMANDS))

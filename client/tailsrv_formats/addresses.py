@@ -40,7 +40,7 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
         colon = ""
     if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
         forms = "HOST:PORT, [V6]:PORT, :PORT" if default_port is None else "HOST, HOST:PORT, [V6]:PORT, :PORT"
-        raise UsageError(f"{text!r} is no address; write {forms} or unix:PATH")
+        raise UsageError(f"invalid address {text!r}; write {forms} or unix:PATH")
     return Address(host=host, port=int(port))
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from tailsrv_formats.errors import UsageError
 
-_NUMBER: Final = r"(?P<number>[0-9]{1,19}(?:\.[0-9]{1,9})?)"
+_NUMBER: Final = r"(?P<number>[0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
 _SIZE: Final = re.compile(_NUMBER + r" ?(?:(?P<prefix>[KMGTkmgt])(?P<binary>i?))?[Bb]?")
 _DURATION: Final = re.compile(_NUMBER + r" ?(?P<unit>ms|s|m|h|d|)")
 _POWERS: Final = {"K": 1, "M": 2, "G": 3, "T": 4}
@@ -33,11 +33,11 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def parse_duration(text: str) -> float:
-    """Seconds, more than 0. Raises `UsageError`."""
+def parse_duration(text: str, *, allow_zero: bool = False) -> float:
+    """Seconds, more than 0; or 0, with `allow_zero`. Raises `UsageError`."""
     match = _DURATION.fullmatch(text)
-    seconds = 0.0 if match is None else float(match["number"]) * _SECONDS[match["unit"]]
-    if seconds <= 0:
+    seconds = -1.0 if match is None else float(match["number"]) * _SECONDS[match["unit"]]
+    if seconds < 0 or not (seconds or allow_zero):
         raise UsageError(f"{text!r} is not a duration; write 30s, 500ms, 5m, 2h or 7d")
     return seconds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Any
 
 import click
@@ -11,33 +10,38 @@ import click
 from compose.up.options import Options
 from tailsrv_formats.framing import FRAMINGS
 from tailsrv_runtime.access import AllowList
+from tailsrv_runtime.command import run_command
 from tailsrv_runtime.daemon import check_descriptor
-from tailsrv_runtime.logs import FORMATS, LEVELS
-from tailsrv_runtime.options import run_command
+from tailsrv_runtime.option_types import DESCRIPTOR, WholeNumber
+from tailsrv_runtime.options import allow_option, log_format_option, log_level_option, version_option
 
 
-@click.command("tailsrv-up", context_settings={"max_content_width": 100})
-@click.argument("file")
+@click.command("tailsrv-up")
+@click.argument("file", metavar="FILE")
 @click.option(
     "--base-port",
-    type=click.IntRange(0, 65532),
-    default=4321,
+    type=WholeNumber(0, 65532, "PORT"),
+    default="4321",
     show_default=True,
     help="Broadcast there; collate, acknowledged and index on the next three ports. 0: any free ports.",
 )
 @click.option("--host", default="", help="Listen on this address alone (default: all interfaces).")
-@click.option("--framing", type=click.Choice(FRAMINGS), default=FRAMINGS[0], show_default=True)
+@click.option(
+    "--framing",
+    type=click.Choice(FRAMINGS),
+    default=FRAMINGS[0],
+    show_default=True,
+    help="How messages are delimited: by a terminator or by a length prefix.",
+)
 @click.option(
     "--sync", default="always", show_default=True, help="When the collator syncs: always, never, interval:MS."
 )
-@click.option("--allow", metavar="CIDR", multiple=True, default=("private",), help="Peers that may connect.")
-@click.option("--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True)
-@click.option("--log-format", type=click.Choice(FORMATS), default="auto", show_default=True)
+@allow_option
+@log_level_option
+@log_format_option
 @click.option("--log-file", metavar="PATH", help="Append the daemons' log lines to this file, too.")
-@click.option(
-    "--ready-fd", type=click.IntRange(min=0), metavar="N", help="Write one line of JSON to N when all listen."
-)
-@click.version_option(version("tailsrv"), message="%(prog)s %(version)s")
+@click.option("--ready-fd", type=DESCRIPTOR, help="Write one line of JSON to N when all listen.")
+@version_option
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values
     """Start the broadcaster, the collator and the indexer of the stream FILE, and stop them together.
 

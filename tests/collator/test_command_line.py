@@ -31,7 +31,7 @@ def run(*arguments: str) -> tuple[int, str]:
         ((), "--ack-port"),
         (("-p", "0", "--sync", "sometimes"), "interval:MS"),
         (("-p", "0", "--framing", "lines"), "varint"),
-        (("-p", "0", "--buffer-bytes", "1"), "65536"),
+        (("-p", "0", "--buffer-bytes", "1"), "64KiB"),
         (("-p", "0", "--allow", "nobody"), "private"),
         (("--ack-listen", "nowhere"), "HOST:PORT"),
         (("-p", "65536"), "65535"),

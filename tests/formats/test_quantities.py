@@ -42,13 +42,30 @@ def test_what_is_not_a_size_says_what_is(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30", 30), ("1.5", 1.5), ("500ms", 0.5), ("30s", 30), ("5m", 300), ("2h", 7200), ("7d", 604800), ("1 h", 3600)],
+    [
+        ("30", 30),
+        ("1.5", 1.5),
+        (".5", 0.5),
+        ("5.", 5),
+        ("500ms", 0.5),
+        ("30s", 30),
+        ("5m", 300),
+        ("2h", 7200),
+        ("7d", 604800),
+        ("1 h", 3600),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "0s", "-5", "soon", "nan", "inf", "1e999", "5 min", "1w", "٣s"])
+def test_a_duration_of_zero_is_valid_where_it_is_allowed() -> None:
+    assert parse_duration("0", allow_zero=True) == parse_duration("0ms", allow_zero=True) == 0
+    with pytest.raises(UsageError, match="duration; write"):
+        parse_duration("-1", allow_zero=True)
+
+
+@pytest.mark.parametrize("text", ["", ".", ".s", "0", "0s", "-5", "soon", "nan", "inf", "1e999", "5 min", "1w", "٣s"])
 def test_what_is_not_a_duration_says_what_is(text: str) -> None:
     with pytest.raises(UsageError, match="duration; write"):
         parse_duration(text)
