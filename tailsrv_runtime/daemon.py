@@ -131,7 +131,7 @@ def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: 
 def announce(addresses: dict[str, tuple[str, ...]], ready_fd: int | None, log: Log) -> None:
     """Say that the daemon listens, and where: all addresses, and those of each role."""
     listed = [address for of_role in addresses.values() for address in of_role]
-    log.info("listening", addresses=listed)
+    log.info("listening", addresses=listed, **addresses)
     if ready_fd is not None:
         problem = write_ready(ready_fd, {"addresses": listed, **addresses})
         if problem is not None:

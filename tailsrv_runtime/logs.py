@@ -1,21 +1,20 @@
-"""Log lines: one event, its facts as key and value, on standard error.
+"""Log lines: one event and its facts, on standard error.
 
-On a terminal they are for eyes, elsewhere a line is a JSON object. What peers sent never reaches a log unescaped.
-Logging never waits: lines that standard error does not take now are written later, or dropped and counted; see
-`line_writer`.
+On a terminal a line is text (`console_lines`), elsewhere a JSON object. Bytes that peers sent never reach a log
+unescaped. Logging never waits: standard error receives lines later when it is slow, and lines that do not fit into the
+buffer are dropped and counted (`line_writer`).
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
+import functools
+import os
 import time
-import types
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
 import msgspec
 
-from tailsrv_runtime import standard_error
+from tailsrv_runtime import console_lines, standard_error
 from tailsrv_runtime.standard_error import one_line
 
 if TYPE_CHECKING:
@@ -31,45 +30,43 @@ SECONDS_BETWEEN_REPEATS: Final = 10.0
 
 
 class Log(Protocol):
-    """What daemons need of a structlog logger."""
+    """The methods of a structlog logger that daemons use."""
 
     def debug(self, event: str, **facts: object) -> object:
-        """For who looks for a fault: every connection."""
+        """Details for the diagnosis of a fault."""
 
     def info(self, event: str, **facts: object) -> object:
-        """What an operator would want to know in the morning."""
+        """A normal change of state."""
 
     def warning(self, event: str, **facts: object) -> object:
-        """Somebody should look at this some day."""
+        """A condition that an operator should look at some day."""
 
     def error(self, event: str, **facts: object) -> object:
-        """Somebody should look at this now."""
+        """A failure that an operator should look at now."""
 
 
 def configure(daemon: str, level: str = "info", form: str = "auto") -> Log:
-    """The logger of `daemon`, writing at `level` of `LEVELS` and above in one of `FORMATS`."""
-    structlog = _import_structlog()
-    terminal = standard_error.STREAM.isatty()
-    console = form == "console" or (form == "auto" and terminal)
-    processors = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _escape,
-        structlog.dev.ConsoleRenderer(colors=terminal)
-        if console
-        else structlog.processors.JSONRenderer(serializer=_to_json),
-    ]
+    """The logger of `daemon`, which writes events at `level` of `LEVELS` and above, in one of `FORMATS`."""
+    import structlog  # noqa: PLC0415 - it loads asyncio; --help and a wrong command line do without
+
+    if is_console(form):
+        moment = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        renderer: Any = functools.partial(_to_console, daemon, has_colours())
+        bound = {}  # the renderer names the daemon
+    else:
+        moment = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
+        bound = {"daemon": daemon}
+    processors = [structlog.processors.add_log_level, moment, _escape, renderer]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=standard_error.STREAM),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", standard_error.STREAM)),
         cache_logger_on_first_use=True,
     )
-    # On a terminal one sees which daemon it is.
-    bound = {} if console else {"daemon": daemon}
 
     def report(count: int) -> str:
-        """The line that says how many were dropped, whatever the level."""
+        """The line that states how many lines were dropped, whatever the level."""
         line: Any = {**bound, "count": count, "event": "log lines dropped"}
         for processor in processors:
             line = processor(None, "warning", line)
@@ -79,18 +76,34 @@ def configure(daemon: str, level: str = "info", form: str = "auto") -> Log:
     return cast("Log", structlog.get_logger(**bound))
 
 
+def is_console(form: str) -> bool:
+    """Whether the format `form` means text here and not JSON: `auto` depends on standard error."""
+    return form == "console" or (form == "auto" and standard_error.STREAM.isatty())
+
+
+def has_colours() -> bool:
+    """Whether text on standard error is coloured: on a terminal, unless NO_COLOR is set or TERM is dumb.
+
+    FORCE_COLOR stands in for the terminal: `tailsrv-up` reads its daemons' lines from pipes, and shows them on one.
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return standard_error.STREAM.isatty() or bool(os.environ.get("FORCE_COLOR"))
+
+
 def printable(data: bytes) -> str:
-    """The beginning of what a peer sent, fit to be shown: printable ASCII, everything else escaped."""
+    """The beginning of a peer's input in printable ASCII; all other bytes are escaped."""
     shown = data[:SHOWN_OF_PEER].decode("latin-1").encode("unicode_escape").decode("ascii")
     return shown if len(data) <= SHOWN_OF_PEER else f"{shown}… ({len(data)} bytes)"
 
 
-# Codecs are imported when first used, which opens a file: not at the moment when there are no descriptors left.
+# Python imports a codec at its first use, which opens a file. Without this call, that could happen when no
+# descriptor is left.
 printable(b"")
 
 
 class Repeated:
-    """Thins out an event that peers can cause as often as they like: one line in a while, with how many it stands for.
+    """Limits the rate of an event that peers can cause at will: one line per interval, which counts those left out.
 
     >>> refused = Repeated(log.warning, "peer refused")
     >>> refused(peer="192.0.2.1")  # written
@@ -105,7 +118,7 @@ class Repeated:
         self._suppressed = 0
 
     def __call__(self, **facts: object) -> None:
-        """It happened again; `facts` are written if this one's turn it is."""
+        """Log the event with `facts`, or count it if the last line is too recent."""
         now = time.monotonic()
         if now < self._next:
             self._suppressed += 1
@@ -117,33 +130,19 @@ class Repeated:
         self._write(self._event, **facts)
 
 
+def _to_console(daemon: str, colours: bool, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+    return console_lines.render(daemon, event, colours=colours)
+
+
 def _to_json(event: object, **_: object) -> str:
     return msgspec.json.encode(event, enc_hook=str).decode()
 
 
 def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Control characters and lone surrogates, as file names may have them, can't forge a line or break a terminal."""
+    """Escape what could forge a line or break a terminal: control characters, lone surrogates (of file names)."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = one_line(value)
         elif isinstance(value, list | tuple):
             event[key] = [one_line(each) if isinstance(each, str) else each for each in value]
     return event
-
-
-class _Deferred(types.ModuleType):
-    """Stands for a module until something of it is used."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-def _import_structlog() -> Any:  # noqa: ANN401 - a module
-    """Import structlog, but not asyncio: its async methods use it, ours don't, and it costs 7 MiB and 20 ms."""
-    if "structlog" not in sys.modules and "asyncio" not in sys.modules:
-        sys.modules["asyncio"] = _Deferred("asyncio")
-        try:
-            return importlib.import_module("structlog")
-        finally:
-            del sys.modules["asyncio"]
-    return importlib.import_module("structlog")

@@ -12,8 +12,8 @@ anything but `FatalError`, the peer is closed, the error is reported and counted
 peer ends the daemon. What all peers share must not be left half changed by that: code that changes it raises
 `FatalError` for whatever goes wrong in the middle.
 
-Why not asyncio: a task or a future for each client and append is what a broadcaster can't afford, and importing it
-costs 7 MiB a process. docs/benchmarks/loops.md has the figures.
+Why not asyncio: a task or a future for each client and append costs more than the append's own system calls.
+docs/benchmarks/loops.md has the figures.
 """
 
 from __future__ import annotations

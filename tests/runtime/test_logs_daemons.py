@@ -216,3 +216,37 @@ def test_a_socket_path_that_is_no_text_is_logged_and_announced(file: Path, tmp_p
         assert os.fsencode(daemon.addresses[0]) == b"unix:" + path
         assert "\\udcff" in daemon.wait_log("listening")["addresses"][0]
         assert_ends_at_once(daemon)
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+    ],
+)
+def test_a_terminal_gets_lines_in_colour_unless_it_does_not_want_them(
+    file: Path, environment: dict[str, str], coloured: bool
+) -> None:
+    master, terminal = os.openpty()
+    plain = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tailsrv", str(file), *LISTEN],
+        stdin=subprocess.DEVNULL,
+        stderr=terminal,
+        env={**plain, **environment},
+    )
+    os.close(terminal)
+    try:
+        said = b""
+        while b"listening on 127.0.0.1:" not in said:
+            assert select.select([master], [], [], PATIENCE)[0]
+            said += os.read(master, 1 << 16)
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        os.close(master)
+    assert (b"\x1b[" in said) == coloured
+    assert all(len(line) <= 100 for line in said.decode().splitlines() if "\x1b[" not in line)
