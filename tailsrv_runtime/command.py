@@ -12,6 +12,7 @@ from tailsrv_formats.errors import UsageError, reason
 from tailsrv_runtime import standard_error
 from tailsrv_runtime.environment import name_variables, with_variables
 from tailsrv_runtime.errors import FatalError, location
+from tailsrv_runtime.shortage import advice, is_shortage
 
 
 def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
@@ -39,7 +40,8 @@ def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
         code = end.code
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        code = _complain(name, f"{where}{reason(error)} ({location(error)})", 1)
+        what_to_do = f"; {advice(error)}" if is_shortage(error) else ""
+        code = _complain(name, f"{where}{reason(error)} ({location(error)}){what_to_do}", 1)
     except Exception as error:  # noqa: BLE001 - the outermost frame: a bug, too, is one line and not a traceback
         code = _complain(name, f"{error!r} ({location(error)}); this is a bug; please report this line", 1)
     standard_error.writer().flush()

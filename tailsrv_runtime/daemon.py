@@ -135,7 +135,7 @@ def announce(addresses: dict[str, tuple[str, ...]], ready_fd: int | None, log: L
     if ready_fd is not None:
         problem = write_ready(ready_fd, {"addresses": listed, **addresses})
         if problem is not None:
-            log.warning("nobody reads --ready-fd", error=problem)
+            log.warning("--ready-fd has no reader", fd=ready_fd, error=problem)
 
 
 def write_ready(ready_fd: int, message: object) -> str | None:

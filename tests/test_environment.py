@@ -15,6 +15,7 @@ import compose.check
 import compose.up.cli
 import indexer.cli
 import tailsrv.cli
+from compose.up.passed_options import Checked
 from tailsrv_client.cat import cli as cat
 from tailsrv_client.put import cli as put
 from tailsrv_formats.errors import UsageError
@@ -48,9 +49,14 @@ OPTIONS = [
 ]
 
 
+def type_of(option: click.Option) -> click.ParamType[Any]:
+    """The type of its values; of an option that tailsrv-up passes on, what the daemon makes of them."""
+    return option.type.checker if isinstance(option.type, Checked) else option.type
+
+
 def a_value(option: click.Option) -> str:
     """A value that is valid and no default; of a flag, what its variable says."""
-    kind = option.type
+    kind = type_of(option)
     if option.is_flag:
         return "1"
     if isinstance(kind, click.Choice):
@@ -100,7 +106,7 @@ def test_a_flags_variable_takes_yes_and_no_and_nothing_else(
 CHECKED = [
     (prefix, option)
     for prefix, option in OPTIONS
-    if not option.is_flag and not isinstance(option.type, (click.types.StringParamType, click.Path))
+    if not option.is_flag and not isinstance(type_of(option), (click.types.StringParamType, click.Path))
 ]
 
 

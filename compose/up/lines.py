@@ -1,4 +1,4 @@
-"""What `tailsrv-up` does with log lines: cut them out of pipes, and keep them in a file whose disk may hang."""
+"""Log lines in `tailsrv-up`: out of the daemons' pipes, and into a file whose disk may hang."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.line_writer import BUFFER_BYTES, LineWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tailsrv_runtime.reactor import Reactor
 
 LONGEST_LINE: Final = 1 << 16
@@ -21,13 +23,8 @@ LAST_WRITE_SECONDS: Final = 1.0
 """How long the last lines may take to reach the log file."""
 
 
-def say_dropped(count: int) -> str:
-    """The line that stands for those that could not be shown."""
-    return f"tailsrv-up: {count} log lines dropped\n"
-
-
 class LineSplitter:
-    """Bytes in, lines out, without their ends. Of a very long line only the beginning is kept."""
+    """Bytes in, lines out, without their ends. Of a line longer than `LONGEST_LINE` the beginning is kept."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -44,7 +41,7 @@ class LineSplitter:
         return lines
 
     def end(self) -> list[bytes]:
-        """The last line, if it has no end."""
+        """The last line, if the pipe was closed in the middle of it."""
         return [self._end()] if self._rest else []
 
     def _take(self, piece: bytes) -> None:
@@ -62,11 +59,14 @@ class LineSplitter:
 
 
 class LogFile:
-    """Appends lines to a file. A disk that is slow or hangs is waited for on a thread; what does not fit is counted."""
+    """Appends lines to a file. A thread waits for the disk; lines beyond `BUFFER_BYTES` are dropped and counted.
 
-    def __init__(self, path: str, reactor: Reactor) -> None:
-        """Open the file. Raises `FatalError`."""
-        # O_NONBLOCK is for a pipe that nobody has opened for reading: that is an error, and not a start that hangs.
+    The thread is a daemon thread: a disk that hangs does not keep the process from ending, as an executor's would.
+    """
+
+    def __init__(self, path: str, reactor: Reactor, report: Callable[[int], str]) -> None:
+        """Open the file. ``report(count)`` is the line for `count` dropped lines. Raises `FatalError`."""
+        # O_NONBLOCK: a named pipe without a reader is an error here, and not a start that hangs.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         try:
             self._fd = os.open(path, flags, 0o666)
@@ -74,7 +74,7 @@ class LogFile:
             raise FatalError(
                 f"cannot open --log-file {path}: {reason(error)}; name a file that can be written"
             ) from None
-        self._writer = LineWriter(self._fd, say_dropped)
+        self._writer = LineWriter(self._fd, report)
         self._changed = threading.Condition()
         self._lines: list[str] = []
         self._size = 0
@@ -88,7 +88,7 @@ class LogFile:
             self._writer.attach(reactor)
 
     def write(self, line: str) -> None:
-        """Append a line, some time soon."""
+        """Append a line, soon."""
         if self._thread is None:
             self._writer.write(line)
             return
@@ -101,7 +101,7 @@ class LogFile:
                 self._changed.notify()
 
     def close(self) -> None:
-        """Append what waits, if that does not take long."""
+        """Append the waiting lines, if that takes no longer than `LAST_WRITE_SECONDS`."""
         if self._thread is None:
             self._writer.detach()
             return

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 
+REPORT = "tailsrv-up: {} log lines dropped\n".format
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_lines_are_the_same_however_they_arrive(size: int) -> None:
     data = b"one\n\ntwo\nthree"
@@ -37,7 +40,7 @@ def test_of_a_very_long_line_the_beginning_is_kept() -> None:
 
 
 def test_a_file_gets_every_line(tmp_path: Path, reactor: Reactor) -> None:
-    log_file = LogFile(str(tmp_path / "log"), reactor)
+    log_file = LogFile(str(tmp_path / "log"), reactor, REPORT)
     for number in range(1000):
         log_file.write(f"{number}\n")
     log_file.close()
@@ -55,7 +58,7 @@ def test_a_disk_that_hangs_costs_bounded_memory_and_what_is_lost_is_counted(
         os.read(read_end, 1)
         return write(fd, data)
 
-    log_file = LogFile(str(tmp_path / "log"), reactor)
+    log_file = LogFile(str(tmp_path / "log"), reactor, REPORT)
     monkeypatch.setattr(os, "write", hang)
     line = "x" * 99 + "\n"
     total = 3 * BUFFER_BYTES // len(line)
@@ -78,9 +81,9 @@ def test_a_named_pipe_that_is_not_read_is_a_log_file_too(tmp_path: Path, reactor
     path = tmp_path / "fifo"
     os.mkfifo(path)
     with pytest.raises(FatalError, match="No such device"):
-        LogFile(str(path), reactor)
+        LogFile(str(path), reactor, REPORT)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    log_file = LogFile(str(path), reactor)
+    log_file = LogFile(str(path), reactor, REPORT)
     for _ in range(10_000):
         log_file.write("x" * 99 + "\n")
     log_file.close()
@@ -90,4 +93,4 @@ def test_a_named_pipe_that_is_not_read_is_a_log_file_too(tmp_path: Path, reactor
 
 def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path, reactor: Reactor) -> None:
     with pytest.raises(FatalError, match="missing/log: No such file or directory; name a file that can be written"):
-        LogFile(str(tmp_path / "missing" / "log"), reactor)
+        LogFile(str(tmp_path / "missing" / "log"), reactor, REPORT)

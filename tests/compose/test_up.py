@@ -13,8 +13,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
+from compose.up.cli import command
+from compose.up.options import Options
+from compose.up.passed_options import COMMANDS
+from tailsrv_formats.addresses import Address
 from tests.support.daemons import PATIENCE, read_exactly, wait_until
 from tests.support.outputs import KINDS, output
 
@@ -140,7 +145,7 @@ def test_a_reader_that_dies_harms_nothing(tmp_path: Path) -> None:
         assert running.ends() == 0
 
 
-def test_who_reads_on_gets_the_table_the_lines_and_how_many_are_missing(tmp_path: Path) -> None:
+def test_who_reads_on_gets_the_banner_the_lines_and_how_many_are_missing(tmp_path: Path) -> None:
     with (
         output("full pipe") as out,
         output("full pipe") as error,
@@ -148,12 +153,11 @@ def test_who_reads_on_gets_the_table_the_lines_and_how_many_are_missing(tmp_path
     ):
         log_lines(running, 40)
         assert b"Ctrl-C stops all of them." in out.read(until=b"Ctrl-C stops")
-        lines = error.read(until=b"log lines dropped").decode().splitlines()
-        assert lines[-1].startswith("tailsrv-up: ")
-        for line in lines[:-1]:
-            name, _, text = line.partition("|")
-            assert name.strip() in {"collate", "index", "tailsrv"}
-            assert json.loads(text)["event"]
+        lines = [json.loads(line) for line in error.read(until=b'"log lines dropped"').decode().splitlines()]
+        assert (lines[-1]["event"], lines[-1]["daemon"]) == ("log lines dropped", "tailsrv-up")
+        assert lines[-1]["count"] > 0
+        assert {line["daemon"] for line in lines[:-1]} <= {"tailsrv-collate", "tailsrv-index", "tailsrv"}
+        assert all(line["event"] for line in lines)
         assert running.ends() == 0
 
 
@@ -215,6 +219,92 @@ def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path:
         assert running.ends() == 0
 
 
+def test_options_of_the_daemons_are_passed_to_those_that_have_them(tmp_path: Path) -> None:
+    options = ("--workers", "2", "--max-message-bytes", "1K", "--index", str(tmp_path / "elsewhere"), "--poll", "7d")
+    with up(tmp_path / "log", *options, stderr=subprocess.PIPE) as running:
+        children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in running.daemons()]
+        assert [len(each) for each in children[::2]] == [0, 2]
+        running.passes_a_line_on()
+        with running.connect(2) as producer:
+            producer.sendall(b"me\n" + b"x" * 2000 + b"\n")
+            assert b"error: " in producer.makefile("rb").read()
+        assert running.ends() == 0
+    assert (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "log.index").exists()
+
+
+def test_every_option_of_the_daemons_is_its_own_or_is_passed() -> None:
+    offered = {option.name for option in command.params}
+    for daemon in COMMANDS.values():
+        assert {option.name for option in daemon.params} - offered <= {"port", "listen", "ack_port", "ack_listen"}
+
+
+def test_each_daemon_has_an_http_endpoint_of_its_own(tmp_path: Path) -> None:
+    with up(tmp_path / "log", "--metrics", f"unix:{tmp_path}/http") as running:
+        for daemon in ("tailsrv", "collate", "index"):
+            with socket.socket(socket.AF_UNIX) as http:
+                http.settimeout(PATIENCE)
+                http.connect(f"{tmp_path}/http.{daemon}")
+                http.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                assert http.recv(12) == b"HTTP/1.1 200"
+        assert running.ends() == 0
+    ports = Options(file="x", metrics=Address(host="::1", port=9100))
+    assert [str(ports.metrics_address(daemon)) for daemon in ("tailsrv", "collate", "index")] == [
+        "[::1]:9100",
+        "[::1]:9101",
+        "[::1]:9102",
+    ]
+    assert str(Options(file="x", metrics=Address(host="h")).metrics_address("index")) == "h:0"
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_port_that_is_taken_is_one_line_that_names_the_option(tmp_path: Path, number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = _fails(tmp_path / "log", "--base-port", str(port - number))
+        assert code == 1
+        assert f"cannot listen on 127.0.0.1:{port}: " in said
+        assert "--base-port" in said
+        assert said.count("\n") == 1
+        code, said = _fails(tmp_path / "log", "--metrics", f"127.0.0.1:{port}")
+        assert (code, said.count("\n")) == (1, 1)
+        assert "choose another --metrics" in said
+
+
+@pytest.mark.parametrize("form", ["auto", "json"])
+def test_its_log_is_json_lines_where_nobody_looks(tmp_path: Path, form: str) -> None:
+    """Also what a daemon says in another form."""
+    with up(tmp_path / "log", "--log-format", form, stderr=subprocess.PIPE) as running:
+        os.kill(running.daemons()[0], signal.SIGKILL)
+        assert running.process.wait(PATIENCE) == 1
+        assert running.process.stderr is not None
+        lines = [json.loads(line) for line in running.process.stderr]
+    assert {line["daemon"] for line in lines} == {"tailsrv-up", "tailsrv-collate", "tailsrv-index", "tailsrv"}
+    assert [line["error"] for line in lines if line["level"] == "error"] == ["collate was killed by SIGKILL"]
+    code, said = _fails(tmp_path / "log", "--index", str(tmp_path), "--log-format", form)
+    assert code == 1
+    assert all(json.loads(line) for line in said.splitlines())
+
+
+def test_a_terminal_gets_text_of_a_hundred_columns_with_levels_in_colour(tmp_path: Path) -> None:
+    master, terminal = os.openpty()
+    environment = {**{key: os.environ[key] for key in os.environ if key != "NO_COLOR"}, "TERM": "xterm"}
+    with up(tmp_path / "log", "--log-file", str(tmp_path / "kept"), stderr=terminal, env=environment) as running:
+        os.close(terminal)
+        os.kill(running.daemons()[0], signal.SIGKILL)
+        said = b""
+        with contextlib.suppress(OSError):  # the terminal is closed
+            while data := os.read(master, 1 << 16):
+                said += data
+        assert running.process.wait(PATIENCE) == 1
+    os.close(master)
+    assert b"\x1b[31m" in said
+    lines = click.unstyle(said.decode()).splitlines()
+    assert any("listening on 127.0.0.1:" in line for line in lines)
+    assert all(len(line) <= 100 or "/" in line for line in lines)
+    assert "\x1b" not in (tmp_path / "kept").read_text()
+
+
 def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: Path) -> None:
     with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
         running.process.send_signal(signal.SIGHUP)
@@ -260,15 +350,20 @@ def _fails(*options: str | Path, prefix: tuple[str, ...] = (), **popen: Any) -> 
         **popen,
     )
     assert "Traceback" not in ended.stderr
-    return ended.returncode, "".join(line for line in ended.stderr.splitlines(keepends=True) if " | " not in line)
+    return ended.returncode, "".join(line for line in ended.stderr.splitlines(keepends=True) if is_its_own(line))
+
+
+def is_its_own(line: str) -> bool:
+    """Whether a log line is of the launcher, not of one of its daemons."""
+    return not line.startswith("{") or json.loads(line)["daemon"] == "tailsrv-up"
 
 
 def test_a_log_file_that_cannot_be_opened_ends_it_with_one_line(tmp_path: Path) -> None:
     code, said = _fails(tmp_path / "log", "--log-file", tmp_path / "missing" / "log")
     assert code == 1
     path = tmp_path / "missing" / "log"
-    assert said == (
-        f"tailsrv-up: cannot open --log-file {path}: No such file or directory; name a file that can be written\n"
+    assert json.loads(said)["error"] == (
+        f"cannot open --log-file {path}: No such file or directory; name a file that can be written"
     )
 
 
@@ -302,7 +397,7 @@ def test_a_ready_descriptor_that_nobody_reads_is_survived(tmp_path: Path, kind: 
         try:
             while "Ctrl-C stops" not in (line := process.stdout.readline()):
                 assert line
-            while "nobody reads --ready-fd" not in (line := process.stderr.readline()):
+            while "--ready-fd has no reader" not in (line := process.stderr.readline()):
                 assert line
             process.terminate()
             process.communicate(timeout=PATIENCE)
@@ -315,7 +410,7 @@ def test_a_ready_descriptor_that_nobody_reads_is_survived(tmp_path: Path, kind: 
 def test_a_fork_or_pipe_that_fails_at_the_start_is_one_line(tmp_path: Path, number: int) -> None:
     """Whatever of the start the kernel refuses; the daemons that run already are stopped."""
     if number == 4:
-        said = _with_descriptors(tmp_path, 8)
+        said = _with_descriptors(tmp_path, 9)
     else:
         program = (
             "import os, sys\n"
@@ -337,9 +432,9 @@ def test_a_fork_or_pipe_that_fails_at_the_start_is_one_line(tmp_path: Path, numb
         )
         assert ended.returncode == 1
         said = ended.stderr
-    complaints = [line for line in said.splitlines() if " | " not in line]
+    complaints = [json.loads(line)["error"] for line in said.splitlines() if is_its_own(line)]
     assert len(complaints) == 1
-    assert complaints[0].startswith("tailsrv-up: cannot start ")
+    assert complaints[0].startswith("cannot start ")
     assert "raise " in complaints[0]
 
 
@@ -375,13 +470,13 @@ def test_a_start_that_takes_long_is_waited_for(tmp_path: Path) -> None:
     """A collator that waits for disk space, or recovers a large file, is not ended."""
     program = (
         "import sys, signal\n"
-        "import compose.up.launcher as launcher, compose.up.parts as parts, os\n"
+        "import compose.up.launcher as launcher, compose.up.children as children, os\n"
         "launcher.READY_SECONDS = 0.2\n"
-        "start = parts.collator.cli.main\n"
+        "start = children.collator.cli.main\n"
         "def late():\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
         "    start()\n"
-        "parts.collator.cli.main = late\n"
+        "children.collator.cli.main = late\n"
         "from compose.up.cli import main\n"
         "main()\n"
     )
@@ -395,7 +490,7 @@ def test_a_start_that_takes_long_is_waited_for(tmp_path: Path) -> None:
         assert process.stderr is not None
         running = Up(process, [])  # type: ignore[arg-type] # its output is text here
         try:
-            while "still waiting for collate" not in (line := process.stderr.readline()):
+            while '"waiting_for":["collate"]' not in (line := process.stderr.readline()):
                 assert line
             os.kill(running.daemons()[0], signal.SIGCONT)
             while "Ctrl-C stops" not in (line := process.stdout.readline()):

@@ -156,7 +156,11 @@ def test_the_table_names_every_address_and_commands_to_paste(tmp_path: Path) -> 
     ):
         assert re.search(rf"{name} +\S+:{port}$", shown, re.MULTILINE)
     assert f"echo 1000 | nc -N localhost {stream.index} | nc localhost {stream.broadcast}" in shown
-    assert {line.partition("|")[0].strip() for line in said.splitlines()} == {"collate", "index", "tailsrv"}
+    assert {msgspec.json.decode(line)["daemon"] for line in said.splitlines()} == {
+        "tailsrv-collate",
+        "tailsrv-index",
+        "tailsrv",
+    }
 
 
 def test_a_line_goes_from_a_producer_to_a_consumer(tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_line_goes_from_a_producer_to_a_consumer(tmp_path: Path) -> None:
         assert read_exactly(consumer, 16) == b"from end to end\n"
 
 
-def test_logs_are_shown_with_a_name_before_each_line_and_kept_where_asked(tmp_path: Path) -> None:
+def test_logs_are_shown_and_kept_where_asked(tmp_path: Path) -> None:
     with up(tmp_path / "log", "--log-file", str(tmp_path / "kept")) as stream:
         stream.process.send_signal(signal.SIGTERM)
         _, said = stream.process.communicate(timeout=PATIENCE)
