@@ -18,7 +18,7 @@ BLOCK_BYTES: Final = 1 << 22
 
 
 class Walk:
-    """One pass over the committed bytes: framing, boundaries, and the checksums of the journal's records."""
+    """One pass over the committed bytes: checks framing, boundaries, and the checksums of the journal's records."""
 
     def __init__(
         self, fd: int, end: int, framing: Framing, records: Iterable[Record], boundaries: dict[int, str]
@@ -31,14 +31,14 @@ class Walk:
         self._data = bytearray(BLOCK_BYTES)
         self._position = 0
         self.messages = 0
-        """How many there are, once it has run."""
+        """The number of whole messages that `run` has found."""
 
     def run(self) -> list[str]:
-        """What is wrong, a sentence each."""
+        """Read all of it; the findings, one sentence each."""
         found = []
-        for look in (self._walk_messages, self._compare_checksums):
+        for step in (self._walk_messages, self._compare_checksums):
             try:
-                found += look()
+                found += step()
             except OSError as error:
                 found.append(f"byte {self._position} cannot be read: {reason(error)}")
             except MemoryError:
@@ -54,7 +54,7 @@ class Walk:
             length = self._read(position)
             if length < min(len(self._data), self._end - position):
                 end = position + length
-                found.append(f"ends at byte {end}, and had {self._end} bytes: it was cut while it was read")
+                found.append(f"was truncated while it was read: it ends at byte {end}, and had {self._end} bytes")
                 return found
             boundary = 0
             while wanted and wanted[-1] <= position + length:
@@ -62,19 +62,19 @@ class Walk:
                 boundary, count = framing.walk(self._data, boundary, length, until=at - position)
                 self.messages += count
                 if boundary + position != at:
-                    found.append(f"byte {at} is no boundary of messages, and it should be: {self._boundaries[at]}")
+                    found.append(f"byte {at} is not a message boundary, but is {self._boundaries[at]}")
             boundary, count = framing.walk(self._data, boundary, length)
             self.messages += count
             if boundary < length:
                 try:
                     framing.missing(self._data, boundary, length)
                 except FramingError as error:
-                    found.append(f"byte {position + boundary}: {error}; what lies behind can't be framed")
+                    found.append(f"byte {position + boundary}: {error}; the bytes after it cannot be framed")
                     return found
             position += boundary
             if position + length - boundary >= self._end:
                 if boundary < length:
-                    found.append(f"byte {position}: an unfinished message of {length - boundary} bytes")
+                    found.append(f"byte {position}: an incomplete message of {length - boundary} bytes")
                 return found
             if not boundary:
                 self._data = bytearray(2 * len(self._data))
@@ -97,6 +97,6 @@ class Walk:
                 crc = zlib.crc32(view[:length], crc)
                 position += length
             if crc != record.crc:
-                what = "its last sample" if not number else "a commit"
-                return [f"bytes {record.start} to {record.end} are not those of {what} in the journal"]
+                what = "the last sample" if not number else "a commit"
+                return [f"bytes {record.start} to {record.end} do not match the checksum of {what} in the journal"]
         return []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from compose.check import check
+from compose.inspection import check
 from tailsrv_formats.framing import make_framing
 from tests.collator.support import Producer, collate, raw, wait_committed
 
@@ -40,8 +40,8 @@ def test_a_stream_in_order_is_described_and_exits_0(path: Path) -> None:
     before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
     done = subprocess.run([sys.executable, "-m", "compose.check", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "24 bytes, 24 committed, 4 messages (newline), 0 bytes beyond" in done.stdout
-    assert "producer ada: 15 bytes, up to byte 24" in done.stdout
+    assert "24 bytes, 24 committed, 4 messages (newline), 0 bytes uncommitted" in done.stdout
+    assert "producer ada: 15 bytes acknowledged, up to byte 24" in done.stdout
     assert done.stdout.endswith("in order\n")
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
 
@@ -60,9 +60,9 @@ def test_a_changed_file_is_found(path: Path) -> None:
     path.write_bytes(data[:15])
     assert "consumers may have seen 24" in findings(path)
     path.write_bytes(data[:10] + b"L" + data[11:])
-    assert "are not those of a commit" in findings(path)
+    assert "do not match the checksum of a commit" in findings(path)
     path.write_bytes(data[:23] + b"x")
-    assert "byte 24 is no boundary of messages, and it should be: producer ada's AT" in findings(path)
+    assert "byte 24 is not a message boundary, but is producer ada's AT" in findings(path)
 
 
 def test_a_damaged_journal_a_damaged_mark_and_a_missing_one_are_found(path: Path) -> None:
@@ -90,7 +90,7 @@ def test_framing_is_checked_to_the_last_byte(tmp_path: Path, framing: str) -> No
     assert any("1286 messages" in fact for fact in report.facts)
     path.write_bytes(whole + frames.wrap(b"y" * 100)[:-1])
     (finding,) = check(str(path), framing=framing).findings
-    assert f"byte {len(whole)}: an unfinished message" in finding
+    assert f"byte {len(whole)}: an incomplete message" in finding
     if framing != "newline":
         path.write_bytes(whole + b"\xff" * 12)
         (finding,) = check(str(path), framing=framing).findings

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
+import json
 import os
+import re
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from compose import check as module
-from compose.check import check
+from compose import inspection
+from compose.inspection import check
+from compose.report import Report
 from tailsrv_formats.framing import make_framing
 from tailsrv_formats.index_file import Header
 from tailsrv_formats.journal import Header as JournalHeader
@@ -28,7 +32,6 @@ from tests.support.outputs import output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 COMPANIONS = (".commit", ".producers", ".index", ".rescued-20260101T000000Z", ".base")
 COMMAND = (sys.executable, "-m", "compose.check")
@@ -227,8 +230,9 @@ def test_a_stream_that_is_cut_while_it_is_read_ends_the_walk(path: Path, monkeyp
 
     monkeypatch.setattr(os, "preadv", cut)
     report = check(str(path))
-    assert any("it was cut while it was read" in finding for finding in report.findings)
-    assert "a writer is at work" in report.facts[0]
+    assert any("was truncated while it was read" in finding for finding in report.findings)
+    assert report.writer_active
+    assert "a writer is active" in report.facts[0]
 
 
 def test_it_survives_whatever_happens_while_it_reads(path: Path) -> None:
@@ -258,10 +262,10 @@ def test_it_takes_no_lock_and_sees_who_has_one(path: Path, monkeypatch: pytest.M
     """A collator that starts at that moment would end: "has a writer already"."""
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", None)
-        assert not any("a writer is at work" in fact for fact in check(str(path)).facts)
+        assert not check(str(path)).writer_active
     with path.open("rb") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
-        assert "a writer is at work" in check(str(path)).facts[0]
+        assert check(str(path)).writer_active
 
 
 def test_names_forge_no_lines_and_need_be_no_text(path: Path) -> None:
@@ -313,8 +317,8 @@ def test_ctrl_c_ends_it_without_a_traceback(path: Path) -> None:
 
 
 def test_a_journal_that_is_too_long_is_not_read_into_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LONGEST_JOURNAL", 100)
-    assert any("and is not looked at" in finding for finding in check(str(path)).findings)
+    monkeypatch.setattr(inspection, "LONGEST_JOURNAL", 100)
+    assert any("not checked" in finding for finding in check(str(path)).findings)
 
 
 def test_a_message_that_is_longer_than_a_block_is_no_reason_to_read_on_for_ever(tmp_path: Path) -> None:
@@ -322,3 +326,42 @@ def test_a_message_that_is_longer_than_a_block_is_no_reason_to_read_on_for_ever(
     frames = make_framing("u32be", 1 << 26)
     path.write_bytes(frames.wrap(b"x" * (9 << 20)))
     assert not check(str(path), framing="u32be").findings
+
+
+def test_json_has_the_fields_that_are_documented(path: Path) -> None:
+    """A contract: fields are added, and neither renamed nor removed."""
+    code, said = _run(path, "--json")
+    assert code == 0
+    assert said.count("\n") == 1
+    assert json.loads(said) == {
+        "ok": True,
+        "file": str(path),
+        "framing": "newline",
+        "bytes": 9005,
+        "committed": 9005,
+        "messages": 1001,
+        "journal": True,
+        "writer_active": False,
+        "producers": [{"name": "ada", "acked": 5, "at": 9005}],
+        "rescued": [{"path": f"{path}.rescued-20260101T000000Z", "bytes": 7}],
+        "findings": [],
+    }
+    with path.open("ab") as file:
+        file.write(b"more")
+    code, said = _run(path, "--json")
+    report = json.loads(said)
+    assert (code, report["ok"], report["bytes"], report["committed"]) == (1, False, 9009, 9005)
+    assert report["findings"] == [f"{path}: 4 bytes from byte 9005 on are not committed"]
+
+
+def test_json_of_what_is_no_stream(path: Path) -> None:
+    code, said = _run(os.fsencode(path.parent) + b"/none\xff", "--json")
+    report = json.loads(said)
+    assert (code, report["bytes"], len(report["findings"])) == (1, None, 1)
+    assert os.fsencode(report["file"]).endswith(b"/none\xff")
+
+
+def test_the_documented_fields_are_those_of_the_report() -> None:
+    page = (Path(__file__).parents[2] / "docs/tailsrv-check.md").read_text()
+    fields = re.findall(r"^\| `(\w+)` \|", page.partition("## JSON")[2], re.MULTILINE)
+    assert fields == ["ok", *Report.__struct_fields__]
