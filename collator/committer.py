@@ -23,7 +23,7 @@ from collator.rescue import Rescue
 from collator.streamfile import ForeignBytesError
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.errors import FatalError
-from tailsrv_runtime.measures import BYTES, SECONDS, Histogram
+from tailsrv_runtime.metrics import BYTES, SECONDS, Histogram
 from tailsrv_runtime.shortage import Retried, is_shortage, spare_descriptors
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from tailsrv_formats.errors import UsageError
 from tailsrv_runtime.acceptor import Acceptor
 from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.listeners import bind_all, inherited_listeners
-from tailsrv_runtime.measures import Histogram, Measure
+from tailsrv_runtime.metrics import Histogram, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +118,7 @@ class Collator:
             return self._startup.unhealthy()
         return self._pipeline.unhealthy()
 
-    def measures(self) -> Iterator[Measure | Histogram]:
+    def metrics(self) -> Iterator[Metric | Histogram]:
         """What the collator counts."""
         pipeline = self._pipeline
         yield _gauge("stalled", "1 while nothing can be committed.", float(self.unhealthy() is not None))
@@ -140,7 +140,7 @@ class Collator:
         ):
             yield from self._lane_measures(lane, counts, connected)
 
-    def _lane_measures(self, lane: str, counts: Counts, connected: int) -> Iterator[Measure]:
+    def _lane_measures(self, lane: str, counts: Counts, connected: int) -> Iterator[Metric]:
         acceptors = self._acceptors[lane]
         yield _gauge("producers", "Producers connected.", connected, lane=lane)
         yield _counter("accepted", "Connections accepted.", sum(one.accepted for one in acceptors), lane=lane)
@@ -152,9 +152,9 @@ class Collator:
             yield _counter("rejected", "Connections closed by the collator.", number, lane=lane, reason=reason)
 
 
-def _counter(name: str, text: str, value: float, **labels: str) -> Measure:
-    return Measure("counter", f"tailsrv_collate_{name}", text, value, labels)
+def _counter(name: str, text: str, value: float, **labels: str) -> Metric:
+    return Metric("counter", f"tailsrv_collate_{name}", text, value, labels)
 
 
-def _gauge(name: str, text: str, value: float, **labels: str) -> Measure:
-    return Measure("gauge", f"tailsrv_collate_{name}", text, value, labels)
+def _gauge(name: str, text: str, value: float, **labels: str) -> Metric:
+    return Metric("gauge", f"tailsrv_collate_{name}", text, value, labels)

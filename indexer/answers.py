@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from indexer.errors import MismatchError, UnknownError
 from tailsrv_formats.errors import reason
 from tailsrv_formats.index_query import KINDS, Malformed, Query, parse, render, render_error
-from tailsrv_runtime.measures import Histogram, Measure
+from tailsrv_runtime.metrics import Histogram, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,10 +118,10 @@ class Answers:
             f"not indexed yet: {known.number} messages in {known.offset} of {follower.end} bytes so far; {state}"
         )
 
-    def measures(self) -> Iterator[Measure | Histogram]:
+    def metrics(self) -> Iterator[Metric | Histogram]:
         """What it counts."""
         for kind, count in self._asked.items():
-            yield Measure("counter", "tailsrv_index_queries", "Queries, by kind.", count, {"kind": kind})
+            yield Metric("counter", "tailsrv_index_queries", "Queries, by kind.", count, {"kind": kind})
         withheld = "Answers that the index and the stream disagreed about."
-        yield Measure("counter", "tailsrv_index_mismatches", withheld, self._failed)
+        yield Metric("counter", "tailsrv_index_mismatches", withheld, self._failed)
         yield self._duration

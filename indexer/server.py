@@ -16,7 +16,7 @@ from tailsrv_runtime.acceptor import Acceptor
 from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.listeners import Listener, listeners_for
-from tailsrv_runtime.measures import Histogram, Measure
+from tailsrv_runtime.metrics import Histogram, Metric
 from tailsrv_runtime.shortage import Retried
 from tailsrv_runtime.stream import Stream
 
@@ -208,7 +208,7 @@ class IndexServer:
 
     # --- how it is
 
-    def measures(self) -> Iterable[Measure | Histogram]:
+    def metrics(self) -> Iterable[Metric | Histogram]:
         """What it counts."""
         follower = self._follower
         assert follower is not None  # noqa: S101 - for the type checker: it serves
@@ -216,23 +216,23 @@ class IndexServer:
         rebuilt, repaired = follower.known.rebuilt, follower.known.repaired
         since = follower.behind_since
         prefix = "tailsrv_index"
-        yield Measure("gauge", f"{prefix}_messages", "Messages in the stream, as far as it was read.", known.number)
-        yield Measure("gauge", f"{prefix}_stream_bytes", "The stream's committed bytes.", follower.end)
+        yield Metric("gauge", f"{prefix}_messages", "Messages in the stream, as far as it was read.", known.number)
+        yield Metric("gauge", f"{prefix}_stream_bytes", "The stream's committed bytes.", follower.end)
         behind = follower.end - known.offset
-        yield Measure("gauge", f"{prefix}_behind_bytes", "Committed bytes that no whole message is known in.", behind)
+        yield Metric("gauge", f"{prefix}_behind_bytes", "Committed bytes that no whole message is known in.", behind)
         seconds = 0.0 if since is None else time.monotonic() - since
-        yield Measure("gauge", f"{prefix}_behind_seconds", "For how long there has been something to read.", seconds)
-        yield Measure("gauge", f"{prefix}_entries", "Entries in the index.", index.count)
-        yield Measure("gauge", f"{prefix}_file_bytes", "Size of the index.", index.size())
-        yield Measure("counter", f"{prefix}_set_aside", "Indexes that were set aside.", rebuilt)
-        yield Measure("counter", f"{prefix}_repaired", "Entries that were wrong and written again.", repaired)
-        yield Measure("gauge", f"{prefix}_connections", "Clients that are connected.", len(self._clients))
+        yield Metric("gauge", f"{prefix}_behind_seconds", "For how long there has been something to read.", seconds)
+        yield Metric("gauge", f"{prefix}_entries", "Entries in the index.", index.count)
+        yield Metric("gauge", f"{prefix}_file_bytes", "Size of the index.", index.size())
+        yield Metric("counter", f"{prefix}_set_aside", "Indexes that were set aside.", rebuilt)
+        yield Metric("counter", f"{prefix}_repaired", "Entries that were wrong and written again.", repaired)
+        yield Metric("gauge", f"{prefix}_connections", "Clients that are connected.", len(self._clients))
         accepted = sum(acceptor.accepted for acceptor in self._acceptors)
-        yield Measure("counter", f"{prefix}_accepted_connections", "Clients that were let in.", accepted)
+        yield Metric("counter", f"{prefix}_accepted_connections", "Clients that were let in.", accepted)
         refused = sum(acceptor.refused for acceptor in self._acceptors)
-        yield Measure("counter", f"{prefix}_refused_connections", "Clients that --allow kept out.", refused)
+        yield Metric("counter", f"{prefix}_refused_connections", "Clients that --allow kept out.", refused)
         if self._answers is not None:
-            yield from self._answers.measures()
+            yield from self._answers.metrics()
 
     def unhealthy(self) -> str | None:
         """Why it can't answer everything; None when it can."""

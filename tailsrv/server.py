@@ -26,7 +26,7 @@ from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.deadlines import Deadlines
 from tailsrv_runtime.listeners import Listener, listeners_for
 from tailsrv_runtime.logs import Repeated, printable
-from tailsrv_runtime.measures import Measure, unexpected_errors
+from tailsrv_runtime.metrics import Metric, unexpected_errors
 from tailsrv_runtime.reactor import HANGUP, READ
 from tailsrv_runtime.stream import Stream
 
@@ -318,28 +318,26 @@ class Broadcaster:
 
     # --- what can be asked
 
-    def measures(self) -> Iterator[Measure]:
-        """See `Measured`."""
+    def metrics(self) -> Iterator[Metric]:
+        """See `Instrumented`."""
         end = self._stream.end
         lags = (
             max(0, end - self._fanout.offset(each)) for each in self._subscribers.values() if each.state is not ASKING
         )
-        yield Measure("gauge", "tailsrv_clients", "Connected clients.", len(self._subscribers))
-        yield Measure("counter", "tailsrv_sent_bytes", "Bytes given to clients' sockets.", self._fanout.sent)
-        yield Measure("gauge", "tailsrv_file_bytes", "Size of the file.", self._stream.size)
-        yield Measure("gauge", "tailsrv_committed_bytes", "How far clients may read.", end)
-        yield Measure(
-            "gauge", "tailsrv_slowest_lag_bytes", "What the slowest client still lacks.", max(lags, default=0)
-        )
+        yield Metric("gauge", "tailsrv_clients", "Connected clients.", len(self._subscribers))
+        yield Metric("counter", "tailsrv_sent_bytes", "Bytes given to clients' sockets.", self._fanout.sent)
+        yield Metric("gauge", "tailsrv_file_bytes", "Size of the file.", self._stream.size)
+        yield Metric("gauge", "tailsrv_committed_bytes", "How far clients may read.", end)
+        yield Metric("gauge", "tailsrv_slowest_lag_bytes", "What the slowest client still lacks.", max(lags, default=0))
         accepted = sum(acceptor.accepted for acceptor in self._acceptors)
         refused = sum(acceptor.refused for acceptor in self._acceptors)
-        yield Measure("counter", "tailsrv_accepted_connections", "Connections that were let in.", accepted)
-        yield Measure("counter", "tailsrv_refused_connections", "Connections that --allow kept out.", refused)
-        yield Measure("counter", "tailsrv_bad_headers", "Connections without a proper header.", self._bad_headers)
+        yield Metric("counter", "tailsrv_accepted_connections", "Connections that were let in.", accepted)
+        yield Metric("counter", "tailsrv_refused_connections", "Connections that --allow kept out.", refused)
+        yield Metric("counter", "tailsrv_bad_headers", "Connections without a proper header.", self._bad_headers)
         yield unexpected_errors(self._reactor)
 
     def unhealthy(self) -> str | None:
-        """See `Measured`."""
+        """See `Instrumented`."""
         if self.draining:
             return "stopping"
         return self._stream.unhealthy()

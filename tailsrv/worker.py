@@ -20,7 +20,7 @@ from tailsrv_runtime import standard_error
 from tailsrv_runtime.daemon import log_contained
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.listeners import Listener
-from tailsrv_runtime.measures import Measure  # noqa: TC001 - msgspec reads the annotation
+from tailsrv_runtime.metrics import Metric  # noqa: TC001 - msgspec reads the annotation
 from tailsrv_runtime.reactor import READ, Reactor
 from tailsrv_runtime.shortage import advice, is_shortage, spare_descriptors
 
@@ -49,7 +49,7 @@ class Report(msgspec.Struct, frozen=True):
     """ready, gone, failed, short or measured."""
     text: str | None = None
     """Why it failed, what was short, or why it is unhealthy."""
-    measures: list[Measure] = []
+    metrics: list[Metric] = []
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -151,7 +151,7 @@ class _Worker:
             order = b""
         if order == Order.MEASURE.value:
             try:
-                self.say(Report("measured", self.server.unhealthy(), list(self.server.measures())))
+                self.say(Report("measured", self.server.unhealthy(), list(self.server.metrics())))
             except Exception as error:  # noqa: BLE001 - reported; a question costs no client its connection
                 self._reactor.contain(error, lambda: None)
         elif order == Order.DESCRIBE.value:

@@ -34,7 +34,7 @@ from tailsrv.worker import REPORT_BYTES, SIGNALS, Order, Report, decode, work
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.listeners import BACKLOG, Listener, listeners_for
-from tailsrv_runtime.measures import UNEXPECTED_ERRORS, Measure, unexpected_errors
+from tailsrv_runtime.metrics import UNEXPECTED_ERRORS, Metric, unexpected_errors
 from tailsrv_runtime.reactor import READ
 from tailsrv_runtime.shortage import Retried
 
@@ -264,7 +264,7 @@ class Supervisor:
         worker.channel = None
         worker.serves = worker.asked = False
         code = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
-        for measure in worker.last.measures:
+        for measure in worker.last.metrics:
             if measure.kind == "counter":
                 worker.before[measure.name] = worker.before.get(measure.name, 0.0) + measure.value
         worker.last = Report("measured")
@@ -303,14 +303,14 @@ class Supervisor:
                 if not self._receive(waiting[channel]) or not waiting[channel].asked:
                     del waiting[channel]
 
-    def measures(self) -> Iterator[Measure]:
-        """See `Measured`: all workers' values together."""
+    def metrics(self) -> Iterator[Metric]:
+        """See `Instrumented`: all workers' values together."""
         self._ask()
         alive = sum(worker.channel is not None for worker in self._workers)
-        yield Measure("gauge", "tailsrv_workers", "Processes that serve.", alive)
+        yield Metric("gauge", "tailsrv_workers", "Processes that serve.", alive)
         totals = {UNEXPECTED_ERRORS: unexpected_errors(self._reactor)}
         for worker in self._workers:
-            for measure in worker.last.measures:
+            for measure in worker.last.metrics:
                 value = measure.value + worker.before.get(measure.name, 0.0)
                 if measure.name in totals:
                     other = totals[measure.name].value
@@ -319,7 +319,7 @@ class Supervisor:
         yield from totals.values()
 
     def unhealthy(self) -> str | None:
-        """See `Measured`."""
+        """See `Instrumented`."""
         if self._stopping:
             return "stopping"
         self._ask()

@@ -21,7 +21,7 @@ from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.errors import FatalError, location
 from tailsrv_runtime.line_writer import LineWriter
 from tailsrv_runtime.logs import Repeated
-from tailsrv_runtime.measures import Measured
+from tailsrv_runtime.metrics import Instrumented
 from tailsrv_runtime.notifier import Notifier
 from tailsrv_runtime.reactor import Reactor
 from tailsrv_runtime.shortage import advice, hold_descriptors, is_shortage
@@ -43,7 +43,7 @@ WATCHDOG_DIGITS: Final = 18
 """A longer number of microseconds in WATCHDOG_USEC is no number that systemd gives."""
 
 
-class Server(Measured, Protocol):
+class Server(Instrumented, Protocol):
     """What a daemon is made of. Any method may raise `FatalError`, and so may whatever it does in the loop."""
 
     addresses: dict[str, tuple[str, ...]]
@@ -107,7 +107,7 @@ def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: 
         reactor.on_signal(signum, stop)
     try:
         if options.metrics is not None:
-            from tailsrv_runtime.metrics import MetricsEndpoint  # noqa: PLC0415 - see its docstring
+            from tailsrv_runtime.metrics_endpoint import MetricsEndpoint  # noqa: PLC0415 - see its docstring
 
             endpoint = MetricsEndpoint(reactor, options.metrics, AllowList(options.allow), server, log)
             log.info("serving metrics", addresses=endpoint.addresses)

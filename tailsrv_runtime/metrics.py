@@ -1,278 +1,75 @@
-"""`/metrics` for Prometheus and `/healthz` for supervisors and load balancers, over HTTP.
+"""A daemon's metrics as plain values: cheap to count while it works, turned into text when somebody asks.
 
-The endpoint lives in the daemon's loop: an answer is a snapshot between two events, and nothing runs between
-scrapes. Each connection carries one request, GET or HEAD, and lives for `EXCHANGE_SECONDS` at most. When there are too
-many, one makes room: the oldest that has got its answer, or else the oldest that has not sent its request, so that
-silent peers can't keep a health check out. While descriptors are short, the endpoint draws on the reserve (`shortage`):
-that is when health checks matter.
-
-Imported only where --metrics is given, for what its imports cost.
+Nothing is imported from a metrics library: a daemon without --metrics does not load one, and the values of several
+processes can be sent around and added up. `exposition` writes them in Prometheus' text format.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import socket
-from typing import TYPE_CHECKING, Final
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-import h11
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.registry import Collector
-
-from tailsrv_runtime.acceptor import Acceptor
-from tailsrv_runtime.deadlines import Deadlines
-from tailsrv_runtime.errors import FatalError
-from tailsrv_runtime.listeners import bind
-from tailsrv_runtime.measures import UNEXPECTED_ERRORS, Histogram, Measure, Measured, unexpected_errors
-from tailsrv_runtime.reactor import READ, WRITE
-from tailsrv_runtime.shortage import hold_descriptors, is_drawn_on, spare_descriptors
+import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable
 
-    from prometheus_client.core import Metric
-
-    from tailsrv_formats.addresses import Address
-    from tailsrv_runtime.access import AllowList
-    from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor
 
-REQUEST_BYTES: Final = 16384
-"""Limit of a request's line and headers; Apache and nginx have it within a factor of two."""
+SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Bounds for durations."""
 
-EXCHANGE_SECONDS: Final = 10.0
-"""From accept to close, whatever the peer does."""
-
-CONNECTIONS: Final = 64
-"""At a time. A scraper opens one."""
-
-CONNECTIONS_WHEN_SHORT: Final = 4
-"""At a time while descriptors are short: half of the reserve."""
-
-DISCARD_BYTES: Final = 1 << 16
-"""What is read at a time of what a peer sends after its request. A socket that is closed with unread bytes sends a
-reset, and a reset makes the peer lose an answer that it has not read yet."""
-
-DISCARDED_BYTES: Final = 1 << 24
-"""What is read of it at most: more than that is no request's body by mistake."""
-
-TEXT: Final = "text/plain; charset=utf-8"
-ALLOWED: Final = ("GET", "HEAD")
-PATHS: Final = b"/metrics: what is counted, for Prometheus\n/healthz: 200 when able to serve, else 503 and why\n"
+BYTES: Final = tuple(float(4**power) for power in range(3, 15))
+"""Bounds for sizes: 64 bytes to 256 MiB."""
 
 
-class MetricsEndpoint:
-    """Serves one daemon's measures and health on the listeners of one address."""
+class Metric(msgspec.Struct, frozen=True):
+    """One value: a counter, which only grows while the process lives, or a gauge, which also falls."""
 
-    def __init__(self, reactor: Reactor, address: Address, allow: AllowList, measured: Measured, log: Log) -> None:
-        """Bind and serve. Raises `FatalError` where the address can't be had."""
-        self._reactor = reactor
-        self._measured = measured
-        self._exchanges: dict[_Exchange, None] = {}  # the oldest first
-        self._deadlines: Deadlines[_Exchange] = Deadlines(reactor, EXCHANGE_SECONDS, self._end, self._end)
-        self._dropped = 0
-        self._registry = CollectorRegistry()
-        self._registry.register(_Snapshot(self._measures))
-        PlatformCollector(self._registry)
-        ProcessCollector(registry=self._registry)
-        GCCollector(self._registry)
-        listeners = bind(address)
-        self.addresses = tuple(listener.address for listener in listeners)
-        self._acceptors = [
-            Acceptor(reactor, listener, allow, self._connected, log, use_reserve=True) for listener in listeners
-        ]
-
-    def _connected(self, sock: socket.socket, _peer: str) -> None:
-        limit = CONNECTIONS_WHEN_SHORT if is_drawn_on() else CONNECTIONS
-        while len(self._exchanges) >= limit:
-            self._end(min(self._exchanges, key=_worth))  # the oldest of those that are worth least
-            self._dropped += 1
-        exchange = _Exchange(sock)
-        end = functools.partial(self._end, exchange)
-        # First, because it may fail for want of memory.
-        self._reactor.register(sock.fileno(), READ, functools.partial(self._step, exchange), abort=end)
-        self._exchanges[exchange] = None
-        self._deadlines.start(exchange)
-
-    def _step(self, exchange: _Exchange, _mask: int) -> None:
-        try:
-            if exchange.is_asking:
-                exchange.receive(self._respond)
-                if not exchange.is_asking:
-                    self._reactor.modify(exchange.sock.fileno(), WRITE)
-            elif exchange.outgoing:
-                if exchange.send():
-                    self._reactor.modify(exchange.sock.fileno(), READ)
-            elif exchange.discard():
-                self._end(exchange)
-        except (OSError, EOFError, h11.ProtocolError):
-            self._end(exchange)
-
-    def _respond(self, method: str, path: str) -> tuple[int, str, bytes]:
-        """Status, content type and body for one request."""
-        if method not in ALLOWED:
-            return 405, TEXT, b"GET and HEAD are answered here\n"
-        try:
-            if path == "/metrics":
-                with spare_descriptors():  # for what /proc says of this process
-                    return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
-            if path == "/healthz":
-                why = self._measured.unhealthy()
-                return (200, TEXT, b"ok\n") if why is None else (503, TEXT, f"{why}\n".encode(errors="replace"))
-        except FatalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a snapshot that fails is answered, reported and counted
-            self._reactor.contain(error, lambda: None)
-            return 500, TEXT, f"{error!r}\n".encode(errors="replace")
-        return (200, TEXT, PATHS) if path == "/" else (404, TEXT, b"there are /metrics and /healthz\n")
-
-    def _measures(self) -> Iterator[Measure | Histogram]:
-        counted = False
-        for measure in self._measured.measures():
-            counted = counted or measure.name == UNEXPECTED_ERRORS
-            yield measure
-        if not counted:  # a server of several processes adds up theirs
-            yield unexpected_errors(self._reactor)
-        yield Measure(
-            "counter", "tailsrv_http_dropped_connections", "HTTP connections that made room for others.", self._dropped
-        )
-
-    def _end(self, exchange: _Exchange) -> None:
-        if exchange not in self._exchanges:
-            return
-        del self._exchanges[exchange]
-        self._deadlines.cancel(exchange)
-        self._reactor.unregister(exchange.sock.fileno())
-        exchange.sock.close()
-        if is_drawn_on():
-            hold_descriptors()
-
-    def close(self) -> None:
-        """Stop listening and end what is under way."""
-        for acceptor in self._acceptors:
-            acceptor.close()
-        for exchange in tuple(self._exchanges):
-            self._end(exchange)
+    kind: Literal["counter", "gauge"]
+    name: str
+    """In Prometheus' style, with the unit last: tailsrv_sent_bytes. `exposition` appends _total to counters."""
+    help: str
+    value: float
+    labels: dict[str, str] = {}
 
 
-class _Exchange:
-    """One request and its answer: asked, answered, and closed once the peer has ended too."""
+class Histogram(msgspec.Struct):
+    """Counts of values by size. To observe one costs one bisection."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.is_asking = True
-        """Whether its request is not whole yet."""
-        self.outgoing = b""
-        self._discarded = 0
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES)
+    name: str
+    help: str
+    bounds: tuple[float, ...]
+    """Upper bounds (inclusive), ascending, in the unit of the name. Values above the last one are counted as well."""
+    counts: list[int] = []
+    """One per bound and one for the values above all of them; not cumulative."""
+    sum: float = 0.0
+    labels: dict[str, str] = {}
 
-    def receive(self, respond: Callable[[str, str], tuple[int, str, bytes]]) -> None:
-        """Read on; once the request is whole, prepare the answer of ``respond(method, path)``.
+    def __post_init__(self) -> None:
+        if not self.counts:
+            self.counts = [0] * (len(self.bounds) + 1)
 
-        What is no HTTP request gets its 4xx. Raises `EOFError` when the peer has left, `OSError` when it was reset.
-        """
-        try:
-            data = self.sock.recv(REQUEST_BYTES)
-        except BlockingIOError:
-            return
-        try:
-            self._http.receive_data(data)
-            event = self._http.next_event()
-        except h11.RemoteProtocolError as error:
-            self._answer("", error.error_status_hint, TEXT, f"{error}\n".encode(errors="replace"))
-            return
-        if isinstance(event, h11.Request):
-            method = event.method.decode("latin-1")
-            if not event.http_version.startswith(b"1."):
-                self._answer(method, 505, TEXT, b"HTTP/1.0 and HTTP/1.1 are spoken here\n")
-                return
-            self._answer(method, *respond(method, _path(event.target.decode("latin-1"))))
-        elif not data:
-            raise EOFError
-
-    def _answer(self, method: str, status: int, content_type: str, body: bytes) -> None:
-        headers = [("content-type", content_type), ("content-length", str(len(body))), ("connection", "close")]
-        if status == 405:
-            headers.append(("allow", ", ".join(ALLOWED)))
-        parts = [self._http.send(h11.Response(status_code=status, headers=headers))]
-        if method != "HEAD":
-            parts.append(self._http.send(h11.Data(data=body)))
-        self.outgoing = b"".join(part for part in parts if part)
-        self.is_asking = False
-
-    def send(self) -> bool:
-        """Send on. True once all is sent; then the peer is told that no more will come."""
-        try:
-            self.outgoing = self.outgoing[self.sock.send(self.outgoing) :]
-        except BlockingIOError:
-            return False
-        if self.outgoing:
-            return False
-        self.sock.shutdown(socket.SHUT_WR)
-        return True
-
-    def discard(self) -> bool:
-        """Throw away what the peer goes on sending; True once it has ended, or has sent too much."""
-        try:
-            count = len(self.sock.recv(DISCARD_BYTES))
-        except BlockingIOError:
-            return False
-        self._discarded += count
-        return not count or self._discarded > DISCARDED_BYTES
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
 
-def _worth(exchange: _Exchange) -> int:
-    """Which exchange is given up first for a new one: what is left of it."""
-    if exchange.is_asking:
-        return 1
-    return 2 if exchange.outgoing else 0
+class Instrumented(Protocol):
+    """An object that reports its metrics and its health."""
+
+    def metrics(self) -> Iterable[Metric | Histogram]:
+        """A snapshot of all its metrics."""
+
+    def unhealthy(self) -> str | None:
+        """Why it cannot serve at the moment; None if it can."""
 
 
-def _path(target: str) -> str:
-    """The path of a request's target, which a proxy may send with scheme and authority; without the query."""
-    scheme, separator, rest = target.partition("://")
-    if separator and scheme.lower() in {"http", "https"}:
-        target = "/" + rest.partition("/")[2]
-    return target.partition("?")[0]
+UNEXPECTED_ERRORS: Final = "tailsrv_unexpected_errors"
 
 
-class _Snapshot(Collector):
-    """Shows measures as Prometheus' metric families."""
-
-    def __init__(self, measures: Callable[[], Iterable[Measure | Histogram]]) -> None:
-        self._measures = measures
-
-    def collect(self) -> Iterable[Metric]:
-        families: dict[str, Metric] = {}
-        for measure in self._measures():
-            family = families.get(measure.name)
-            if family is None:
-                family = families[measure.name] = _family(measure)
-            _add(family, measure)
-        return families.values()
-
-
-def _family(measure: Measure | Histogram) -> Metric:
-    labels = tuple(measure.labels)
-    if isinstance(measure, Histogram):
-        return HistogramMetricFamily(measure.name, measure.help, labels=labels)
-    kind = CounterMetricFamily if measure.kind == "counter" else GaugeMetricFamily
-    return kind(measure.name, measure.help, labels=labels)
-
-
-def _add(family: Metric, measure: Measure | Histogram) -> None:
-    labels = tuple(measure.labels.values())
-    if isinstance(measure, Histogram):
-        assert isinstance(family, HistogramMetricFamily)  # noqa: S101 - for the type checker: _family made it
-        family.add_metric(labels, list(_cumulative(measure)), measure.sum)
-    else:
-        assert isinstance(family, (CounterMetricFamily, GaugeMetricFamily))  # noqa: S101 - the same
-        family.add_metric(labels, measure.value)
-
-
-def _cumulative(histogram: Histogram) -> Iterator[tuple[str, float]]:
-    bounds = [*(repr(bound) for bound in histogram.bounds), "+Inf"]
-    return zip(bounds, itertools.accumulate(map(float, histogram.counts)), strict=True)
+def unexpected_errors(reactor: Reactor) -> Metric:
+    """The number of errors that `Reactor.contain` kept from ending the loop."""
+    text = "Unexpected errors (bugs), each of which closed one peer's connection; the log has the details."
+    return Metric("counter", UNEXPECTED_ERRORS, text, reactor.contained)

@@ -114,7 +114,7 @@ def test_the_formats_have_no_io(module: str) -> None:
 def test_a_daemon_does_not_load_at_its_start_what_it_may_never_need(command: str) -> None:
     """Start-up time and memory are imports; these are the heavy ones."""
     # asyncio and ssl are loaded: structlog imports them. docs/dependencies.md has what they cost.
-    heavy = {"prometheus_client", "aiofiles", "h11", "http", "multiprocessing"}
+    heavy = {"h11", "http", "multiprocessing"}
     loaded = subprocess.run(
         [
             sys.executable,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from tailsrv_formats.addresses import Address
 from tailsrv_runtime.access import AllowList
-from tailsrv_runtime.measures import Measure
-from tailsrv_runtime.metrics import REQUEST_BYTES, MetricsEndpoint
+from tailsrv_runtime.metrics import Metric
+from tailsrv_runtime.metrics_endpoint import REQUEST_BYTES, MetricsEndpoint
 from tailsrv_runtime.reactor import Reactor
 from tests.fuzz.campaign import run
 
@@ -50,12 +50,12 @@ class Silent:
 class Server:
     """Counts something, and is well."""
 
-    def measures(self) -> Iterable[Measure]:
-        """See `Measured`."""
-        return [Measure("counter", "tailsrv_sent_bytes", "Bytes.", 7)]
+    def metrics(self) -> Iterable[Metric]:
+        """See `Instrumented`."""
+        return [Metric("counter", "tailsrv_sent_bytes", "Bytes.", 7)]
 
     def unhealthy(self) -> str | None:
-        """See `Measured`."""
+        """See `Instrumented`."""
         return None
 
 

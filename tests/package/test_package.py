@@ -152,7 +152,7 @@ def everything(archives: Archives, tmp_path_factory: pytest.TempPathFactory) -> 
     return installed(
         tmp_path_factory.mktemp("both"),
         *archives.wheels.values(),
-        needs=("aiofiles", "click", "h11", "inotify_simple", "msgspec", "prometheus_client", "structlog"),
+        needs=("click", "h11", "inotify_simple", "msgspec", "structlog"),
     )
 
 

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailsrv_formats.addresses import Address
-from tailsrv_runtime import metrics
+from tailsrv_runtime import metrics_endpoint
 from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.daemon import log_contained
 from tailsrv_runtime.errors import FatalError
-from tailsrv_runtime.measures import Measure
-from tailsrv_runtime.metrics import MetricsEndpoint
+from tailsrv_runtime.metrics import Metric
+from tailsrv_runtime.metrics_endpoint import MetricsEndpoint
 from tailsrv_runtime.reactor import Reactor
 from tests.fuzz import fuzz_http
 from tests.support.loops import Lines
@@ -38,11 +38,11 @@ class Server:
     def __init__(self) -> None:
         self.fault: Exception | None = None
 
-    def measures(self) -> Iterator[Measure]:
-        yield Measure("gauge", "tailsrv_clients", "Connected clients.", 3)
+    def metrics(self) -> Iterator[Metric]:
+        yield Metric("gauge", "tailsrv_clients", "Connected clients.", 3)
         if self.fault is not None:
             raise self.fault
-        yield Measure("gauge", "tailsrv_file_bytes", "Size.", 4)
+        yield Metric("gauge", "tailsrv_file_bytes", "Size.", 4)
 
     def unhealthy(self) -> str | None:
         if self.fault is not None:
@@ -136,7 +136,7 @@ def test_a_snapshot_that_fails_is_answered_by_500_logged_with_its_place_and_coun
         assert answer.startswith(b"HTTP/1.1 500 ")
         assert answer.partition(b"\r\n\r\n")[2].count(b"\n") == 1
     assert [event for event, _ in endpoint.log.events] == ["unexpected error"]
-    assert "test_metrics.py" in endpoint.log.events[0][1]["at"]
+    assert "test_metrics_endpoint.py" in endpoint.log.events[0][1]["at"]
     endpoint.server.fault = None
     assert b"\ntailsrv_unexpected_errors_total 3.0\n" in endpoint.ask("/metrics")
     assert endpoint.ask("/healthz").startswith(b"HTTP/1.1 200 ")
@@ -157,7 +157,7 @@ def test_the_paths_are_listed(endpoint: Endpoint) -> None:
 def test_peers_that_stay_with_their_answer_make_room_before_one_that_is_sending_its_request(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "CONNECTIONS", 4)
+    monkeypatch.setattr(metrics_endpoint, "CONNECTIONS", 4)
     honest = endpoint.connect(b"GET /healthz HTTP/1.1\r\n")
     stay = [endpoint.connect(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(3)]
     for peer in stay:
@@ -180,18 +180,19 @@ def test_a_peer_that_sends_without_end_after_its_request_is_closed_after_a_bound
         with contextlib.suppress(ConnectionError):
             while sent < 1 << 32:
                 sent += peer.send(bytes(1 << 20))
-    assert metrics.DISCARDED_BYTES <= sent < metrics.DISCARDED_BYTES + (64 << 20)  # and what both kernels hold
+    most = metrics_endpoint.DISCARDED_BYTES + (64 << 20)  # and what both kernels hold
+    assert metrics_endpoint.DISCARDED_BYTES <= sent < most
 
 
 def test_an_answer_reaches_a_peer_that_first_sends_a_long_body(endpoint: Endpoint) -> None:
-    body = bytes(metrics.DISCARDED_BYTES - (1 << 20))
+    body = bytes(metrics_endpoint.DISCARDED_BYTES - (1 << 20))
     head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with endpoint.connect(head + body) as peer:
         assert read_to_end(peer).startswith(b"HTTP/1.1 405 ")
 
 
 def test_a_peer_has_a_bounded_time_whatever_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "EXCHANGE_SECONDS", 0.2)
+    monkeypatch.setattr(metrics_endpoint, "EXCHANGE_SECONDS", 0.2)
     endpoint = Endpoint()
     request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
     peers = [endpoint.connect(sent) for sent in (b"", request[:9], request, request + b"more")]
