@@ -1,9 +1,9 @@
-"""Taking connections in.
+"""Accepting connections.
 
-At a limit we stop accepting and let the kernel queue: when descriptors (or the kernel's memory) run out, the listener
-is taken off the loop and tried again after a pause, and so it is when accepting fails in any other way that is not of
-one connection. It never spins, never ends the daemon, and needs nobody's help. Whatever goes wrong with one connection
-closes that connection. Every connection gets keepalive, so that a dead peer is found within 90 seconds.
+At a limit the acceptor stops accepting, and the kernel queues: when descriptors (or the kernel's memory) run out, the
+acceptor removes its listener from the loop and tries again after a pause. It does the same for any other failure that
+is not the fault of one connection. So it never spins, never ends the daemon, and recovers by itself. A failure in the
+work for one connection closes that connection. Every connection has keepalive: a dead peer is found within 90 seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ACCEPTS_PER_TURN: Final = 64
 PAUSE_SECONDS: Final = 0.5
-"""How soon accepting is tried again when descriptors ran out."""
+"""Time until the acceptor tries again."""
 
 OF_ONE_CONNECTION: Final = frozenset(
     {
@@ -41,19 +41,19 @@ OF_ONE_CONNECTION: Final = frozenset(
         *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EOPNOTSUPP),
     }
 )
-"""What accept(2) says of the connection that it would have returned, which is gone then."""
+"""Errors of accept(2) that concern the connection that it would have returned, which is lost then."""
 
 KEEPALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),  # seconds of silence, then
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),  # a probe every so often, and
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),  # as many without an answer: dead after 80 seconds
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),  # we batch; the kernel need not wait for more
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),  # seconds between two probes;
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),  # after this many without an answer the peer is dead: 80 seconds
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),  # the daemons batch; the kernel must not wait for more
 )
 
 
 class Acceptor:
-    """Accepts on one listener, asks the allow list, and hands the socket (non-blocking) and its peer's name on."""
+    """Accepts on one listener, applies the allow list, and passes on the non-blocking socket and its peer's name."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class Acceptor:
     ) -> None:
         """``connected(sock, peer)`` owns the socket when it returns; when it raises, the socket is closed here.
 
-        `shared` when other processes accept on this listener too: a connection then wakes one of them. `use_reserve`:
-        accept also while descriptors are short, with those that are held back (`shortage`). For few connections at a
-        time, as health checks are.
+        `shared`: other processes accept on this listener too, and a connection wakes only one of them. `use_reserve`:
+        accept also while descriptors are short, on the reserve (`shortage`); for few connections at a time, such as
+        health checks.
         """
         self._reactor = reactor
         self._events = READ | select.EPOLLEXCLUSIVE if shared else READ
@@ -88,7 +88,7 @@ class Acceptor:
 
     def _on_ready(self, mask: int) -> None:
         if is_drawn_on() and not self._use_reserve:
-            hold_descriptors()  # what is free belongs there first
+            hold_descriptors()  # the reserve has precedence over peers
             if is_drawn_on():
                 self._pause(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
@@ -97,7 +97,7 @@ class Acceptor:
             try:
                 sock, peer = self._accept()
             except BlockingIOError:
-                if mask & HANGUP:  # which would come back for ever
+                if mask & HANGUP:  # the loop would report it again and again
                     self._pause(OSError(errno.EINVAL, "the listening socket was shut down"))
                 return
             except OSError as error:
@@ -107,7 +107,7 @@ class Acceptor:
                 break
             failed = None
             self._take(sock, peer)
-        if failed is not None:  # also when a whole turn brought nothing but failures, or the loop would spin
+        if failed is not None:  # also after a turn of failures alone: the loop would spin
             self._pause(failed)
 
     def _accept(self) -> tuple[socket.socket, object]:
@@ -135,7 +135,7 @@ class Acceptor:
             try:
                 _set_up(sock)
             except OSError:
-                sock.close()  # its peer has gone already
+                sock.close()  # its peer has disconnected already
                 return
             self._connected(sock, format_address(peer))
         except ConnectionError:
@@ -153,7 +153,7 @@ class Acceptor:
                 self._reactor.contain(error, close)
 
     def _close(self, sock: socket.socket, fd: int) -> None:
-        if sock.fileno() == fd:  # otherwise it has been closed, and its number may mean another one by now
+        if sock.fileno() == fd:  # otherwise it is closed, and its number may be that of another socket
             self._reactor.unregister(fd)
             sock.close()
 
@@ -161,7 +161,7 @@ class Acceptor:
         self._log_paused(
             error=reason(error),
             listener=self._listener.address,
-            advice=advice(error) if is_shortage(error) else "it is tried again; restart this daemon if that stays so",
+            advice=advice(error) if is_shortage(error) else "the daemon retries; restart it if this goes on",
         )
         self._reactor.unregister(self._listener.socket.fileno())
         self._pause_timer = self._reactor.call_later(PAUSE_SECONDS, self._resume)
@@ -179,14 +179,14 @@ class Acceptor:
             self._pause(error)
 
     def take_queued(self) -> None:
-        """Take the connections that the kernel has queued: they are reset when their listener is closed."""
+        """Accept the connections that the kernel has queued: it resets them when their listener is closed."""
         for _ in range(BACKLOG // ACCEPTS_PER_TURN):
             if self._pause_timer is not None:
                 return
             self._on_ready(READ)
 
     def close(self) -> None:
-        """Take no more connections, and stop listening."""
+        """Accept no more connections, and stop listening."""
         if self._pause_timer is not None:
             self._pause_timer.cancel()
             self._pause_timer = None
@@ -195,9 +195,9 @@ class Acceptor:
 
 
 def _listen_again(sock: socket.socket) -> None:
-    """Revive a listener that somebody has shut down: another process that has inherited it, or `ss -K`.
+    """Revive a listener that was shut down, by another process that inherited it or by `ss -K`.
 
-    After the latter, what it accepts is shut down as well, until a shutdown while it listens has cleared that.
+    After `ss -K`, the connections that it accepts are shut down as well, until a shutdown during listen clears that.
     """
     _listen(sock)
     sock.shutdown(socket.SHUT_RDWR)
@@ -206,10 +206,10 @@ def _listen_again(sock: socket.socket) -> None:
 
 def _listen(sock: socket.socket) -> None:
     try:
-        # A port of the kernel's choice was given back, and listening without it would choose another one.
+        # The kernel has released a port that it chose itself; listen alone would choose another one.
         sock.bind(sock.getsockname())
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which says that it is bound
+        if error.errno != errno.EINVAL:  # EINVAL: it is still bound
             raise
     sock.listen(BACKLOG)
 

@@ -1,8 +1,8 @@
-"""Who may connect: `--allow`.
+"""The networks whose peers may connect: `--allow`.
 
-The default lets in what can only come from one's own networks; a machine with a public address serves nobody from
-outside until somebody says so. Encryption and identity are the VPN's. Peers of a Unix socket are not asked: the
-path's permissions are their access list.
+The default admits addresses that can only come from private networks; a machine with a public address serves no peer
+from outside until its operator names one. A VPN or a TLS proxy provides encryption and identity. For a Unix socket, the
+permissions of its path decide instead.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ PRIVATE: Final = (
 NAMED: Final = {"loopback": LOOPBACK, "private": PRIVATE, "any": ("0.0.0.0/0", "::/0")}
 
 REMEMBERED: Final = 4096
-"""Answers that are kept: a look-up costs 20 µs, a reconnecting fleet asks for the same few thousand hosts."""
+"""Size of the cache of answers: a look-up costs 20 µs, and a reconnecting fleet has a few thousand hosts."""
 
 
 class AllowList:
     """The networks whose hosts may connect."""
 
     def __init__(self, allowed: tuple[str, ...] = ("private",)) -> None:
-        """`allowed`: networks in CIDR notation, or names of `NAMED`. Raises `UsageError` for what is neither."""
+        """`allowed`: networks in CIDR notation, or names of `NAMED`. Raises `UsageError` for anything else."""
         networks: list[Network] = []
         for entry in allowed:
             for network in NAMED.get(entry, (entry,)):
                 try:
                     networks.append(_unmapped(ipaddress.ip_network(network)))
                 except ValueError as error:
-                    raise UsageError(f"--allow {entry}: {error}; write a network, or {', '.join(NAMED)}") from None
+                    raise UsageError(f"--allow {entry}: {error}; write CIDR notation, or {', '.join(NAMED)}") from None
         self._networks = tuple(networks)
         self._answers: dict[str, bool] = {}
 
@@ -60,7 +60,7 @@ class AllowList:
 
 
 def admitting(host: str) -> str:
-    """What `--allow` has to name to admit the peer with this address, and no other.
+    """The value of `--allow` that admits the peer with this address, and no other.
 
     A dual-stack socket shows IPv4 peers as ``::ffff:a.b.c.d``, and link-local ones with their interface.
     """
@@ -68,7 +68,7 @@ def admitting(host: str) -> str:
 
 
 def _unmapped(network: Network) -> Network:
-    """The IPv4 network that one of IPv4-mapped addresses means; others as they are."""
+    """The IPv4 network for a network of IPv4-mapped addresses; any other as it is."""
     if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped and network.prefixlen >= 96:
         return ipaddress.IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
     return network

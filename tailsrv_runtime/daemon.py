@@ -1,7 +1,7 @@
-"""A daemon's life: from a parsed command line to an exit code.
+"""A daemon's lifecycle: from a parsed command line to an exit code.
 
-0 after SIGTERM or SIGINT, or when there is nothing left to serve; 1 after one line that says what could not be worked
-through. Readiness is told to whoever asked: the log, --ready-fd, systemd (sd_notify(3)).
+The exit code is 0 after SIGTERM or SIGINT, or when there is nothing left to serve, and 1 after a failure, which is one
+line in the log. A daemon reports its readiness to the log, to --ready-fd and to systemd (sd_notify(3)).
 """
 
 from __future__ import annotations
@@ -35,32 +35,33 @@ if TYPE_CHECKING:
 
 
 READINESS_SECONDS: Final = 10.0
-"""How often systemd is asked for more time while a start takes long,"""
+"""How often the daemon asks systemd for more time while its start takes long."""
+
 EXTENSION_SECONDS: Final = 60.0
-"""and how much more: EXTEND_TIMEOUT_USEC of sd_notify(3)."""
+"""How much time it asks for: EXTEND_TIMEOUT_USEC of sd_notify(3)."""
 
 WATCHDOG_DIGITS: Final = 18
-"""A longer number of microseconds in WATCHDOG_USEC is no number that systemd gives."""
+"""Most digits of WATCHDOG_USEC. systemd never sets a longer number of microseconds."""
 
 
 class Server(Instrumented, Protocol):
-    """What a daemon is made of. Any method may raise `FatalError`, and so may whatever it does in the loop."""
+    """The part of a daemon that serves. Any method may raise `FatalError`, and so may its handlers in the loop."""
 
     addresses: dict[str, tuple[str, ...]]
-    """Where it listens, by role, once bound, in the form that options take."""
+    """The bound addresses by role, in the form that options take."""
 
     def bind(self, ready: Callable[[], None]) -> None:
         """Listen and open files. Calls ``ready()`` once it serves: now or, when that takes long, later in the loop."""
 
     def stop(self) -> None:
-        """Finish what is promised, then stop the loop: SIGTERM or SIGINT came."""
+        """SIGTERM or SIGINT was received: finish the work that was promised to peers, then stop the loop."""
 
     def close(self) -> None:
-        """Give everything back. Also called when `bind` failed half-way."""
+        """Release all resources. Also called when `bind` failed half-way."""
 
 
 def run_daemon(name: str, options: CommonOptions, make: Callable[[Reactor, Log], Server]) -> int:
-    """Run a server in a loop of its own until it stops; the process's exit code. Raises `UsageError` alone."""
+    """Run a server in a loop of its own until it stops; return the exit code. Raises only `UsageError`."""
     log = logs.configure(name, options.log_level, options.log_format)
     if options.ready_fd is not None:
         check_descriptor(options.ready_fd)
@@ -74,13 +75,13 @@ def run_daemon(name: str, options: CommonOptions, make: Callable[[Reactor, Log],
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         log.error("failed", error=f"{where}{reason(error)}", at=location(error), **_advice(error))
-    except Exception as error:  # noqa: BLE001 - the outermost frame: a bug ends the daemon with one line, like all else
+    except Exception as error:  # noqa: BLE001 - the outermost frame: a bug, too, is one line in the log
         log.error("failed", error=repr(error), at=location(error), advice="this is a bug; please report this line")
     return 1
 
 
 def _advice(error: BaseException | None) -> dict[str, str]:
-    """What to do about a shortage, which is behind many an error of a start."""
+    """What to do about a shortage, if that is what the error is."""
     return {"advice": advice(error)} if isinstance(error, OSError) and is_shortage(error) else {}
 
 
@@ -129,7 +130,7 @@ def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: 
 
 
 def announce(addresses: dict[str, tuple[str, ...]], ready_fd: int | None, log: Log) -> None:
-    """Say that the daemon listens, and where: all addresses, and those of each role."""
+    """Report readiness to the log and to `--ready-fd`: all addresses, and those of each role."""
     listed = [address for of_role in addresses.values() for address in of_role]
     log.info("listening", addresses=listed, **addresses)
     if ready_fd is not None:
@@ -139,28 +140,28 @@ def announce(addresses: dict[str, tuple[str, ...]], ready_fd: int | None, log: L
 
 
 def write_ready(ready_fd: int, message: object) -> str | None:
-    """Write the line of `--ready-fd` and close it, without waiting; what went wrong, if anything."""
+    """Write the line of `--ready-fd` and close it, without waiting. Returns the error, or None."""
     writer = LineWriter(ready_fd)
     writer.write(f"{_to_json(message)}\n")
-    problem = None if writer.flush() else "it is closed, or full"
+    problem = None if writer.flush() else "the descriptor is closed, or full"
     writer.close()
     with contextlib.suppress(OSError):
         os.close(ready_fd)
-    standard_error.keep_standard_descriptors()  # it may have been one of them
+    standard_error.keep_standard_descriptors()  # the descriptor may have been one of these
     return problem
 
 
 def _to_json(message: object) -> str:
     try:
         return msgspec.json.encode(message).decode()
-    except UnicodeEncodeError:  # the path of a socket may be any bytes
+    except UnicodeEncodeError:  # the path of a Unix socket may be any bytes
         import json  # noqa: PLC0415 - hardly ever needed
 
         return json.dumps(message)
 
 
 class Startup:
-    """Asks systemd for more time until the daemon is ready: recovery of a large file may take longer than it waits."""
+    """Asks systemd for more time until the daemon is ready: recovery of a large file may take longer than its limit."""
 
     def __init__(self, reactor: Reactor, notifier: Notifier) -> None:
         self._reactor = reactor
@@ -172,14 +173,14 @@ class Startup:
         self._timer = self._reactor.call_later(READINESS_SECONDS, self._extend)
 
     def end(self) -> None:
-        """It is ready."""
+        """The daemon is ready: ask no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 def log_contained(reactor: Reactor, log: Log) -> None:
-    """Have every error that `reactor` contains logged: a shortage with what to do, others with their place."""
+    """Log every error that `reactor` contains: a shortage with the advice, a bug with its place in the code."""
     unexpected = Repeated(log.error, "unexpected error")
     dropped = Repeated(log.warning, "connection dropped")
 
@@ -196,7 +197,7 @@ def log_contained(reactor: Reactor, log: Log) -> None:
 
 
 def feed_watchdog(reactor: Reactor, notifier: Notifier) -> None:
-    """Tell systemd twice in each of its intervals that the loop turns, where it asks for that."""
+    """Send WATCHDOG=1 to systemd twice per interval, if it asks for that: the loop runs."""
     interval, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not (interval.isascii() and interval.isdigit() and len(interval) <= WATCHDOG_DIGITS and int(interval)):
         return
@@ -216,13 +217,13 @@ def check_descriptor(fd: int) -> None:
     try:
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     except OSError as error:
-        raise UsageError(f"--ready-fd {fd}: {reason(error)}; it has to be open for writing") from None
+        raise UsageError(f"--ready-fd {fd}: {reason(error)}; open it for writing") from None
     if mode == os.O_RDONLY:
-        raise UsageError(f"--ready-fd {fd}: it is open for reading; it has to be open for writing")
+        raise UsageError(f"--ready-fd {fd}: it is open for reading; open it for writing")
 
 
 def raise_descriptor_limit() -> None:
-    """As many descriptors as we may have: the soft limit is for programs that use select(2)."""
+    """Raise the soft limit of descriptors to the hard one: the soft one is for programs that use select(2)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # fs.nr_open may be less by now; then it stays as it was
+    with contextlib.suppress(OSError, ValueError):  # fs.nr_open may be lower by now; the limit stays as it is then
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

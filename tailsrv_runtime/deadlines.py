@@ -1,4 +1,4 @@
-"""One time limit for many peers, at the price of one timer.
+"""One time limit for many peers, with a single timer.
 
 All limits of an instance are equally long, so the oldest entry is always the next one due: a dict in order of
 insertion is the whole queue, and starting or cancelling a limit costs a dict operation. Empty, it holds no timer.
@@ -37,17 +37,17 @@ class Deadlines(Generic[K]):
         self._timer: Timer | None = None
 
     def start(self, key: K) -> None:
-        """Give `key` its time, anew if it had some left."""
+        """Start the time of `key`, or restart it."""
         self._due.pop(key, None)
         self._due[key] = time.monotonic() + self._seconds
         if self._timer is None:
             self._timer = self._reactor.call_later(self._seconds, self._check)
 
     def cancel(self, key: K) -> None:
-        """Take `key` off the clock; unknown keys are fine."""
+        """Stop the time of `key`. Unknown keys are ignored."""
         self._due.pop(key, None)
         if not self._due and self._timer is not None:
-            self._timer.cancel()  # idle means idle: not even one late look
+            self._timer.cancel()  # an idle daemon must not wake up, not even once
             self._timer = None
 
     def _check(self) -> None:
@@ -59,7 +59,7 @@ class Deadlines(Generic[K]):
                 break
             due.append(key)
         for key in due:
-            # An earlier one's end may have cancelled it.
+            # The callback for an earlier key may have cancelled this one.
             if self._due.pop(key, None) is not None:
                 try:
                     self._expired(key)

@@ -1,7 +1,7 @@
-"""The two ways in which a daemon ends early, as exceptions.
+"""The error that ends a daemon, and where an error was raised.
 
-Both carry one sentence that says what, where and what to do; nothing else of them ever reaches a user.
-A peer's fault is neither: it closes that peer's connection.
+Its message is one sentence: what failed, where, why, and what to do. It is all that a user sees of the error. A peer's
+fault is never a `FatalError`: it closes that peer's connection.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from tailsrv_formats.errors import TailsrvError
 
 
 class FatalError(TailsrvError):
-    """Something that the daemon cannot work through. Exit code 1."""
+    """A failure that the daemon cannot recover from. Exit code 1."""
 
 
 def location(error: BaseException) -> str:
-    """Where in the code it happened, innermost first: enough for a report, and it fits a line."""
+    """Where in the code the error was raised: the stack of file names and lines, innermost first, on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     return " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in reversed(frames))

@@ -1,8 +1,8 @@
-"""Lines for a descriptor whose reader may be slow, stopped or gone: written at once or later, and never waited for.
+"""Lines to a descriptor whose reader may be slow, stopped or gone: written now or later, without ever blocking.
 
-What the reader does not take now waits in a bounded buffer and is written when there is room. When the buffer is full,
-lines are dropped until all that waits is written; then one line says how many were dropped. A line whose beginning was
-written is always finished before another one begins.
+Lines that the reader does not accept now wait in a bounded buffer, and are written when there is room. When the buffer
+is full, lines are dropped until it is empty; then one line states how many were dropped. A line whose beginning was
+written is always completed before the next one begins.
 
 The description behind a descriptor such as standard error is shared with other processes, so O_NONBLOCK must not be
 set on it. See `_Sink` for how a write that never blocks is done instead.
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 BUFFER_BYTES: Final = 1 << 18
-"""How much may wait for a reader."""
+"""Limit of the buffer."""
 
 STUCK_SECONDS: Final = 1.0
-"""When a descriptor that claims to have room and takes nothing is tried again: a terminal with one free byte is so."""
+"""Pause after a descriptor that is writable accepted nothing. (A terminal with one free byte behaves so.)"""
 
 
 class LineWriter:
     """Writes lines to a descriptor without ever blocking. Any thread may write.
 
-    Before `attach` and after `detach`, what waits is tried again with each further line.
+    Before `attach` and after `detach`, each further line is the occasion to write the waiting ones.
     """
 
     def __init__(self, fd: int, report: Callable[[int], str] = "{} lines dropped\n".format) -> None:
-        """`report` makes the line that says how many lines were dropped. `fd` stays the caller's."""
+        """``report(count)`` is the line that states how many were dropped. `fd` is not closed here."""
         self._sink = _Sink(fd)
         self.report = report
         self._forget()
 
     def _forget(self) -> None:
-        """Also what a forked child does: what waits, and the loop, are its parent's."""
+        """Empty the buffer and leave the loop. A forked child does this, too: both belong to its parent."""
         self._lock = threading.Lock()
         self._queue: deque[bytes] = deque()
         self._size = 0
         self._rest: memoryview = memoryview(b"")
-        self._reporting = 0  # of how many dropped lines `_rest` tells
+        self._reporting = 0  # the count in the report that `_rest` is, if it is one
         self.dropped = 0
-        """How many lines were dropped since that was last reported."""
+        """Lines that were dropped since the last report."""
         self._reactor: Reactor | None = None
         self._thread = 0
         self._watching = False
@@ -65,12 +65,12 @@ class LineWriter:
     # --- writing
 
     def write(self, line: str) -> None:
-        """Write `line`, which has its end, now or when there is room; or drop it. Raises nothing."""
+        """Write `line`, which includes its line end, now or when there is room; or drop it. Raises nothing."""
         data = line.encode("utf-8", "backslashreplace")
         with self._lock:
             self._flush()
             if self.dropped or self._size + len(data) > max(BUFFER_BYTES, len(data)):
-                # More of them, until all that waits is written: one long gap, with one line that tells of it.
+                # Drop until the buffer is empty: one long gap with one report, and not many short ones.
                 self.dropped += 1
             else:
                 self._queue.append(data)
@@ -84,13 +84,13 @@ class LineWriter:
                     self._reactor.post(self._watch_from_loop)
 
     def drop(self, count: int) -> None:
-        """Report `count` lines more as dropped: they got lost on their way here."""
+        """Add `count` to the dropped lines: the caller has lost them."""
         with self._lock:
             self.dropped += count
             self._flush()
 
     def flush(self) -> bool:
-        """Try once more to write what waits; whether all that was to be written is."""
+        """Try to write the waiting lines. Returns whether all lines and reports are written."""
         with self._lock:
             self._flush()
             return not (self._queue or self._rest or self.dropped)
@@ -118,7 +118,7 @@ class LineWriter:
                 self._reporting = 0
 
     def _lose(self) -> None:
-        """Nobody will take what waits: a closed pipe, a full disk."""
+        """Drop the waiting lines: the pipe is closed, or the disk full."""
         self.dropped += len(self._queue)
         self._queue.clear()
         self._size = 0
@@ -126,13 +126,13 @@ class LineWriter:
         if self._sink.pollable or not begun:
             self.dropped += 0 if self._reporting else 1
             self._rest, self._reporting = memoryview(b""), 0
-        # Otherwise a file has the beginning of this line, and gets the rest when its disk has room again.
+        # Otherwise a file has the beginning of this line; the rest follows when its disk has space again.
 
     # --- waiting for room
 
     @property
     def waits(self) -> bool:
-        """Whether lines wait for a reader that may still take them."""
+        """Whether lines wait for a reader that may still accept them."""
         with self._lock:
             return self._reactor is not None and self._waits()
 
@@ -140,7 +140,7 @@ class LineWriter:
         return self._sink.pollable and bool(self._queue or self._rest)
 
     def attach(self, reactor: Reactor) -> None:
-        """Write what waits in the loop of `reactor` from now on, as soon as there is room. On the loop's thread."""
+        """Write waiting lines in the loop of `reactor` from now on. Call it on the loop's thread."""
         with self._lock:
             self._reactor, self._thread = reactor, threading.get_ident()
             if self._waits():
@@ -148,7 +148,7 @@ class LineWriter:
                 self._watch()
 
     def detach(self) -> None:
-        """Leave the loop, and try once more to write what waits. To be called before the loop is closed."""
+        """Leave the loop, and try once more to write the waiting lines. Call it before the loop is closed."""
         with self._lock:
             if self._reactor is not None:
                 self._reactor.unregister(self._sink.fd)
@@ -158,14 +158,14 @@ class LineWriter:
             self._flush()
 
     def call_when_room(self, callback: Callable[[], None]) -> None:
-        """Call in the loop once nothing waits any more. Only while something does: see `waits`."""
+        """Call `callback` in the loop once no line waits any more. Only valid while some do: see `waits`."""
         self._on_room.append(callback)
 
     def _watch(self) -> None:
         if self._reactor is not None and self._watching:
             try:
                 self._reactor.register(self._sink.fd, WRITE, self._on_writable)
-            except OSError:  # epoll can't wait for this one: it is tried with each line
+            except OSError:  # epoll does not support it: try with each further line instead
                 self._watching = False
                 self._sink.pollable = False
 
@@ -198,30 +198,30 @@ class LineWriter:
             reactor.call_later(STUCK_SECONDS, self._watch_from_loop)
 
     def close(self) -> None:
-        """Release what was opened for it. What waits is lost."""
+        """Close the descriptors that were opened here. Waiting lines are lost."""
         self._sink.close()
 
     def descriptors(self) -> tuple[int, ...]:
-        """What it needs open, for a forked child that closes all else."""
+        """The descriptors that it needs, for a forked child that closes all others."""
         return (self._sink.fd,)
 
 
 class _Sink:
-    """A descriptor, and a write to it that takes what there is room for and never blocks.
+    """A descriptor, and a write to it that writes as much as there is room for and never blocks.
 
     - Pipes and terminals are reopened: the new description has O_NONBLOCK, and the shared one stays as it is.
-    - Sockets can't be reopened, but MSG_DONTWAIT says the same for one call.
+    - Sockets cannot be reopened, but MSG_DONTWAIT does the same for one call.
     - Files have no reader to wait for. They are written through the shared description, whose offset processes share.
-    - Where reopening is refused (after a change of user, without /proc): RWF_NOWAIT, where the kernel has that (6.4 for
-      pipes), or else a look before a write of no more than a pipe takes at once when there is any room.
+    - If reopening fails (after a change of user, without /proc): RWF_NOWAIT, if the kernel supports it (6.4 for pipes),
+      or else poll(2), and a write of at most PIPE_BUF bytes, which a pipe that has room accepts at once.
     """
 
     def __init__(self, fd: int) -> None:
         self._shared = fd
         self.fd = fd
-        """To wait for, and not `fd` of the constructor where that could be taken for another one."""
+        """The descriptor to wait for: the reopened one, if there is one."""
         self.pollable = False
-        """Whether room can be waited for."""
+        """Whether epoll can report room."""
         self.write: Callable[[memoryview], int] = self._write
         self._socket: socket.socket | None = None
         self._no_wait = True
@@ -236,13 +236,13 @@ class _Sink:
             elif not stat.S_ISREG(mode):
                 self.write = self._write_politely
         except OSError:
-            pass  # it is closed, or can't be reopened
+            pass  # closed, or cannot be reopened
 
     def _use_socket(self) -> None:
-        self._socket = socket.socket(fileno=os.dup(self._shared))
-        self.fd = self._socket.fileno()
+        sock = self._socket = socket.socket(fileno=os.dup(self._shared))
+        self.fd = sock.fileno()
         self.pollable = True
-        self.write = self._send
+        self.write = lambda data: sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _reopen(self) -> None:
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -251,10 +251,6 @@ class _Sink:
 
     def _write(self, data: memoryview) -> int:
         return os.write(self.fd, data)
-
-    def _send(self, data: memoryview) -> int:
-        assert self._socket is not None  # noqa: S101 - for the type checker: it is a socket's
-        return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _write_politely(self, data: memoryview) -> int:
         if self._no_wait:
@@ -271,9 +267,9 @@ class _Sink:
         return os.write(self.fd, data[: select.PIPE_BUF])
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close the descriptors that were opened here."""
         if self._socket is not None:
             self._socket.close()
         elif self.fd != self._shared:
-            with contextlib.suppress(OSError):  # a forked child may have closed all that it knows not
+            with contextlib.suppress(OSError):  # a forked child may have closed all unknown descriptors
                 os.close(self.fd)

@@ -1,4 +1,4 @@
-"""The listening sockets that addresses stand for.
+"""Listening sockets for addresses.
 
 An empty host means every interface, IPv4 and IPv6, by one dual-stack socket where the machine has IPv6.
 """
@@ -17,7 +17,7 @@ from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.unix_sockets import bind_unix
 
 BACKLOG: Final = 4096
-"""Connections that the kernel queues while we are busy; it caps this at net.core.somaxconn."""
+"""Connections that the kernel queues while the daemon is busy; net.core.somaxconn is the maximum."""
 
 FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 DESCRIPTOR_DIGITS: Final = 9
@@ -25,7 +25,7 @@ FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
 
 
 class Listener:
-    """A non-blocking listening socket, and the path that goes with it when it is a Unix socket of our own making."""
+    """A non-blocking listening socket, with its path if it is a Unix socket that this process has bound."""
 
     def __init__(self, sock: socket.socket, path: str | None = None) -> None:
         self.socket = sock
@@ -35,10 +35,10 @@ class Listener:
         self._pid = os.getpid()
 
     def close(self) -> None:
-        """Stop listening; leave no path behind, unless it is another's.
+        """Stop listening, and remove the path of a Unix socket if it belongs to this listener.
 
-        It is another's when the socket was handed over, in a forked process, and when a successor has bound the path
-        meanwhile.
+        It does not if the socket was handed over by systemd, in a forked process, or if a successor has bound the path
+        since.
         """
         self.socket.close()
         path, self._path = self._path, None
@@ -48,7 +48,7 @@ class Listener:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Which file a path names; None where it names none that can be seen."""
+    """The device and inode of `path`; None if it cannot be read."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -57,18 +57,18 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 NOT_HERE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
-"""What the kernel says of an address that this machine does not have."""
+"""Errors of bind(2) for an address or a family that this machine does not have."""
 
 PORT_ATTEMPTS: Final = 16
-"""How many ports of the kernel's choice are tried on all addresses of a name."""
+"""Ports of the kernel's choice that are tried until one is free on all addresses of a name."""
 
 
 def bind(address: Address, *, reuse_port: bool = False) -> list[Listener]:
     """Listeners for `address`: one, or one for each address that HOST resolves to and that this machine has.
 
     With port 0 and several addresses all get the same port.
-    `reuse_port` lets this process bind further sockets to the same port (SO_REUSEPORT). The first one is exclusive all
-    the same: another daemon's port is never joined. Raises `FatalError` where the kernel refuses.
+    `reuse_port` lets this process bind further sockets to the same port (SO_REUSEPORT). The first one is exclusive:
+    the port of another daemon is never shared. Raises `FatalError` if the kernel refuses.
     """
     if address.path is not None:
         return [Listener(bind_unix(address.path, BACKLOG), address.path)]
@@ -88,7 +88,7 @@ def bind(address: Address, *, reuse_port: bool = False) -> list[Listener]:
 def _bind_each(
     targets: list[tuple[int, tuple[Any, ...]]], port: int, *, only_v6: bool, reuse_port: bool
 ) -> list[socket.socket]:
-    """A socket for each target that this machine has, all on one port. Raises `OSError`, and has bound none then."""
+    """A socket for each target that this machine has, all on one port; or `OSError`, and no socket."""
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     for family, (host, _, *rest) in targets:
@@ -109,7 +109,7 @@ def _bind_each(
 
 
 def _targets(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
-    """The families and socket addresses that a TCP address stands for."""
+    """The families and socket addresses of a TCP address."""
     if not address.host:
         return [_any_interface(address.port)]
     try:
@@ -117,7 +117,9 @@ def _targets(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
     except (socket.gaierror, UnicodeError) as error:
-        raise FatalError(f"cannot listen on {address}: {address.host!r} is not known here ({error})") from None
+        raise FatalError(
+            f"cannot listen on {address}: unknown host {address.host!r} ({error}); check the name"
+        ) from None
     return list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found))
 
 
@@ -129,7 +131,7 @@ def _bind_tcp(family: int, sockaddr: tuple[Any, ...], *, only_v6: bool, reuse_po
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
         sock.bind(sockaddr)
         sock.listen(BACKLOG)
-        # Only now: with this option from the beginning, the port of another daemon with workers could be shared.
+        # After bind: with the option set before, bind would share the port of another daemon with workers.
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except BaseException:
@@ -139,7 +141,7 @@ def _bind_tcp(family: int, sockaddr: tuple[Any, ...], *, only_v6: bool, reuse_po
 
 
 def bind_all(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> list[Listener]:
-    """Listeners for all of `addresses`, or none: when one can't be had, the others are given back."""
+    """Listeners for all of `addresses`. If one cannot be bound, the others are closed, and `FatalError` is raised."""
     listeners: list[Listener] = []
     try:
         for address in addresses:
@@ -152,7 +154,7 @@ def bind_all(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> lis
 
 
 def _any_interface(port: int) -> tuple[int, tuple[Any, ...]]:
-    """IPv6's wildcard takes IPv4 peers too; machines without IPv6 have the other one."""
+    """The wildcard of IPv6, which also accepts IPv4 peers; without IPv6, that of IPv4."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
             probe.bind(("::", 0))
@@ -163,9 +165,9 @@ def _any_interface(port: int) -> tuple[int, tuple[Any, ...]]:
 
 def _advice(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "another program has this port: stop it, or choose another port (0: the kernel chooses)"
+        return "another program has this port; stop it, or choose another --port (0: any free port)"
     if error.errno == errno.EADDRNOTAVAIL:
-        return "no interface of this machine has this address; `ip address` lists them"
+        return "no interface of this machine has this address; choose one that `ip address` lists"
     if error.errno in {errno.EACCES, errno.EPERM}:
         return "ports below 1024 need CAP_NET_BIND_SERVICE, or a socket from systemd"
     return "choose another address"
@@ -174,7 +176,7 @@ def _advice(error: OSError) -> str:
 def inherited_listeners() -> dict[str, list[Listener]]:
     """The listening sockets that systemd handed over, by their name (FileDescriptorName=), after sd_listen_fds(3).
 
-    The environment variables are removed, so that no child takes them for its own.
+    The environment variables are removed, so that no child process uses the sockets as well.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -187,7 +189,7 @@ def inherited_listeners() -> dict[str, list[Listener]]:
             listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError:
             raise FatalError(
-                f"descriptor {fd} of LISTEN_FDS is no socket; use ListenStream= in the socket unit"
+                f"descriptor {fd} of LISTEN_FDS is not a socket; use ListenStream= in the socket unit"
             ) from None
         if not listens or listener.type != socket.SOCK_STREAM or listener.family not in FAMILIES:
             kind = f"{_name(listener.family)} {_name(listener.type)}"
@@ -204,12 +206,12 @@ def inherited_listeners() -> dict[str, list[Listener]]:
 
 
 def _name(kind: int) -> str:
-    """AF_VSOCK, or the number of what Python has no name for."""
+    """Its name, such as AF_VSOCK, or its number if Python has none."""
     return getattr(kind, "name", str(kind))
 
 
 def listeners_for(addresses: tuple[Address, ...], *, reuse_port: bool = False) -> list[Listener]:
-    """Where the options say, or else systemd. Raises `UsageError` when neither does, or `FatalError`."""
+    """Listeners for `addresses`, or the sockets of systemd. Raises `UsageError` without either, and `FatalError`."""
     if addresses:
         return bind_all(addresses, reuse_port=reuse_port)
     listeners = [listener for named in inherited_listeners().values() for listener in named]

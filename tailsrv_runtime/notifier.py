@@ -1,4 +1,4 @@
-"""What systemd learns of a daemon: sd_notify(3), a datagram for each change of its state."""
+"""Notifications to systemd: sd_notify(3), one datagram for each change of a daemon's state."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Notifier:
     """Sends datagrams to the socket that NOTIFY_SOCKET names, if it names one, and never waits for its reader.
 
-    The socket is opened at the start, since descriptors may be short later, and is connected: then the kernel tells
-    when a reader that was slow has room again.
+    The socket is opened at the start, because descriptors may be short later. It is connected, because epoll then
+    reports when a slow reader has room again.
     """
 
     def __init__(self, reactor: Reactor) -> None:
@@ -29,9 +29,9 @@ class Notifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
     def send(self, state: str, *, until_taken: bool = False) -> None:
-        """Say `state`, as VARIABLE=VALUE. `until_taken`: if the socket is full now, say it as soon as there is room.
+        """Send `state`, as VARIABLE=VALUE. `until_taken`: if the socket is full, send it as soon as there is room.
 
-        Nothing happens where nobody listens.
+        Without NOTIFY_SOCKET, or without a reader, nothing happens.
         """
         if self._socket is None:
             return
@@ -41,7 +41,7 @@ class Notifier:
             self._waiting.append(state.encode())
 
     def _try(self, sock: socket.socket, datagram: bytes) -> bool:
-        """Whether this is done with; False when there is no room now."""
+        """Whether the datagram was sent or cannot be; False if there is no room now."""
         for _ in range(2):
             try:
                 sock.send(datagram)
@@ -67,7 +67,7 @@ class Notifier:
         self._reactor.unregister(sock.fileno())
 
     def close(self) -> None:
-        """Close the socket. What waits for room is lost."""
+        """Close the socket. Datagrams that wait for room are lost."""
         if self._socket is not None:
             self._reactor.unregister(self._socket.fileno())
             self._socket.close()

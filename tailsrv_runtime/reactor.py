@@ -1,16 +1,16 @@
 """The loop that a daemon runs in: one thread, one epoll.
 
-A handler is called with the event mask when its descriptor is ready; it must not block. Readiness is level-triggered:
-what a handler leaves undone comes back in the next round, after everybody else had a turn. That is all the fairness
-there is, and it is enough when each handler does a bounded piece of work.
+The loop calls a handler with the event mask when its descriptor is ready; a handler must not block. Readiness is
+level-triggered: a handler that leaves work undone is called again in the next round, after all others that are ready.
+There is no other fairness, and this is enough if each handler does a bounded piece of work.
 
-Handlers must bear being called for nothing. But an event never reaches the successor of the descriptor that it was
-meant for: what is registered during a round gets its first event in the next one.
+A handler may be called although its descriptor is not ready. But it never receives an event of an earlier descriptor
+with the same number: a descriptor that is registered during a round receives its first event in the next one.
 
-A handler that works for one peer is registered together with `abort`, which closes that peer. If such a handler raises
-anything but `FatalError`, the peer is closed, the error is reported and counted, and the loop goes on: no input of a
-peer ends the daemon. What all peers share must not be left half changed by that: code that changes it raises
-`FatalError` for whatever goes wrong in the middle.
+A handler that works for one peer is registered with `abort`, which closes that peer. If such a handler raises anything
+but `FatalError`, the peer is closed, the error is reported and counted, and the loop goes on: no input of a peer ends
+the daemon. State that all peers share must not stay half changed: code that changes it raises `FatalError` for any
+failure in between.
 
 Why not asyncio: a task or a future for each client and append costs more than the append's own system calls.
 docs/benchmarks/loops.md has the figures.
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
 HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
-"""Always reported, asked for or not."""
+"""epoll reports these always, also if they are not requested."""
 
 LONGEST_WAIT_SECONDS: Final = 86400.0
-"""A timer that is further away is looked at daily: epoll_wait(2) takes milliseconds as an int, which is 24 days."""
+"""The longest wait in epoll_wait(2), which takes milliseconds as an int (24 days). A later timer waits again."""
 
 EVENTS_PER_ROUND: Final = 256
-"""More wait for the next round; room for more would have to be made in each round."""
+"""Events per round; further ones follow in the next. Each round allocates room for this many."""
 
 
 class Timer:
-    """A call that is due at a time. `cancel` may be called at any time, also after it ran."""
+    """A call at a time. `cancel` may be called at any time, also after the call."""
 
     __slots__ = ("callback", "when")
 
@@ -63,7 +63,7 @@ class Timer:
         return self.when < other.when
 
     def cancel(self) -> None:
-        """Forget the call, and what it holds on to."""
+        """Forget the call, and the objects that it refers to."""
         self.callback = None
 
 
@@ -83,7 +83,7 @@ class Reactor:
         self._closing = threading.Lock()
         self._is_closed = False
         self.contained = 0
-        """How many errors were kept from ending the loop; see `contain`."""
+        """Number of errors that did not end the loop; see `contain`."""
         self.on_contained: Callable[[Exception], None] = lambda _error: None
         """Called with each of them, to report it."""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -98,11 +98,10 @@ class Reactor:
     def register(
         self, fd: int, events: int, handler: Callable[[int], None], abort: Callable[[], None] | None = None
     ) -> None:
-        """Call ``handler(mask)`` whenever `fd` has one of `events`, or hung up.
+        """Call ``handler(mask)`` whenever `fd` has one of `events`, or has hung up.
 
-        Raises `ShortageError` when epoll's watches are used up, another `OSError` where it can't otherwise.
-
-        ``abort()`` closes the one peer that the handler works for, if it raises; without it the loop ends then.
+        ``abort()`` closes the one peer that the handler works for, if the handler raises; without it the loop ends.
+        Raises `ShortageError` when epoll's watches are used up, and other `OSError`s.
         """
         try:
             self._epoll.register(fd, events)
@@ -114,28 +113,27 @@ class Reactor:
         self._fresh.add(fd)
 
     def modify(self, fd: int, events: int, handler: Callable[[int], None] | None = None) -> None:
-        """Wait for other events on `fd`, and with another handler where one is given."""
+        """Wait for other events on `fd`, and replace its handler if one is given."""
         self._epoll.modify(fd, events)
         if handler is not None:
             self._handlers[fd] = handler, self._handlers[fd][1]
 
     def unregister(self, fd: int) -> None:
-        """Forget `fd`; to be called before it is closed. Unknown descriptors are ignored."""
+        """Forget `fd`. Call it before `fd` is closed. Unknown descriptors are ignored."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def _forget(self, fd: int) -> None:
-        """Do not come back to a peer that could not be closed: its descriptor may be closed, or may not."""
+        """Unregister a peer that could not be closed: its descriptor may be closed, or may not be."""
         with contextlib.suppress(OSError):
             self.unregister(fd)
 
     def contain(self, error: Exception, abort: Callable[[], None] | None) -> bool:
-        """Deal with an error in work for one peer: count and report it, and close that peer with ``abort()``.
+        """Handle an error in the work for one peer: count and report it, and close the peer with ``abort()``.
 
-        One that a shortage has caused is reported, and not counted. To be called where such work is not done in a
-        registered handler: timers, turns. Raises `error` if it is a `FatalError`, which is the daemon's own, or if
-        there is no peer to close. False when `abort` failed as well, which is reported and costs nobody else anything
-        either; the peer may be half closed then.
+        A shortage is reported, but not counted. Call it for work that is not done in a registered handler (timers,
+        turns). Raises `error` if it is a `FatalError`, which is the daemon's own, or if there is no peer to close.
+        Returns False if `abort` failed as well, which is also reported; the peer may be half closed then.
         """
         if abort is None or isinstance(error, (FatalError, UsageError)):
             raise error
@@ -154,7 +152,7 @@ class Reactor:
     # --- time
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """Call once, `seconds` from now at the earliest. A reactor without timers never wakes up by itself."""
+        """Call `callback` once, in `seconds` or later. A reactor without timers never wakes up by itself."""
         timer = Timer(time.monotonic() + seconds, callback)
         heapq.heappush(self._timers, timer)
         return timer
@@ -162,9 +160,9 @@ class Reactor:
     # --- other threads, signals, rounds
 
     def post(self, callback: Callable[[], object]) -> None:
-        """Call from the loop's thread, soon. The one method that other threads may use."""
+        """Call `callback` on the loop's thread, soon. The only method that other threads may call."""
         self._posted.append(callback)
-        # One byte wakes for all that is posted until then: the pipe must have room for signals, which would be lost.
+        # One byte for all calls until the loop reads it: a full pipe would lose signals.
         if not self._woken:
             self._woken = True
             with self._closing:
@@ -172,20 +170,20 @@ class Reactor:
                     os.write(self._wake_write, b"\0")
 
     def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
-        """Call in the loop, not in the midst of something, when the signal has arrived."""
+        """Call `callback` in the loop after the signal was received, not in the middle of a handler."""
         self._signals[signum] = callback
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         # The handler does nothing: Python writes the number to the wake-up descriptor.
         signal.signal(signum, lambda *_: None)
 
     def after_round(self, callback: Callable[[], None]) -> None:
-        """Call after every round of events: where work is gathered from many descriptors and done once."""
+        """Call `callback` after every round of events: for work that many descriptors share, and that is done once."""
         self._after_round += (callback,)
 
     def _on_wake(self, _mask: int) -> None:
         woken = os.read(self._wake_read, 4096)
-        # After the read, which may have taken the byte of a post that has just come, and before the posts are counted:
-        # that post is among them, and what is posted from here on wakes again.
+        # In this order: the read may have consumed the byte of a post that has just come; this post is among those that
+        # are counted below. A post after this line writes a byte again.
         self._woken = False
         for signum in set(woken) - {0}:
             callback = self._signals.get(signum)
@@ -197,12 +195,12 @@ class Reactor:
     # --- the loop
 
     def run(self) -> None:
-        """Handle events until `stop`. What a handler raises ends the loop and is raised here."""
+        """Handle events until `stop`. An error of a handler that is not contained ends the loop, and is raised here."""
         self._running = True
         handlers, poll, timers, now = self._handlers, self._epoll.poll, self._timers, time.monotonic
         fresh = self._fresh
         while self._running:
-            # An append is one turn of this loop: what it need not call, it does not.
+            # The hot path of every daemon: an append is one turn of this loop.
             events = poll(self._timeout() if timers else -1, EVENTS_PER_ROUND)
             fresh.clear()
             for fd, mask in events:
@@ -219,11 +217,11 @@ class Reactor:
                 callback()
 
     def stop(self) -> None:
-        """Make `run` return after the present round. Safe in handlers; from other threads, `post` it."""
+        """Make `run` return after this round. For handlers; from other threads, `post` it."""
         self._running = False
 
     def close(self) -> None:
-        """Give back the loop's own descriptors. What is posted from now on is forgotten."""
+        """Close the loop's own descriptors. Later posts are ignored."""
         with self._closing:
             if self._is_closed:
                 return

@@ -1,11 +1,11 @@
-"""What a daemon does when the machine runs short: one policy for all that it may have to open while it runs.
+"""Shortages of descriptors or of the kernel's memory: one policy for everything that a running daemon opens.
 
-Running out of descriptors or of the kernel's memory is no fault of the activity that meets it, and passes. Such an
-activity is paused, which is logged once, and tried again until it succeeds: see `Retried`. Nothing else stops.
+A shortage passes, and is not the fault of the activity that meets it. Such an activity is paused, which is logged once,
+and retried until it succeeds: see `Retried`. Everything else goes on.
 
-Peers can use up the descriptors; a few are therefore held back for the daemon's own needs (`hold_descriptors`), and
-are free for others to use only inside `spare_descriptors`. Accepting peers never draws on them, except for health
-checks, which matter most when everything is short.
+Peers can use up the descriptors. So the daemon holds a few in reserve for its own needs (`hold_descriptors`), and
+releases them only inside `spare_descriptors`. Accepting peers never uses the reserve, except for health checks, which
+matter most during a shortage.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor, Timer
 
 SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN})
-"""Errors that say that something is short, not that something is wrong (trio calls them capacity errors)."""
+"""Errors that mean a shortage, and not a fault (trio calls them capacity errors)."""
 
 RESERVED: Final = 8
-"""Descriptors that are held back: the journal's compaction takes two, an index worker two, a health check one."""
+"""Descriptors in reserve: the journal's compaction takes two, an index worker two, a health check one."""
 
 RETRY_SECONDS: Final = 0.5
-"""How soon a paused activity is tried again."""
+"""Time until a paused activity is retried."""
 
 _held: list[int] = []
 _wanted = 0
@@ -41,14 +41,14 @@ class ShortageError(OSError):
     """A shortage whose error number alone would mislead: inotify says ENOSPC when its watches are used up."""
 
     def __init__(self, error: OSError, what: str, to_do: str) -> None:
-        """`error` is what the kernel said; `what` is short in words, and `to_do` is what an operator can do."""
+        """`error` is the kernel's; `what` names the shortage, and `to_do` is what an operator can do."""
         super().__init__(error.errno, what)
         self.filename = error.filename
         self.advice = to_do
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether `error` passes by itself once somebody has let go of something."""
+    """Whether `error` is a shortage, which passes when another activity or process releases something."""
     if isinstance(error, (MemoryError, ShortageError)):
         return True
     return isinstance(error, OSError) and error.errno in SHORTAGES
@@ -66,7 +66,7 @@ def advice(error: OSError) -> str:
 
 
 def hold_descriptors() -> None:
-    """Hold `RESERVED` descriptors back from now on, as far as there are any. A forked child calls it for itself."""
+    """Hold `RESERVED` descriptors in reserve from now on, or as many as there are. A forked child calls it, too."""
     global _wanted  # noqa: PLW0603 - the table of descriptors is the process's, and so is what is held of it
     _wanted = RESERVED
     while len(_held) < RESERVED:
@@ -77,15 +77,15 @@ def hold_descriptors() -> None:
 
 
 def is_drawn_on() -> bool:
-    """Whether something has taken of what should be held back: descriptors are short."""
+    """Whether the reserve is not complete: descriptors are short."""
     return _wanted > len(_held)
 
 
 @contextlib.contextmanager
 def spare_descriptors() -> Iterator[None]:
-    """Let the body of the `with` statement open what it needs, even while peers have taken all other descriptors.
+    """Release the reserve for the body of the `with` statement, even while peers have all other descriptors.
 
-    It should be short: until it ends, an acceptor on another thread could take them.
+    The body should be short: until it ends, an acceptor on another thread could use the descriptors.
     """
     while _held:
         os.close(_held.pop())
@@ -113,10 +113,10 @@ class Retried:
         failed: Callable[[FatalError], None] | None = None,
         **facts: object,
     ) -> None:
-        """`attempt()` does it, or raises; it is called again after a shortage, so it must undo what it did by half.
+        """`attempt()` does the work, or raises. It is called again after a shortage, so it must undo half-done work.
 
-        `failed(error)` hears of a `FatalError` of a later attempt, which has no caller to raise it to; without it the
-        daemon ends. `activity` and `facts` are what the log says: "… paused", "… resumed".
+        `failed(error)` receives the `FatalError` of a later attempt, which has no caller; without it the daemon ends.
+        The log events are `activity` with "paused" or "resumed", and have the fields `facts`.
         """
         self._reactor = reactor
         self._log = log
@@ -126,10 +126,10 @@ class Retried:
         self._facts = facts
         self._timer: Timer | None = None
         self.paused: str | None = None
-        """Why it can't go on at the moment, for health checks; None when it can."""
+        """Why the activity is paused, for health checks; None if it is not."""
 
     def __call__(self) -> None:
-        """Do it now, or later if something is short. Raises what `attempt` raises otherwise."""
+        """Attempt it now, and after a shortage again later. Raises the other errors of `attempt`."""
         self.cancel()
         try:
             with spare_descriptors():
@@ -161,7 +161,7 @@ class Retried:
             self._failed(error)
 
     def cancel(self) -> None:
-        """Do not try again by itself. Whether it is paused stays known."""
+        """Do not retry. `paused` stays as it is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

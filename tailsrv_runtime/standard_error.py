@@ -1,7 +1,7 @@
-"""Standard error of this process: always open, and nothing that is written to it ever blocks.
+"""Standard error of this process: always open, and a write to it never blocks.
 
-`prepare` comes first in every command. Whatever then writes to `sys.stderr` (warnings, progress bars, a traceback) goes
-through the same writer as the log.
+Every command calls `prepare` first. All writes to `sys.stderr` (warnings, progress bars, a traceback) then go through
+the same writer as the log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STANDARD_ERROR = 2
 
 
 class _Text(io.TextIOBase):
-    """What `sys.stderr` is: a text stream without a buffer of its own."""
+    """The value of `sys.stderr`: a text stream without a buffer of its own."""
 
     encoding = "utf-8"
     errors = "backslashreplace"
@@ -38,7 +38,7 @@ class _Text(io.TextIOBase):
 
 
 STREAM = _Text()
-"""For loggers that want a stream."""
+"""For structlog and `sys.stderr`, which need a stream."""
 
 _writer: LineWriter | None = None
 
@@ -52,29 +52,29 @@ def writer() -> LineWriter:
 
 
 def prepare() -> None:
-    """Open what of the descriptors 0 to 2 is closed, and let `sys.stderr` be what never blocks."""
+    """Open those of the descriptors 0 to 2 that are closed, and replace `sys.stderr` by `STREAM`."""
     global _writer  # noqa: PLW0603 - a process has one standard error
     keep_standard_descriptors()
-    if _writer is not None:  # a fork has another standard error than its parent
+    if _writer is not None:  # a forked child may have another standard error than its parent
         _writer.close()
         _writer = None
     sys.stderr = STREAM
-    # A shell may have set `stty tostop`: a daemon in the background would be stopped by its first log line.
+    # With `stty tostop`, SIGTTOU would stop a background daemon at its first log line.
     with contextlib.suppress(ValueError):  # not on the main thread
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def keep_standard_descriptors() -> None:
-    """Open what of 0, 1 and 2 is closed: a socket with such a number would get what is meant for an operator.
+    """Open those of 0, 1 and 2 that are closed: a socket with such a number would receive text for the operator.
 
-    They are opened the wrong way round, as glibc does it for setuid programs: a read or write fails as before, with
-    EBADF. (A closed output must not look like one that has taken everything.)
+    They are opened in the wrong direction, as glibc does for setuid programs, so that reads and writes fail with EBADF
+    as before. (A closed output must not look like one that has accepted everything.)
     """
     for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest free number is the one that is closed. Where there is no /dev, a directory takes no bytes.
+            # open(2) returns the lowest free number, which is this one. Without /dev, a directory does as well.
             try:
                 os.open(os.devnull, flags)
             except OSError:
@@ -82,12 +82,12 @@ def keep_standard_descriptors() -> None:
 
 
 def say(text: str) -> None:
-    """Write one line, whatever is in `text`."""
+    """Write `text` as one line."""
     writer().write(f"{one_line(text)}\n")
 
 
 def one_line(text: str) -> str:
-    """`text` with everything escaped that could break a line or a terminal: control characters, lone surrogates."""
+    """`text`, in which everything is escaped that could break a line or a terminal: control characters, surrogates."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

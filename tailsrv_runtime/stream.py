@@ -1,14 +1,14 @@
 """A growing file as its readers see it: how far it may be read, and when that changes.
 
-The end of a stream is the smaller of its commit mark and its size; without a mark, its size. The kernel says when
-either changes (inotify): no polling, and nothing happens while nothing happens. Names are watched too: a file or mark
-that does not exist yet is taken up when it appears, and one that is moved or deleted is noticed. The directory's other
-names are of interest only while the file or the mark is missing; at other times they wake nobody.
+The end of a stream is the smaller of its commit mark and its size; without a mark, its size. inotify reports when
+either changes, so that an idle stream never wakes the daemon. The directory is watched too: a file or a mark that does
+not exist yet is opened when it appears, and one that is moved or deleted is noticed. Events of the directory's other
+names are requested only while the file or the mark is missing.
 
-From the moment that the mark exists, nothing beyond it is shown. While it can't be read, because descriptors have run
-out or because it is something else than a readable file, the end stays where it was.
+From the moment that the mark exists, readers see nothing beyond it. While it cannot be read, because descriptors have
+run out or because it is not a readable file, the end stays where it was.
 
-Knows nothing of messages, sockets or clients.
+This module knows nothing of messages, sockets or clients.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.reactor import READ
 from tailsrv_runtime.shortage import Retried, ShortageError, is_shortage
 from tailsrv_runtime.uncommitted import Uncommitted
-from tailsrv_runtime.watchedmark import WatchedMark
+from tailsrv_runtime.watched_mark import WatchedMark
 from tailsrv_runtime.watches import Watches, flags, is_named, parse_events
 
 if TYPE_CHECKING:
@@ -33,28 +33,33 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor, Timer
 
 EVENTS_BYTES: Final = 16 + 255 + 1
-"""Read at first: room for the longest event (inotify(7)), or for more appends than mostly come between two looks."""
-MORE_EVENTS_BYTES: Final = 1 << 16
+"""The first read: room for the longest event (inotify(7)), and for the events of usual appends."""
 
-# Plain numbers: combining the enumeration's members costs microseconds, and these are compared on every append.
+MORE_EVENTS_BYTES: Final = 1 << 16
+"""The second read, for all further events."""
+
+# Plain numbers: operations on members of an enumeration cost microseconds, and these happen at every append.
 _MODIFY: Final = int(flags.MODIFY)
 _OVERFLOW: Final = int(flags.Q_OVERFLOW)
 _ITSELF: Final = int(flags.MOVE_SELF | flags.DELETE_SELF)
 _NO_NAMES: Final = int(flags.ONLYDIR) | _ITSELF
-"""What is asked of the directory while the file and the mark are open,"""
+"""Events of the directory while the file and the mark are open."""
+
 _NEW_NAMES: Final = int(flags.CREATE | flags.MOVED_TO) | _NO_NAMES
-"""while one of them is missing,"""
+"""Events of the directory while one of them is missing."""
+
 _ALL_NAMES: Final = int(flags.ATTRIB | flags.DELETE | flags.MOVED_FROM) | _NEW_NAMES
-"""and while there is a mark that can't be used."""
+"""Events of the directory while there is a mark that cannot be used."""
+
 _DIRECTORY_LOST: Final = int(flags.IGNORED | flags.UNMOUNT) | _ITSELF
 
 
 class Stream:
-    """Watches the file at `path`, whose readers are told through three callbacks.
+    """Watches the file at `path`, and reports its events to three callbacks.
 
-    `changed()` when `end` may have moved (it is up to date then), also backwards; `gone()` once, when the file was
-    moved or deleted: `fd` stays readable. `failed(error)` when the file appeared but can't be served. A callback may
-    close the stream.
+    `changed()`: `end` may have moved, forwards or backwards, and is up to date. `gone()`: the file was moved or
+    deleted; called once, and `fd` stays readable. `failed(error)`: the file appeared but cannot be served. A callback
+    may close the stream.
     """
 
     def __init__(
@@ -69,18 +74,18 @@ class Stream:
         use_mark: bool = True,
         poll_seconds: float | None = None,
     ) -> None:
-        """Raises `OSError` for a shortage (see `shortage`): the caller may try again later."""
+        """Raises `OSError` for a shortage (see `shortage`); the caller may retry later."""
         self.path = path
         self.fd = -1
         """The open file; -1 while there is none."""
         self.end = 0
         """How far consumers may read, in bytes. 0 while there is no file."""
         self.size = 0
-        """The file's size when last looked at, in bytes."""
+        """The file's size at the last `refresh`, in bytes."""
         self.committed: int | None = None
-        """What the mark says, in bytes; None without one. While it can't be read: where the end was before."""
+        """The value of the mark, in bytes; None without a mark. While the mark cannot be read: the end before that."""
         self.has_shrunk = False
-        """Whether the file has ever been seen to become shorter."""
+        """Whether any `refresh` found the file shorter than the one before."""
 
         self._reactor = reactor
         self._log = log
@@ -93,7 +98,7 @@ class Stream:
         self._mark_path = path + SUFFIX
         self._is_open = self._is_closed = self._is_gone = False
         self._file_watch = self._directory_watch = -1
-        self._names_asked = 0  # what the directory is watched for at the moment
+        self._names_asked = 0  # the events of the directory that are requested at the moment
         self._usual_events: tuple[bytes, ...] = ()
         self._watches = Watches()
         self._inotify_fd = self._watches.fd
@@ -108,9 +113,9 @@ class Stream:
         self._poll_timer: Timer | None = None
 
     def open(self) -> None:
-        """Begin to watch; a missing file is waited for.
+        """Start to watch. A missing file is opened when it appears.
 
-        Raises `FatalError` for a file or a mark that can't be served, `OSError` for a shortage.
+        Raises `FatalError` for a file or a mark that cannot be served, `OSError` for a shortage.
         """
         self._watch_names()
         self._open_file()
@@ -140,13 +145,13 @@ class Stream:
             self.fd = -1
 
     def refresh(self) -> None:
-        """Look at the size and the mark now, and set `end`. Cheap: one lseek, one pread."""
+        """Read the size and the mark, and set `end`. Costs one lseek and one pread."""
         if self.fd < 0:
             return
         try:
-            size = os.lseek(self.fd, 0, os.SEEK_END)  # a quarter of what fstat's result costs to build
+            size = os.lseek(self.fd, 0, os.SEEK_END)  # a quarter of the cost of fstat, which builds a large result
         except OSError as error:
-            self._cannot_look(error)
+            self._on_size_error(error)
             return
         self._file_problem = None
         if size < self.size:
@@ -163,28 +168,28 @@ class Stream:
             self._uncommitted.look(committed, size)
         self.committed = committed
 
-    def _cannot_look(self, error: OSError) -> None:
-        """The file's server has forgotten it, or the disk fails: the end stays where it was."""
+    def _on_size_error(self, error: OSError) -> None:
+        """The size cannot be read (a stale NFS handle, a failing disk): the end stays where it was."""
         if self._file_problem is None:
-            self._log.warning("file cannot be looked at", file=self.path, error=reason(error), end=self.end)
+            self._log.warning("file not accessible", file=self.path, error=reason(error), end=self.end)
         self._file_problem = reason(error)
 
     def look(self) -> None:
-        """As `refresh`, and look for names whose appearance the kernel has not told yet.
+        """As `refresh`, but first look for a file or a mark whose event has not arrived yet.
 
-        It is for answers that depend on where the end is now; a system call more than `refresh` for each missing name.
+        For answers that depend on the present end. Costs a system call more than `refresh` for each missing name.
         """
         if self._is_missing():
             self._look_for_names()
         self.refresh()
 
     def unhealthy(self) -> str | None:
-        """Why the stream can't be followed at the moment; None when it can."""
+        """Why the stream cannot be followed at the moment; None if it can."""
         paused = self._opening.paused or self._opening_mark.paused or self._watching.paused
         if paused is None and self.fd < 0:
             return f"{self.path} does not exist yet"
         if paused is None and self._file_problem is not None:
-            return f"{self.path} cannot be looked at: {self._file_problem}"
+            return f"{self.path} is not accessible: {self._file_problem}"
         if paused is None and self._mark.problem is not None:
             return f"{self._mark_path} cannot be used: {self._mark.problem}; nothing beyond byte {self.end} is sent"
         return paused
@@ -200,22 +205,22 @@ class Stream:
             if is_shortage(error):
                 raise
             if error.errno == errno.EINVAL:
-                text = f"{self.path} is not a regular file; a stream is a file that grows"
+                text = f"{self.path} is not a regular file; a stream is a regular file that grows"
             else:
                 text = f"cannot read {self.path}: {reason(error)}; make it readable for this user"
             raise FatalError(text) from None
         self._note_usual_events()
         if self._is_open:
-            self._log.info("the file appeared", file=self.path)
-        self._tell_if_late(self._opening)
+            self._log.info("file appeared", file=self.path)
+        self._report_if_late(self._opening)
 
     def _open_mark(self) -> None:
         self._mark.open(self.end, is_start=not self._is_open)
         self._note_usual_events()
-        self._tell_if_late(self._opening_mark)
+        self._report_if_late(self._opening_mark)
 
-    def _tell_if_late(self, retried: Retried) -> None:
-        """What has just succeeded had been paused: no event is being handled whose end would tell the readers."""
+    def _report_if_late(self, retried: Retried) -> None:
+        """Report a change after a retry: it does not happen in an event's handler, which would report it at its end."""
         if retried.paused is not None:
             self._reactor.call_later(0, self._look_again)
 
@@ -241,7 +246,7 @@ class Stream:
             self._watching()
 
     def _is_missing(self) -> bool:
-        """Whether there is a name to look for."""
+        """Whether the file or the mark is missing."""
         return self.fd < 0 or (self._use_mark and self._mark.reader is None and not self._is_gone)
 
     def _names_wanted(self) -> int:
@@ -250,7 +255,7 @@ class Stream:
         return _NEW_NAMES if self._mark.problem is None else _ALL_NAMES
 
     def _watch_names(self) -> None:
-        """Ask the directory for as much as is needed now."""
+        """Request the events of the directory that are needed now."""
         wanted = self._names_wanted()
         if wanted == self._names_asked:
             return
@@ -262,24 +267,24 @@ class Stream:
             if is_shortage(error):
                 raise
             if not self._is_open:
-                text = f"cannot watch {error.filename}: {reason(error)}; the stream's directory has to exist"
+                text = f"cannot watch {error.filename}: {reason(error)}; create the stream's directory"
                 raise FatalError(text) from None
             self._names_asked = 0
-            raise ShortageError(error, reason(error), "the stream's directory has to exist") from None
+            raise ShortageError(error, reason(error), "create the stream's directory") from None
         self._names_asked = wanted
-        self._tell_if_late(self._watching)
+        self._report_if_late(self._watching)
 
     def _note_usual_events(self) -> None:
-        """The bytes that inotify returns after an append or a commit, so that they need no parsing."""
+        """Note the bytes that inotify returns after an append or a commit, so that these need no parsing."""
         watches = [watch for watch in (self._file_watch, self._mark.watch) if watch >= 0]
         events = [watch.to_bytes(4, "little") + _MODIFY.to_bytes(4, "little") + bytes(8) for watch in watches]
         both = [b"".join(events), b"".join(reversed(events))]
         self._usual_events = tuple(dict.fromkeys(events + both))
 
     def _look_after_mark(self) -> None:
-        """The mark's name may mean something else by now."""
+        """Reopen the mark if its name belongs to another file by now."""
         if self._mark.has_gone():
-            # First the watch, then the look: what appears in between is seen by one of them.
+            # In this order: a mark that appears in between is found by one of the two.
             self._watching()
             self._look_for_names()
 
@@ -303,24 +308,24 @@ class Stream:
         self._changed()
 
     def _more_events(self) -> bytes:
-        """All that are left; a wake-up takes them all at once."""
+        """All further events, so that one wake-up handles all."""
         try:
             return os.read(self._inotify_fd, MORE_EVENTS_BYTES)
         except BlockingIOError:
             return b""
 
     def _on_unusual(self, data: bytes) -> None:
-        """Names came or went, the queue overflowed, or several things happened at once."""
+        """Handle events other than an append or a commit alone: names, an overflow, several at once."""
         gone = look = False
         for event in parse_events(data):
             if event.mask & _OVERFLOW:
-                # Events were lost; whatever they said can be seen by looking.
+                # Events were lost: check everything that they could have reported.
                 look = gone = True
                 self._look_after_mark()
             elif event.wd == self._directory_watch:
                 if event.mask & _DIRECTORY_LOST:
                     self._names_asked = 0
-                    look = gone = True  # the file went with it, perhaps
+                    look = gone = True  # and the file with it, perhaps
                 look = look or event.name in {self._name, self._name + SUFFIX}
             elif event.wd == self._mark.watch and event.mask & ~_MODIFY:
                 self._look_after_mark()
@@ -332,7 +337,7 @@ class Stream:
             self._look_whether_gone()
 
     def _look_whether_gone(self) -> None:
-        """Notice a file that is no longer what its name means; changed permissions are not that."""
+        """Report the file as gone if `path` no longer names it; ATTRIB also means changed permissions."""
         if self.fd >= 0 and not self._is_gone and not is_named(self.fd, self.path):
             self._is_gone = True
             self.refresh()
@@ -361,5 +366,5 @@ class Stream:
 
 
 def _exists(path: str) -> bool:
-    """Whether there is anything of this name, a link to nothing included."""
+    """Whether `path` exists, also as a dangling symbolic link."""
     return os.access(path, os.F_OK, follow_symlinks=False)

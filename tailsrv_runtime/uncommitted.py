@@ -1,4 +1,4 @@
-"""A line in the log about bytes that stay beyond the commit mark: its collator may have ended."""
+"""A warning about bytes that stay beyond the commit mark: the collator may have ended."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor, Timer
 
 UNCOMMITTED_SECONDS: Final = 5.0
-"""Bytes that stay beyond the mark for so long are worth a line in the log."""
+"""Time after which bytes beyond the commit mark are reported, if no commit happens."""
 
 
 class Uncommitted:
-    """Says once that a stream has uncommitted bytes, unless commits go on. It has a timer while there are some."""
+    """Reports once that a stream has uncommitted bytes, unless commits go on. Without such bytes it has no timer."""
 
     def __init__(self, reactor: Reactor, path: str, log: Log) -> None:
         self._reactor = reactor
@@ -22,20 +22,20 @@ class Uncommitted:
         self._committed = self._size = 0
         self._since = 0
         self._timer: Timer | None = None
-        self._told = False
+        self._reported = False
 
     def look(self, committed: int, size: int) -> None:
-        """Where the mark and the end of the file are now, in bytes."""
+        """Note the commit mark and the size of the file, in bytes."""
         self._committed, self._size = committed, size
         if committed >= size:
-            self._told = False
+            self._reported = False
             if self._timer is not None:
-                self.cancel()  # idle means idle: not even one late look
-        elif self._timer is None and not self._told:
+                self.cancel()  # an idle daemon must not wake up, not even once
+        elif self._timer is None and not self._reported:
             self._wait()
 
     def cancel(self) -> None:
-        """Say nothing any more."""
+        """Report nothing any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -47,9 +47,9 @@ class Uncommitted:
     def _on_time(self) -> None:
         self._timer = None
         if self._committed != self._since:
-            self._wait()  # commits go on: a busy stream always has some bytes on their way
+            self._wait()  # commits go on: a busy stream always has some uncommitted bytes
             return
-        self._told = True
+        self._reported = True
         self._log.warning(
             "uncommitted bytes",
             file=self._path,

@@ -1,7 +1,7 @@
-"""Unix sockets: binding a path that nobody else listens on.
+"""Unix sockets: binding a path on which no other process listens.
 
-A process that was killed leaves its socket's path behind. Such a path is replaced; a live one never is, and neither is
-anything else that has the path.
+A process that was killed leaves the path of its socket behind. Such a stale socket is replaced. A socket on which a
+process listens is never replaced, nor is a file of any other kind.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_LOCK_SECONDS: Final = 1.0
-"""How long the start of another process on the same directory's Unix sockets is waited for; it takes microseconds."""
+"""Longest wait for another process that binds a Unix socket in the same directory; that takes microseconds."""
 
 
 def bind_unix(path: str, backlog: int) -> socket.socket:
-    """A non-blocking socket that listens at `path`, in the place of one that was left behind.
+    """A non-blocking socket that listens at `path`; a stale socket there is replaced.
 
-    Raises `FatalError` where the path can't be had, be it that a process listens there.
+    Raises `FatalError` if `path` cannot be bound, for example because a process listens there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -38,20 +38,20 @@ def bind_unix(path: str, backlog: int) -> socket.socket:
             sock.listen(backlog)
     except OSError as error:
         sock.close()
-        to_do = "its directory has to exist" if error.errno == errno.ENOENT else "choose another path"
+        to_do = "create its directory" if error.errno == errno.ENOENT else "choose another path"
         raise FatalError(f"cannot listen on unix:{path}: {reason(error)}; {to_do}") from None
     return sock
 
 
 @contextlib.contextmanager
 def _start_lock(directory: str) -> Iterator[None]:
-    """Keep other starts out, as far as the directory can be locked.
+    """Exclude other starts, if the directory can be locked.
 
-    Between two of them, one that has bound its socket and does not listen yet looks like one that was left behind.
+    A socket that another process has bound, and on which it does not listen yet, would look stale.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # it may be unreadable and its paths usable all the same; if it is missing, bind says so
+    except OSError:  # unreadable, but perhaps usable; if it is missing, bind fails
         yield
         return
     try:
@@ -64,7 +64,7 @@ def _start_lock(directory: str) -> Iterator[None]:
 
 
 def _locked(fd: int) -> bool:
-    """Whether the lock was taken, or can't be had here."""
+    """Whether the lock was taken, or locks are not supported here."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -75,13 +75,13 @@ def _locked(fd: int) -> bool:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket that a killed process left behind: one that nobody listens on. Never anything else."""
+    """Remove a socket on which no process listens. Never anything else."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return
     except FileNotFoundError:
         return
-    # Non-blocking: a listener with a full queue is alive too, and must not be waited for.
+    # Non-blocking: a listener with a full queue is alive, too, and connect would wait for it.
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)

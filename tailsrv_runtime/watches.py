@@ -1,7 +1,7 @@
-"""The kernel's news of files and directories (inotify), and what its limits are called.
+"""Events of files and directories (inotify), and the names of inotify's limits.
 
-The three system calls are called through ctypes. inotify_simple, which parses the events, would first look for libc by
-running ldconfig: descriptors, processes and temporary files that a worker may not have when it is started again.
+The three system calls are called through ctypes. inotify_simple, which parses the events, would find libc by running
+ldconfig, which needs descriptors, a process and temporary files: a restarted worker may have none of these.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FILE_EVENTS: Final = int(flags.MODIFY | flags.ATTRIB | flags.MOVE_SELF | flags.
 
 
 def is_named(fd: int, path: str) -> bool:
-    """Whether `path` still means the open file `fd`, as far as can be told."""
+    """Whether `path` still names the open file `fd`. True if that cannot be determined at the moment."""
     try:
         ours = os.fstat(fd)
         return ours.st_nlink > 0 and os.path.samestat(ours, os.stat(path))
@@ -41,22 +41,22 @@ def is_named(fd: int, path: str) -> bool:
 
 
 class Watches:
-    """One inotify instance. What is short raises `ShortageError`; other errors are `OSError`."""
+    """One inotify instance. Raises `ShortageError` at a limit of inotify, and other `OSError`s."""
 
     def __init__(self) -> None:
         self.fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC, path="inotify")
-        """Readable when there are events; they are read from it."""
+        """The descriptor to read events from."""
 
     def add(self, path: str, events: int) -> int:
-        """Watch for `events`, instead of others if it is watched already, which needs no memory; the watch's number."""
+        """Watch `path` for `events`, which replace those of an existing watch. Returns the number of the watch."""
         return _call("inotify_add_watch", self.fd, os.fsencode(path), ctypes.c_uint32(events), path=path)
 
     def open(self, path: str) -> tuple[int, int]:
-        """Open a regular file and watch it; a descriptor to read it by, and the watch's number."""
+        """Open a regular file for reading, and watch it. Returns the descriptor and the number of the watch."""
         while True:
             fd = open_regular(path)
             try:
-                # By descriptor: the name may mean another file by now. If it does, no event will say so.
+                # By descriptor: `path` may name another file by now, and no event would report that.
                 watch = self.add(f"/proc/self/fd/{fd}", _FILE_EVENTS)
                 if is_named(fd, path):
                     return fd, watch
@@ -69,12 +69,12 @@ class Watches:
             os.close(fd)
 
     def remove(self, watch: int) -> None:
-        """Watch no longer; also when the kernel has removed the watch together with its file."""
+        """Remove a watch, which the kernel may have removed already, together with its file."""
         with contextlib.suppress(OSError):
             _call("inotify_rm_watch", self.fd, watch)
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Close the instance, with all its watches."""
         os.close(self.fd)
 
 

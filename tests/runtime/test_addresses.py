@@ -269,7 +269,7 @@ def test_a_directory_that_somebody_has_locked_does_not_hold_up_the_start(tmp_pat
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("missing/socket", "No such file or directory; its directory has to exist"),
+        ("missing/socket", "No such file or directory; create its directory"),
         ("x" * 200, "path too long"),
         ("file/socket", "Not a directory"),
         ("datagram", "Protocol wrong type for socket"),

@@ -1,7 +1,7 @@
-"""The commit mark of a stream as its readers find it: absent, there, gone again, or nothing that can be read.
+"""The commit mark of a stream as its readers see it: absent, present, gone again, or unreadable.
 
-From the moment that there is one, nothing beyond it may be shown. What a mark said last holds until there is a new one.
-While there is one that can't be read, where the end was holds: what has been shown may be shown, and nothing more.
+From the moment that a mark exists, readers see nothing beyond it. Its last value stays valid until there is a new mark.
+While a mark is unreadable, the end stays where it was: readers see what they could see before, and nothing more.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 class WatchedMark:
-    """The mark at `path`, opened when the stream says so and watched by its `watches`."""
+    """The mark at `path`, which the stream opens, and watches with `watches`."""
 
     def __init__(self, path: str, watches: Watches, log: Log) -> None:
         self.watch = -1
-        """The number of its watch; -1 while there is none."""
+        """The number of its inotify watch; -1 while there is none."""
         self.problem: str | None = None
-        """Why what bears its name can't be used; None when it can, or when there is nothing."""
+        """Why the file at `path` cannot be used as a mark; None if it can be, or if there is none."""
         self.reader: MarkReader | None = None
         """None while it is not open."""
         self._path = path
         self._watches = watches
         self._log = log
         self._committed: int | None = None
-        self._was_no_file = False  # what can't be used is no file at all: there is no mark once it has been removed
+        self._was_no_file = False  # `path` is not a regular file: once it is removed, there is no mark
 
     def open(self, end: int, *, is_start: bool) -> None:
-        """Look for it while it is not open; `end` is how far the stream has been shown.
+        """Open the mark if it exists; `end` is how far readers have been able to read.
 
-        Raises `OSError` for a shortage, and `FatalError` at a start with a mark that can't be used.
+        Raises `OSError` for a shortage, and at the start `FatalError` for a mark that cannot be used.
         """
         try:
             fd, self.watch = self._watches.open(self._path)
@@ -58,7 +58,7 @@ class WatchedMark:
             self.reader, self.problem = MarkReader(fd), None
 
     def read(self, end: int) -> int | None:
-        """How far consumers may read, in bytes; None without a mark. `end` is how far they have been able to."""
+        """How far readers may read, in bytes; None without a mark. `end` is how far they could read until now."""
         if self.reader is not None:
             try:
                 committed = self.reader.read()
@@ -68,12 +68,12 @@ class WatchedMark:
             if committed is not None:
                 self._committed = committed
             elif self._committed is None:
-                self._committed = 0  # it has just been created; an older one holds until this one has a valid line
+                self._committed = 0  # just created, and still empty; an older mark stays valid until there is a line
             self.problem = None
         return self._committed
 
     def has_gone(self) -> bool:
-        """Let go of a mark that was moved, deleted or replaced; whether it was."""
+        """Close a mark that was moved, deleted or replaced. Returns whether it was."""
         if self.reader is None or is_named(self.reader.fd, self._path):
             return False
         self._log.warning("commit mark gone", file=self._path, committed=self._committed)
@@ -83,7 +83,7 @@ class WatchedMark:
         return True
 
     def close(self) -> None:
-        """Give back its descriptor."""
+        """Close its descriptor."""
         if self.reader is not None:
             self.reader.close()
             self.reader = None
