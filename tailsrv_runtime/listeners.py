@@ -165,7 +165,7 @@ def _any_interface(port: int) -> tuple[int, tuple[Any, ...]]:
 
 def _advice(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "another program has this port; stop it, or choose another --port (0: any free port)"
+        return "another program has this port; stop it, or choose another port (0: any free port)"
     if error.errno == errno.EADDRNOTAVAIL:
         return "no interface of this machine has this address; choose one that `ip address` lists"
     if error.errno in {errno.EACCES, errno.EPERM}:

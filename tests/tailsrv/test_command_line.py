@@ -65,7 +65,7 @@ def test_what_it_cannot_work_through_exits_with_1_and_one_line(tmp_path: Path) -
             ((tmp_path / "no" / "file", *LISTEN), "directory"),
             ((path, "--listen", f"127.0.0.1:{taken.getsockname()[1]}"), "another program has this port"),
             ((path, "--listen", "192.0.2.1:0"), "no interface of this machine"),
-            ((path, "--listen", "no-such-host.invalid:0"), "not known here"),
+            ((path, "--listen", "no-such-host.invalid:0"), "unknown host"),
             ((path, *LISTEN, "--metrics", f"127.0.0.1:{taken.getsockname()[1]}"), "another program has this port"),
         ]
         for arguments, words in cases:
