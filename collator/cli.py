@@ -48,8 +48,8 @@ from tailsrv_runtime.options import common_options, common_settings, listen_addr
     metavar="[always|never|interval:MS]",
     default="always",
     show_default=True,
-    help="When messages are synced to disk: before they are acknowledged and visible (always), by the kernel (never),"
-    " or every MS milliseconds.",
+    help="When messages are acknowledged and visible to consumers: once on disk (always), once the kernel has them"
+    " (never), or as never with a sync every MS milliseconds (interval:MS).",
 )
 @click.option(
     "--buffer-bytes",
@@ -58,7 +58,7 @@ from tailsrv_runtime.options import common_options, common_settings, listen_addr
     show_default=True,
     help=f"Memory for all bytes that are not committed yet, {format_size(LEAST_BUFFER_BYTES)} or more.",
 )
-@click.option("--adopt", is_flag=True, help="Accept FILE as it is, and forget its producers.")
+@click.option("--adopt", is_flag=True, help="Accept FILE as it is and discard its journal: all producers start at 0.")
 @click.option(
     "--accept-any-message",
     is_flag=True,

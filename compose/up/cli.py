@@ -49,8 +49,8 @@ from tailsrv_runtime.options import allow_option, log_format_option, log_level_o
     metavar="[always|never|interval:MS]",
     default="always",
     show_default=True,
-    help="When the collator syncs messages to disk: before they are acknowledged and visible (always), never, or every"
-    " MS milliseconds.",
+    help="When messages are acknowledged and visible to consumers: once on disk (always), once the kernel has them"
+    " (never), or as never with a sync every MS milliseconds (interval:MS).",
 )
 @allow_option
 @click.option(
