@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from collator.acks import Progress
+    from collator.batch_builder import Batch
     from collator.diskwriter import Errors
-    from collator.gather import Batch
     from collator.journal import Standing
     from collator.obstacles import Obstacle
     from collator.options import Sync
@@ -78,7 +78,7 @@ class Committer:
         )
         self._retry: Timer | None = None
         self._obstacle: Obstacle | None = None
-        self._moved: list[Standing] = []
+        self._progressed: list[Standing] = []
         self._replacing = False
         self._compaction = Retried(
             reactor, log, "journal compaction", self._open_for_compaction, file=sidecars.journal.path
@@ -100,7 +100,7 @@ class Committer:
         return self.batch is not None or self._replacing
 
     @property
-    def stalled(self) -> str | None:
+    def blocked(self) -> str | None:
         """Why nothing can be written at the moment."""
         met = self._obstacle
         return None if met is None else f"{met.event} to write {self._file.path}: {met.error}"
@@ -121,14 +121,14 @@ class Committer:
             return None
         return f"the disk under {self._file.path} has not answered for {seconds:.0f} s"
 
-    def commit(self, batch: Batch, moved: list[Standing]) -> None:
+    def commit(self, batch: Batch, progressed: list[Standing]) -> None:
         """Begin to commit `batch`, not empty, which nobody else may touch from now on.
 
-        `moved`: the named producers that have bytes in it.
+        `progressed`: the named producers that have bytes in it.
         """
         self._began = time.monotonic()
-        self._moved = moved
-        self._disk.begin(batch, *self._journal.entries(moved))
+        self._progressed = progressed
+        self._disk.begin(batch, *self._journal.entries(progressed))
 
     def sync_finally(self, done: Callable[[], None]) -> None:
         """Make everything written durable, and then call ``done()`` in the loop."""
@@ -325,7 +325,7 @@ class Committer:
             self._began = time.monotonic()
         standing = {name: (name, progress, progress.acked, progress.at) for name, progress in self._producers.items()}
         if self.batch is not None:  # it is written, and will be acknowledged as soon as there is a journal
-            standing |= {moved[0]: moved for moved in self._moved}
+            standing |= {moved[0]: moved for moved in self._progressed}
         producers = [one for one in standing.values() if one[2]]
         first = sample(self._file.fd, self._file.end)
         self._worker.submit(partial(self._begin_again, first, producers), partial(done, first.end))

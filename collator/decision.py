@@ -44,58 +44,58 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def decide(
-    journal: Journal, size: int, mark: int | None, bears_out: Callable[[Record], bool], *, same_boot: bool
+    journal: Journal, size: int, mark: int | None, verifies: Callable[[Record], bool], *, same_boot: bool
 ) -> Decision:
     """Where the stream ends that has this journal.
 
-    `size`: bytes in FILE. `mark`: how far consumers may have read, if known. ``bears_out(record)``: whether FILE
+    `size`: bytes in FILE. `mark`: how far consumers may have read, if known. ``verifies(record)``: whether FILE
     holds that record's bytes. `same_boot`: no power was lost since. Raises `RefusedError`.
     """
     records = journal.records
     last = len(records) - 1
-    held = _last_held(journal, bears_out, same_boot=same_boot)
-    if held < 0:
+    last_valid = _last_valid(journal, verifies, same_boot=same_boot)
+    if last_valid < 0:
         if size < records[0].end:
             raise RefusedError(f"FILE has {size} bytes and the journal begins at {records[0].end}")
         raise RefusedError("FILE holds other bytes than the journal knows: it belongs to another file")
-    end = records[held].end
+    end = records[last_valid].end
     power_lost = journal.header.sync != "always" and not same_boot
     seen = max(mark or 0, records[last].synced)
     if not end and seen and not power_lost:
         raise RefusedError(f"FILE holds nothing of the {seen} bytes that the journal and the mark know")
-    if seen > end and size >= seen and not (power_lost and held < last):
+    if seen > end and size >= seen and not (power_lost and last_valid < last):
         if power_lost:
-            return Decision(seen, held + 1, "the mark reached the disk and the journal did not")
+            return Decision(seen, last_valid + 1, "the mark reached the disk and the journal did not")
         raise RefusedError(f"consumers may have seen FILE up to byte {seen}, and the journal vouches for {end} bytes")
-    if mark is None and (journal.torn or held < last or size != end):
+    if mark is None and (journal.torn or last_valid < last or size != end):
         raise RefusedError(
             f"there is no commit mark, and without one nobody can tell whether what follows byte {end}, where the last"
             " whole record ends, was acknowledged and seen; bring FILE.commit back if there is a copy"
         )
     if seen > end:
-        return Decision(end, held + 1, "FILE lost bytes that were committed", lost=seen - end)
-    if held < last:
-        return Decision(end, held + 1, "the last commit did not reach FILE")
+        return Decision(end, last_valid + 1, "FILE lost bytes that were committed", lost=seen - end)
+    if last_valid < last:
+        return Decision(end, last_valid + 1, "the last commit did not reach FILE")
     if size > end:
-        return Decision(end, held + 1, "bytes that were not committed")
-    return Decision(end, held + 1, "a torn journal record" if journal.torn else "in order")
+        return Decision(end, last_valid + 1, "bytes that were not committed")
+    return Decision(end, last_valid + 1, "a torn journal record" if journal.torn else "in order")
 
 
-def _last_held(journal: Journal, bears_out: Callable[[Record], bool], *, same_boot: bool) -> int:
+def _last_valid(journal: Journal, verifies: Callable[[Record], bool], *, same_boot: bool) -> int:
     """The last record up to which FILE bears out all; -1 when it bears out none."""
     records = journal.records
     last = len(records) - 1
     if same_boot and journal.header.sync == "never":
         # The kernel that took these bytes still runs, and took them in this order: what is there has all before it.
-        return next((index for index in range(last, -1, -1) if bears_out(records[index])), -1)
+        return next((index for index in range(last, -1, -1) if verifies(records[index])), -1)
     durable = last
     while durable > 0 and records[durable].end > records[last].synced:
         durable -= 1
-    held = durable
-    while held >= 0 and not bears_out(records[held]):
-        held -= 1
-    if held < durable:
-        return held
-    while held < last and bears_out(records[held + 1]):
-        held += 1
-    return held
+    last_valid = durable
+    while last_valid >= 0 and not verifies(records[last_valid]):
+        last_valid -= 1
+    if last_valid < durable:
+        return last_valid
+    while last_valid < last and verifies(records[last_valid + 1]):
+        last_valid += 1
+    return last_valid

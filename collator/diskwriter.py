@@ -29,7 +29,7 @@ from tailsrv_runtime.files import begin_writeback
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.gather import Batch, Piece
+    from collator.batch_builder import Batch, Piece
     from collator.journal import JournalFile
     from collator.options import Sync
     from collator.streamfile import StreamFile
@@ -160,7 +160,7 @@ class DiskWriter:
         batch = self.batch
         assert batch is not None  # noqa: S101 - for the type checker
         self._errors = ()
-        if batch.turns == 1 and batch.size <= QUICK_BYTES:
+        if batch.reads == 1 and batch.size <= QUICK_BYTES:
             task = self._file_worker.start(self._sync_in_turn, self._tried)
             task.settle(QUICK_SECONDS if self._sync_seconds < QUICK_SECONDS else 0.0)
         else:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from collator.acks import Progress
+    from collator.batch_builder import Piece
     from collator.beside import Directory, NewFile
-    from collator.gather import Piece
 
 SUFFIX: Final = ".producers"
 AHEAD_BYTES: Final = 1 << 16

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collator.gather import Inbox
+    from collator.batch_builder import Inbox
 
 PROGRESS_BYTES: Final = 1 << 12
 """By how much an incomplete message has to grow to count as one that is being sent."""
@@ -39,7 +39,7 @@ class Partials(Generic[H]):
     def note(self, source: H, *, completed: bool) -> None:
         """`source` has delivered bytes; `completed`: and with them a message."""
         inbox = source.inbox
-        size = len(inbox.carry)
+        size = len(inbox.partial)
         if not size:
             if inbox.noted:
                 self.forget(source)

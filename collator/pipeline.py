@@ -11,11 +11,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from collator.acklane import AckLane
+from collator.acked_producer import AckedPort
+from collator.batch_builder import BATCH_CHUNKS, BatchBuilder
 from collator.committer import Committer
-from collator.gather import BATCH_CHUNKS, Gatherer
-from collator.intake import Intake
-from collator.rawlane import RawLane
+from collator.ingress import IngressScheduler
+from collator.raw_producer import RawPort
 from collator.sidecars import Sidecars
 from tailsrv_formats.framing import make_framing
 from tailsrv_runtime.errors import FatalError
@@ -24,7 +24,7 @@ from tailsrv_runtime.reactor import READ
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.gather import Batch
+    from collator.batch_builder import Batch
     from collator.options import Options
     from collator.startup import Taken
     from tailsrv_runtime.logs import Log
@@ -52,7 +52,7 @@ class Pipeline:
         recovered = taken.recovered
         self._watches = taken.watches
         framing = make_framing(options.framing, options.max_message_bytes)
-        self.gatherer = Gatherer(
+        self.builder = BatchBuilder(
             framing,
             options.buffer_bytes,
             start=recovered.end,
@@ -73,9 +73,11 @@ class Pipeline:
             committed=self._committed,
             producers=self.known,
         )
-        self._intake = Intake(reactor, self.gatherer, log, commit=self._try_commit, busy=lambda: self.committer.busy)
-        self.raw = RawLane(reactor, self._intake, self.gatherer, framing, log, check=not options.accept_any_message)
-        self.acknowledged = AckLane(reactor, self._intake, self.gatherer, self.known, log)
+        self._ingress = IngressScheduler(
+            reactor, self.builder, log, commit=self._try_commit, busy=lambda: self.committer.busy
+        )
+        self.raw = RawPort(reactor, self._ingress, self.builder, framing, log, check=not options.accept_any_message)
+        self.acknowledged = AckedPort(reactor, self._ingress, self.builder, self.known, log)
         self._stopping = self._drained = self._syncing = False
         self._drain_ends = 0.0
         self.bytes = 0
@@ -89,33 +91,33 @@ class Pipeline:
 
     def _after_round(self) -> None:
         self._try_commit()
-        intake, committer = self._intake, self.committer
-        intake.closed = self._stopping or committer.stalled is not None
-        if intake.crowded and not intake.closed:
-            intake.resume()
+        ingress, committer = self._ingress, self.committer
+        ingress.closed = self._stopping or committer.blocked is not None
+        if ingress.crowded and not ingress.closed:
+            ingress.resume()
             self._try_commit()
         if self._stopping:
             self._finish()
 
     def _try_commit(self) -> bool:
         """Commit what is gathered, if a commit can begin; whether one did."""
-        committer, gatherer = self.committer, self.gatherer
-        if committer.busy or not gatherer.batch.size:
+        committer, builder = self.committer, self.builder
+        if committer.busy or not builder.batch.size:
             return False
-        batch = gatherer.take()
-        committer.commit(batch, self.acknowledged.moved(batch) if batch.runs else [])
+        batch = builder.take()
+        committer.commit(batch, self.acknowledged.progressed(batch) if batch.runs else [])
         return True
 
     def _committed(self, batch: Batch) -> None:
         self.bytes += batch.size
         self.messages += batch.messages
-        self.gatherer.release(batch)
+        self.builder.release(batch)
         if batch.runs:
             self.acknowledged.committed(batch)
 
     def unhealthy(self) -> str | None:
         """Why messages are not read, or not committed, at the moment."""
-        return self.committer.stalled or self.committer.slow or self._intake.paused
+        return self.committer.blocked or self.committer.slow or self._ingress.paused
 
     # --- its end
 
@@ -127,28 +129,28 @@ class Pipeline:
         self._stopping = True
         self._stop_accepting()
         self.raw.release()
-        self._intake.begin_drain()
+        self._ingress.begin_drain()
         self._drain_ends = time.monotonic() + DRAIN_SECONDS
 
     def _finish(self) -> None:
         committer = self.committer
-        if committer.stalled is not None:
-            waiting = self.gatherer.batch.size + (committer.batch.size if committer.batch is not None else 0)
+        if committer.blocked is not None:
+            waiting = self.builder.batch.size + (committer.batch.size if committer.batch is not None else 0)
             self._log.warning("stopped without space", file=self._file.path, uncommitted_bytes=waiting)
             self._reactor.stop()
             return
         while not self._drained:
-            self._drained = self._intake.drain()
+            self._drained = self._ingress.drain()
             if not self._try_commit():
-                if self._intake.waits and not self._drained:
+                if self._ingress.waits and not self._drained:
                     if time.monotonic() < self._drain_ends:
                         return
-                    self._log.warning("stopped without memory", file=self._file.path, why=self._intake.paused)
+                    self._log.warning("stopped without memory", file=self._file.path, why=self._ingress.paused)
                 self._drained = self._drained or not committer.busy  # nothing will ever make room
                 break
             if committer.busy:
                 break
-        if committer.busy or self.gatherer.batch.size or not self._drained or self._syncing:
+        if committer.busy or self.builder.batch.size or not self._drained or self._syncing:
             return
         if self._options.sync.kind == "interval":
             self._syncing = True

@@ -113,8 +113,8 @@ def recover(
             unsure = _unsure(journal)
             file.evict(unsure)
             tracker.begin(max(0, journal.records[-1].end - unsure))
-            bears_out = partial(borne_out, file.fd, advance=tracker.advance)
-            decision = decide(journal, size, mark, bears_out, same_boot=bool(boot) and journal.header.boot == boot)
+            verifies = partial(verify_record, file.fd, advance=tracker.advance)
+            decision = decide(journal, size, mark, verifies, same_boot=bool(boot) and journal.header.boot == boot)
         except (JournalError, RefusedError) as error:
             raise FatalError(f"{file.path}{SUFFIX}: {error}; {ADOPT}") from None
         found = producers(content, journal, decision.records)
@@ -235,7 +235,7 @@ def read_journal(path: str) -> bytes | None:
         return file.read()
 
 
-def borne_out(fd: int, record: Record, advance: Callable[[int], None] = lambda _count: None) -> bool:
+def verify_record(fd: int, record: Record, advance: Callable[[int], None] = lambda _count: None) -> bool:
     """Whether the file holds the bytes that the record covers; ``advance(count)`` is called after each block."""
     position, crc = record.start, 0
     while position < record.end:

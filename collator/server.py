@@ -19,7 +19,7 @@ from tailsrv_runtime.metrics import Histogram, Metric
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from collator.intake import Counts
+    from collator.ingress import Counts
     from collator.options import Options
     from collator.startup import Taken
     from tailsrv_runtime.listeners import Listener
@@ -124,14 +124,14 @@ class Collator:
         yield _gauge("stalled", "1 while nothing can be committed.", float(self.unhealthy() is not None))
         if pipeline is None:
             return
-        committer, gatherer = pipeline.committer, pipeline.gatherer
+        committer, builder = pipeline.committer, pipeline.builder
         yield _counter("messages", "Messages committed.", pipeline.messages)
         yield _counter("bytes", "Bytes committed.", pipeline.bytes)
         yield _counter("commits", "Commits.", committer.commits)
         yield committer.sizes
         yield committer.durations
-        yield _gauge("file_bytes", "Length of the stream.", gatherer.batch.start)
-        yield _gauge("buffered_bytes", "Memory that holds bytes not committed yet.", gatherer.held)
+        yield _gauge("file_bytes", "Length of the stream.", builder.batch.start)
+        yield _gauge("buffered_bytes", "Memory that holds bytes not committed yet.", builder.held)
         yield _gauge("last_commit_seconds", "Time since the last commit.", time.monotonic() - committer.last_commit)
         yield _gauge("names", "Producers that the journal knows.", len(pipeline.known))
         for lane, counts, connected in (

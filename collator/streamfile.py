@@ -21,7 +21,7 @@ from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.files import GONE, MODE, append, lock
 
 if TYPE_CHECKING:
-    from collator.gather import Piece
+    from collator.batch_builder import Piece
 
 OPEN_TRIES: Final = 100
 """How often FILE is opened again because its name came to mean another file before it was locked."""

@@ -334,10 +334,10 @@ def _processor_ticks(pid: int) -> int:
 
 NO_ROOM = """
 import errno, os, runpy, sys
-import collator.acklane
+import collator.acked_producer
 from tailsrv_runtime.reactor import Reactor
 
-collator.acklane.PATIENCE_SECONDS = 0.2
+collator.acked_producer.REPLY_SECONDS = 0.2
 refused = []
 
 class Epoll:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator.gather import Gatherer
-from collator.intake import Intake
-from collator.rawlane import RawLane
+from collator.batch_builder import BatchBuilder
+from collator.ingress import IngressScheduler
+from collator.raw_producer import RawPort
 from tailsrv_formats.framing import make_framing
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.logs import configure
@@ -28,10 +28,10 @@ class Lane:
         self.errors: list[Exception] = []
         self.reactor.on_contained = self.errors.append
         framing = make_framing("newline")
-        self.gatherer = Gatherer(framing, 1 << 20)
+        self.builder = BatchBuilder(framing, 1 << 20)
         log = configure("test", "error")
-        self.intake = Intake(self.reactor, self.gatherer, log, commit=lambda: False, busy=lambda: False)
-        self.raw = RawLane(self.reactor, self.intake, self.gatherer, framing, log, check=True)
+        self.ingress = IngressScheduler(self.reactor, self.builder, log, commit=lambda: False, busy=lambda: False)
+        self.raw = RawPort(self.reactor, self.ingress, self.builder, framing, log, check=True)
         self.reactor.after_round(self.reactor.stop)
         self._theirs: list[socket.socket] = []
 
@@ -56,11 +56,11 @@ def lane() -> Iterator[Lane]:
     made.close()
 
 
-@pytest.mark.parametrize("place", ["on_first", "ended", "delivered"])
+@pytest.mark.parametrize("place", ["on_first", "ended", "appended"])
 def test_an_unexpected_error_is_kept_to_the_producer_or_ends_the_daemon(
     lane: Lane, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from collator.rawlane import RawProducer  # noqa: PLC0415 - patched here
+    from collator.raw_producer import RawProducer  # noqa: PLC0415 - patched here
 
     def fail(*_: object) -> None:
         raise ValueError("a bug")
@@ -87,25 +87,25 @@ def test_an_unexpected_error_is_kept_to_the_producer_or_ends_the_daemon(
     monkeypatch.undo()
     good.sendall(b"still fine\n")
     lane.reactor.run()
-    assert lane.gatherer.batch.size == (16 if place == "on_first" else 21)
+    assert lane.builder.batch.size == (16 if place == "on_first" else 21)
 
 
 def test_an_error_in_a_turn_of_a_parked_producer_is_its_own(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    from collator.rawlane import RawProducer  # noqa: PLC0415 - patched here
+    from collator.raw_producer import RawProducer  # noqa: PLC0415 - patched here
 
     def fail(*_: object) -> None:
         raise ValueError("a bug")
 
     one = lane.connect()
-    lane.intake.closed = True
+    lane.ingress.closed = True
     one.sendall(b"a line\n")
     lane.reactor.run()
     one.close()
-    assert lane.intake.crowded
-    lane.intake.closed = False
+    assert lane.ingress.crowded
+    lane.ingress.closed = False
     monkeypatch.setattr(RawProducer, "interest", fail)
     with pytest.raises(ValueError, match="a bug"):
-        lane.intake.resume()
+        lane.ingress.resume()
 
 
 def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
@@ -116,7 +116,7 @@ def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
     for peer in (unlucky, lucky):
         peer.sendall(b"one\n")
         lane.reactor.run()
-    lane.intake.closed = True
+    lane.ingress.closed = True
     for peer in (unlucky, lucky):
         peer.sendall(b"two\n")
         lane.reactor.run()
@@ -130,20 +130,20 @@ def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
         register(fd, *arguments)
 
     monkeypatch.setattr(lane.reactor, "register", full)
-    lane.intake.closed = False
-    lane.intake.resume()
+    lane.ingress.closed = False
+    lane.ingress.resume()
     assert unlucky.recv(1) == b""
     assert not lane.errors
-    assert len(lane.raw.producers) == len(lane.intake.sources) == 1
+    assert len(lane.raw.producers) == len(lane.ingress.sources) == 1
     lucky.sendall(b"three\n")
     lane.reactor.run()
-    assert lane.gatherer.batch.size == len(b"one\ntwo\n" * 2 + b"three\n")
+    assert lane.builder.batch.size == len(b"one\ntwo\n" * 2 + b"three\n")
 
 
 def test_a_producer_of_the_acknowledged_port_that_is_late_or_has_no_room_is_told_that_this_passes(lane: Lane) -> None:
-    from collator.acklane import AckLane  # noqa: PLC0415 - one use
+    from collator.acked_producer import AckedPort  # noqa: PLC0415 - one use
 
-    acknowledged = AckLane(lane.reactor, lane.intake, lane.gatherer, {}, configure("test", "error"))
+    acknowledged = AckedPort(lane.reactor, lane.ingress, lane.builder, {}, configure("test", "error"))
     theirs = []
     for _ in range(2):
         ours, peer = socket.socketpair()

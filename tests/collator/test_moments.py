@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator import committer, gather, pipeline, recovery, rescue, startup
+from collator import batch_builder, committer, pipeline, recovery, rescue, startup
 from collator.diskwriter import DiskWriter
 from collator.options import Options, parse_sync
 from collator.server import Collator
@@ -222,7 +222,7 @@ def test_a_rescue_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path: Pa
 
 def test_a_closed_producer_that_waited_for_its_turn_is_forgotten(looped: Looped) -> None:
     looped.start()
-    intake = looped.collator._pipeline._intake  # type: ignore[union-attr]
+    intake = looped.collator._pipeline._ingress  # type: ignore[union-attr]
     looped.reactor._after_round = ()  # which would open it again
     intake.closed = True  # as while nothing can be written
     lane = looped.collator._pipeline.acknowledged  # type: ignore[union-attr]
@@ -236,14 +236,14 @@ def test_memory_that_is_used_up_pauses_the_reading_and_nothing_else(
     looped: Looped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looped.start()
-    honest, used_up = gather._Chunk.__init__, True
+    honest, used_up = batch_builder._Chunk.__init__, True
 
     def short(self: Any, size: int) -> None:
         if used_up:
             raise MemoryError
         honest(self, size)
 
-    monkeypatch.setattr(gather._Chunk, "__init__", short)
+    monkeypatch.setattr(batch_builder._Chunk, "__init__", short)
     for number in range(2):
         looped.send(b"line %d\n" % number)
     looped.turn_until(lambda: looped.log.of("reading from producers paused"))
@@ -260,7 +260,7 @@ def test_an_end_without_memory_waits_for_what_was_sent_before_it_and_not_for_eve
     looped: Looped, monkeypatch: pytest.MonkeyPatch, failures: int, committed: bool
 ) -> None:
     looped.start()
-    honest, left = gather._Chunk.__init__, failures
+    honest, left = batch_builder._Chunk.__init__, failures
 
     def short(self: Any, size: int) -> None:
         nonlocal left
@@ -270,7 +270,7 @@ def test_an_end_without_memory_waits_for_what_was_sent_before_it_and_not_for_eve
         honest(self, size)
 
     monkeypatch.setattr(pipeline, "DRAIN_SECONDS", 2.0)
-    monkeypatch.setattr(gather._Chunk, "__init__", short)
+    monkeypatch.setattr(batch_builder._Chunk, "__init__", short)
     for number in range(2):
         looped.send(b"line %d\n" % number)
     looped.collator.stop()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collator.gather import Inbox
+from collator.batch_builder import Inbox
 from collator.partials import PROGRESS_BYTES, Partials
 from tests.collator.support import ACK, RAW, Producer, collate, reset
 from tests.support.daemons import wait_until
@@ -31,7 +31,7 @@ class Holder:
         self.inbox = Inbox()
 
     def holds(self, size: int) -> None:
-        self.inbox.carry = b"x" * size
+        self.inbox.partial = b"x" * size
 
 
 def test_the_one_without_progress_for_longest_is_the_oldest_whoever_trickles() -> None:

@@ -18,7 +18,7 @@ from tailsrv_runtime.files import append, lock
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from collator.gather import Piece
+    from collator.batch_builder import Piece
 
 
 @pytest.fixture

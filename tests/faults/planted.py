@@ -79,15 +79,15 @@ def withdraw() -> None:
 
 def no_takeover() -> None:
     """A second connection with the same name leaves the first one alone."""
-    from collator.acklane import AckProducer  # noqa: PLC0415  # as above
+    from collator.acked_producer import AckedProducer  # noqa: PLC0415  # as above
 
-    honest = AckProducer._supersede
+    honest = AckedProducer._supersede
 
-    def supersede(self: AckProducer) -> None:
-        self.lane.streaming.pop(self.name, None)
+    def supersede(self: AckedProducer) -> None:
+        self.port.streaming.pop(self.name, None)
         honest(self)
 
-    _replace(AckProducer, "_supersede", supersede)
+    _replace(AckedProducer, "_supersede", supersede)
 
 
 def forget() -> None:

@@ -1,6 +1,6 @@
-"""Fuzz target: the framings, and the gatherer that relies on them.
+"""Fuzz target: the framings, and the builder that relies on them.
 
-Invariant: whatever the bytes and however they are cut, a framing and a gatherer find the messages that the plainest
+Invariant: whatever the bytes and however they are cut, a framing and a builder find the messages that the plainest
 possible splitter finds, byte by byte; they refuse where it refuses, and nothing of a refused message is appended.
 
     python -m tests.fuzz.fuzz_framing [atheris' options]
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from typing import Final
 
-from collator.gather import Gatherer, Inbox
+from collator.batch_builder import BatchBuilder, Inbox
 from tailsrv_formats.framing import FRAMINGS, FramingError, make_framing
 from tests.fuzz.campaign import run
 
@@ -70,17 +70,17 @@ def _prefix(name: str, data: bytes, start: int) -> tuple[int, int]:
     return begin, int.from_bytes(data[start : start + begin], "little" if name.endswith("le") else "big")
 
 
-def deliver(gatherer: Gatherer, inbox: Inbox, data: bytes, cuts: itertools.cycle[int]) -> str | None:
-    """Feed a gatherer as a socket would; `IMPOSSIBLE` when it refuses."""
+def deliver(builder: BatchBuilder, inbox: Inbox, data: bytes, cuts: itertools.cycle[int]) -> str | None:
+    """Feed a builder as a socket would; `IMPOSSIBLE` when it refuses."""
     position = 0
     while position < len(data):
-        space = gatherer.space(inbox)
+        space = builder.space(inbox)
         assert space is not None, "there is room for so little"
         count = min(len(space), next(cuts), len(data) - position)
         space[:count] = data[position : position + count]
         position += count
         try:
-            gatherer.received(inbox, count)
+            builder.received(inbox, count)
         except FramingError:
             return IMPOSSIBLE
     return None
@@ -101,18 +101,18 @@ def check(name: str, data: bytes, limit: int, cuts: tuple[int, ...]) -> None:
         assert behind != IMPOSSIBLE
         assert missing >= (behind == INCOMPLETE)
 
-    gatherer, inbox = Gatherer(framing, BUFFER_BYTES), Inbox()
-    refused = deliver(gatherer, inbox, data, itertools.cycle(cuts))
+    builder, inbox = BatchBuilder(framing, BUFFER_BYTES), Inbox()
+    refused = deliver(builder, inbox, data, itertools.cycle(cuts))
     assert refused == (IMPOSSIBLE if behind == IMPOSSIBLE else None)
-    messages = gatherer.batch.messages
-    batch = gatherer.take()
+    messages = builder.batch.messages
+    batch = builder.take()
     assert b"".join(batch.pieces) == data[:last]
     assert (batch.size, messages) == (last, len(ends))
     if refused is None:
-        assert inbox.carry == data[last:]
-    gatherer.drop(inbox)
-    gatherer.release(batch)
-    assert gatherer.held == 0
+        assert inbox.partial == data[last:]
+    builder.drop(inbox)
+    builder.release(batch)
+    assert builder.held == 0
 
 
 def one_input(data: bytes) -> None:

@@ -19,8 +19,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
-from collator.gather import Inbox
-from collator.intake import Counts
+from collator.batch_builder import Inbox
+from collator.ingress import Counts
 from collator.wrongclient import FIRST_BYTES, may_become, recognise
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.deadlines import Deadlines
@@ -28,8 +28,8 @@ from tailsrv_runtime.logs import Repeated, printable
 from tailsrv_runtime.reactor import READ
 
 if TYPE_CHECKING:
-    from collator.gather import Gatherer
-    from collator.intake import Intake
+    from collator.batch_builder import BatchBuilder
+    from collator.ingress import IngressScheduler
     from collator.wrongclient import WrongClient
     from tailsrv_formats.framing import Framing, FramingError
     from tailsrv_runtime.logs import Log
@@ -42,16 +42,23 @@ NEWS: Final = READ | select.EPOLLRDHUP | select.EPOLLET
 """Further bytes, or the end, while those that are known stay in the kernel."""
 
 
-class RawLane:
+class RawPort:
     """Producers who hear nothing."""
 
     def __init__(
-        self, reactor: Reactor, intake: Intake, gatherer: Gatherer, framing: Framing, log: Log, *, check: bool
+        self,
+        reactor: Reactor,
+        ingress: IngressScheduler,
+        builder: BatchBuilder,
+        framing: Framing,
+        log: Log,
+        *,
+        check: bool,
     ) -> None:
         """`check`: whether clients of other ports are recognised."""
         self.reactor = reactor
-        self.intake = intake
-        self.gatherer = gatherer
+        self.ingress = ingress
+        self.builder = builder
         self.framing = framing
         self.counts = Counts()
         self._check = check
@@ -74,7 +81,7 @@ class RawLane:
             self.reactor.register(producer.fd, READ, producer.on_first, producer.abort)
             self.first.add(producer)
         else:
-            self.intake.add(producer)
+            self.ingress.add(producer)
         self.producers.add(producer)
 
     def release(self) -> None:
@@ -89,12 +96,12 @@ class RawLane:
 
 
 class RawProducer:
-    """One connection of the raw lane."""
+    """One connection of the raw port."""
 
-    __slots__ = ("_held", "_seen", "fd", "inbox", "lane", "peer", "sock")
+    __slots__ = ("_held", "_seen", "fd", "inbox", "peer", "port", "sock")
 
-    def __init__(self, lane: RawLane, sock: socket.socket, peer: str) -> None:
-        self.lane = lane
+    def __init__(self, port: RawPort, sock: socket.socket, peer: str) -> None:
+        self.port = port
         self.sock = sock
         self.fd = sock.fileno()
         self.peer = peer
@@ -107,7 +114,7 @@ class RawProducer:
 
     def on_first(self, mask: int) -> None:
         """Look at the first bytes, which stay in the kernel."""
-        lane = self.lane
+        port = self.port
         try:
             first = self.sock.recv(FIRST_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
@@ -121,29 +128,29 @@ class RawProducer:
             self._reject(wrong, first)
         elif mask & select.EPOLLRDHUP or not first:
             self._begin()  # it has said all it wants to say, as a producer does
-        elif wrong is not None or (may_become(first) and not lane.framing.reach(first, 0, len(first))):
+        elif wrong is not None or (may_become(first) and not port.framing.reach(first, 0, len(first))):
             self._hold(wrong)
         else:
             self._begin()
 
     def _hold(self, wrong: WrongClient | None) -> None:
         """Leave the bytes where they are until there are more. An incomplete line may take as long as it likes."""
-        lane = self.lane
+        port = self.port
         if wrong is not None:
-            lane.deadlines.start(self)
+            port.deadlines.start(self)
         else:
-            lane.deadlines.cancel(self)
+            port.deadlines.cancel(self)
         if not self._held:
             self._held = True
-            lane.reactor.modify(self.fd, NEWS)  # which looks once more: nothing that came meanwhile is missed
+            port.reactor.modify(self.fd, NEWS)  # which looks once more: nothing that came meanwhile is missed
 
     def _begin(self) -> None:
         """It is a producer: from here on its bytes go the shortest way."""
-        lane = self.lane
+        port = self.port
         self._seen = 0
         self._leave_first()
-        lane.intake.add(self)
-        lane.intake.turn(self)
+        port.ingress.add(self)
+        port.ingress.serve(self)
 
     def expired(self) -> None:
         """Nothing followed its first line, unless that has arrived at this moment."""
@@ -163,9 +170,9 @@ class RawProducer:
 
     def _reject(self, wrong: WrongClient, first: bytes) -> None:
         """Reset the connection: a clean end would look like success."""
-        lane = self.lane
-        lane.counts.rejected["wrong port"] += 1
-        lane.log_wrong(
+        port = self.port
+        port.counts.rejected["wrong port"] += 1
+        port.log_wrong(
             peer=self.peer,
             sent=printable(first),
             looks_like=wrong.looks_like,
@@ -177,29 +184,29 @@ class RawProducer:
         self.close("wrong port")
 
     def _leave_first(self) -> None:
-        if self in self.lane.first:
-            self.lane.first.discard(self)
-            self.lane.deadlines.cancel(self)
-            self.lane.reactor.unregister(self.fd)
+        if self in self.port.first:
+            self.port.first.discard(self)
+            self.port.deadlines.cancel(self)
+            self.port.reactor.unregister(self.fd)
 
     # --- its messages
 
     def on_ready(self, _mask: int) -> None:
         """Take a turn."""
-        self.lane.intake.turn(self)
+        self.port.ingress.serve(self)
 
     def interest(self) -> int:
         """What it sends, and no more."""
         return READ
 
-    def delivered(self, added: int) -> None:
+    def appended(self, added: int) -> None:
         """Nobody wants to know."""
 
     def ended(self) -> None:
         """Complete its last message where the framing can."""
-        if self.lane.intake.complete(self):
-            self.lane.counts.completed += 1
-            self.lane.log_completed(peer=self.peer)
+        if self.port.ingress.complete(self):
+            self.port.counts.completed += 1
+            self.port.log_completed(peer=self.peer)
         self.close("unfinished")
 
     def lost(self, error: OSError) -> None:
@@ -208,14 +215,14 @@ class RawProducer:
 
     def misframed(self, error: FramingError) -> None:
         """Nothing behind this point can be told apart."""
-        self.lane.counts.rejected["misframed"] += 1
-        self.lane.log_closed(peer=self.peer, error=str(error))
+        self.port.counts.rejected["misframed"] += 1
+        self.port.log_closed(peer=self.peer, error=str(error))
         self.close("misframed")
 
     def evicted(self, why: str) -> None:
         """There is no room for its incomplete message."""
-        self.lane.counts.rejected["no room"] += 1
-        self.lane.log_closed(peer=self.peer, error=why)
+        self.port.counts.rejected["no room"] += 1
+        self.port.log_closed(peer=self.peer, error=why)
         self.close("no room")
 
     # --- its end
@@ -226,11 +233,11 @@ class RawProducer:
 
     def close(self, why: str, **facts: object) -> None:
         """Close the connection and drop what is incomplete, because of `why`."""
-        carry = len(self.inbox.carry) or self._seen
-        if carry:
-            self.lane.counts.dropped[why] += 1
-            self.lane.log_dropped(peer=self.peer, bytes=carry, reason=why, **facts)
+        partial = len(self.inbox.partial) or self._seen
+        if partial:
+            self.port.counts.dropped[why] += 1
+            self.port.log_dropped(peer=self.peer, bytes=partial, reason=why, **facts)
         self._leave_first()
-        self.lane.intake.remove(self)
-        self.lane.producers.discard(self)
+        self.port.ingress.remove(self)
+        self.port.producers.discard(self)
         self.sock.close()

@@ -24,7 +24,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Protocol
 
-from collator.gather import NoMemoryError
+from collator.batch_builder import NoMemoryError
 from collator.partials import Partials
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.framing import FramingError
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from collator.gather import Gatherer, Inbox
+    from collator.batch_builder import BatchBuilder, Inbox
     from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor, Timer
 
-DRAIN_TURNS: Final = 64
+DRAIN_QUANTA: Final = 64
 """How many turns a producer gets at the end: who never stops sending is cut off somewhere."""
 
 
@@ -62,7 +62,7 @@ class Counts:
         """Last messages that got their terminator here."""
 
 
-class Source(Protocol):
+class Producer(Protocol):
     """A connection that delivers messages."""
 
     sock: socket.socket
@@ -75,7 +75,7 @@ class Source(Protocol):
     def interest(self) -> int:
         """Which events it wants."""
 
-    def delivered(self, added: int) -> None:
+    def appended(self, added: int) -> None:
         """So many bytes of its messages have just joined the end of the batch."""
 
     def ended(self) -> None:
@@ -94,35 +94,35 @@ class Source(Protocol):
         """Something unexpected went wrong in the work for it: close it."""
 
 
-class Intake:
+class IngressScheduler:
     """Takes turns among the sources."""
 
     def __init__(
-        self, reactor: Reactor, gatherer: Gatherer, log: Log, *, commit: Callable[[], bool], busy: Callable[[], bool]
+        self, reactor: Reactor, builder: BatchBuilder, log: Log, *, commit: Callable[[], bool], busy: Callable[[], bool]
     ) -> None:
         """``commit()`` begins to commit what is gathered and returns whether it could. ``busy()``: one is under way."""
         self._reactor = reactor
-        self._gatherer = gatherer
+        self._gatherer = builder
         self._commit = commit
         self._busy = busy
-        self._parked: OrderedDict[Source, None] = OrderedDict()
+        self._parked: OrderedDict[Producer, None] = OrderedDict()
         """Those that wait for room, in the order in which they get their turn."""
         self.closed = False
         """Whether nothing is read at present, room or not."""
-        self.sources: set[Source] = set()
-        self._partials: Partials[Source] = Partials()
+        self.sources: set[Producer] = set()
+        self._partials: Partials[Producer] = Partials()
         self._grace = GRACE_SECONDS
         self._grace_timer: Timer | None = None
-        self._memory = Retried(reactor, log, "reading from producers", gatherer.reserve)
+        self._memory = Retried(reactor, log, "reading from producers", builder.reserve)
         self._memory_timer: Timer | None = None
-        self._draining: dict[Source, int] = {}
+        self._draining: dict[Producer, int] = {}
 
-    def add(self, source: Source) -> None:
+    def add(self, source: Producer) -> None:
         """Serve `source` from now on."""
         self._register(source)
         self.sources.add(source)
 
-    def remove(self, source: Source) -> None:
+    def remove(self, source: Producer) -> None:
         """Serve it no more, before its socket is closed. Its incomplete message is forgotten."""
         self.sources.discard(source)
         self._parked.pop(source, None)
@@ -130,7 +130,7 @@ class Intake:
         self._gatherer.drop(source.inbox)
         self._partials.forget(source)
 
-    def turn(self, source: Source) -> None:
+    def serve(self, source: Producer) -> None:
         """`source` is ready: receive what it has, once."""
         if self.closed or self._parked:
             self._park(source)
@@ -153,14 +153,14 @@ class Intake:
                 except OSError as error:  # no memory, or fs.epoll.max_user_watches: this one can't be served
                     source.lost(error)
 
-    def watch(self, source: Source) -> None:
+    def watch(self, source: Producer) -> None:
         """Its interest has changed."""
         if source not in self._parked:
             self._reactor.modify(source.fd, source.interest())
 
     def begin_drain(self) -> None:
         """The end comes: everybody who is here now is drained, and nobody else is read from."""
-        self._draining = dict.fromkeys(self.sources, DRAIN_TURNS)
+        self._draining = dict.fromkeys(self.sources, DRAIN_QUANTA)
         self._grace = 0.0
 
     def drain(self) -> bool:
@@ -195,10 +195,10 @@ class Intake:
         """Whether somebody is parked."""
         return bool(self._parked)
 
-    def _register(self, source: Source) -> None:
+    def _register(self, source: Producer) -> None:
         self._reactor.register(source.fd, source.interest(), source.on_ready, source.abort)
 
-    def _receive(self, source: Source, *, parked: bool = False) -> bool | None:
+    def _receive(self, source: Producer, *, parked: bool = False) -> bool | None:
         """Receive from `source`, once: whether there may be more. Without room it is parked, and None returned."""
         try:
             space = self._space(source)
@@ -225,7 +225,7 @@ class Intake:
         self._take_in(source, count)
         return True
 
-    def _receive_contained(self, source: Source) -> bool | None:
+    def _receive_contained(self, source: Producer) -> bool | None:
         """The same, not in the loop's handler of `source`, but for others too: its errors are its own."""
         try:
             return self._receive(source, parked=True)
@@ -233,14 +233,14 @@ class Intake:
             self._reactor.contain(error, source.abort)
             return False
 
-    def complete(self, source: Source) -> bool:
+    def complete(self, source: Producer) -> bool:
         """It ended cleanly: complete its last message where the framing can; whether that was done."""
         try:
             return self._gatherer.finish(source.inbox) > 0
         except Exception as error:
             raise _shared(error) from error
 
-    def _space(self, source: Source) -> memoryview | None:
+    def _space(self, source: Producer) -> memoryview | None:
         try:
             space = self._gatherer.space(source.inbox)
             while space is None and self._make_room() and source in self.sources:
@@ -259,7 +259,7 @@ class Intake:
     def _memory_waited(self) -> None:
         self._memory_timer = None
 
-    def _take_in(self, source: Source, count: int) -> None:
+    def _take_in(self, source: Producer, count: int) -> None:
         batch = self._gatherer.batch
         before = batch.size
         wrong: FramingError | NoMemoryError | None = None
@@ -270,16 +270,16 @@ class Intake:
                 wrong = error
             added = batch.size - before
             if added:
-                source.delivered(added)
+                source.appended(added)
         except Exception as error:
             raise _shared(error) from error
         inbox = source.inbox
-        if inbox.carry or inbox.noted:
+        if inbox.partial or inbox.noted:
             self._partials.note(source, completed=added > 0)
         if isinstance(wrong, FramingError):
             source.misframed(wrong)
         elif wrong is not None:
-            source.evicted(f"busy, no memory for this message ({len(inbox.carry)} bytes of it are dropped)")
+            source.evicted(f"busy, no memory for this message ({len(inbox.partial)} bytes of it are dropped)")
 
     def _make_room(self) -> bool:
         """Commit, or close who has made no progress for longest: whether it is worth asking for space again."""
@@ -299,7 +299,7 @@ class Intake:
         try:
             oldest.evicted(
                 "busy, --buffer-bytes is full of incomplete messages, and this one has made no progress for longest"
-                f" ({len(oldest.inbox.carry)} bytes)"
+                f" ({len(oldest.inbox.partial)} bytes)"
             )
         except Exception as error:  # noqa: BLE001 - contained, or raised again
             self._reactor.contain(error, oldest.abort)
@@ -308,7 +308,7 @@ class Intake:
     def _grace_over(self) -> None:
         self._grace_timer = None
 
-    def _park(self, source: Source) -> None:
+    def _park(self, source: Producer) -> None:
         self._reactor.unregister(source.fd)
         if source.inbox.noted:
             waiting = fcntl.ioctl(source.fd, termios.FIONREAD, bytes(4))

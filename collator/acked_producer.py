@@ -15,8 +15,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from collator.acks import Progress, note_run
-from collator.gather import Inbox
-from collator.intake import Counts
+from collator.batch_builder import Inbox
+from collator.ingress import Counts
 from tailsrv_formats.acknowledgement import NAME_LINE_BYTES, InvalidNameError, error_line, read_name, run_lines
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.deadlines import Deadlines
@@ -24,13 +24,13 @@ from tailsrv_runtime.logs import Repeated, printable
 from tailsrv_runtime.reactor import READ, WRITE
 
 if TYPE_CHECKING:
-    from collator.gather import Batch, Gatherer
-    from collator.intake import Intake
+    from collator.batch_builder import Batch, BatchBuilder
+    from collator.ingress import IngressScheduler
     from tailsrv_formats.framing import FramingError
     from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor
 
-PATIENCE_SECONDS: Final = 30.0
+REPLY_SECONDS: Final = 30.0
 """How long a producer has to say its name, and to take its last line."""
 
 UNREAD_BYTES: Final = 1 << 16
@@ -46,29 +46,29 @@ class State(Enum):
     NAMING = 0
     WAITING = 1
     STREAMING = 2
-    LEAVING = 3
+    FINISHING = 3
     LINGERING = 4
     CLOSED = 5
 
 
-class AckLane:
+class AckedPort:
     """Producers who are told."""
 
     def __init__(
-        self, reactor: Reactor, intake: Intake, gatherer: Gatherer, known: dict[bytes, Progress], log: Log
+        self, reactor: Reactor, ingress: IngressScheduler, builder: BatchBuilder, known: dict[bytes, Progress], log: Log
     ) -> None:
         """`known`: every named producer that there ever was."""
         self.reactor = reactor
-        self.intake = intake
-        self.gatherer = gatherer
+        self.ingress = ingress
+        self.builder = builder
         self.known = known
         self.counts = Counts()
-        self.connections: set[AckProducer] = set()
-        self.streaming: dict[bytes, AckProducer] = {}
+        self.connections: set[AckedProducer] = set()
+        self.streaming: dict[bytes, AckedProducer] = {}
         """Who speaks for a name."""
-        self.waiting: dict[Progress, AckProducer] = {}
-        self.deadlines: Deadlines[AckProducer] = Deadlines(
-            reactor, PATIENCE_SECONDS, lambda late: late.expired(), lambda late: late.abort()
+        self.waiting: dict[Progress, AckedProducer] = {}
+        self.deadlines: Deadlines[AckedProducer] = Deadlines(
+            reactor, REPLY_SECONDS, lambda late: late.expired(), lambda late: late.abort()
         )
         self.log_dropped = Repeated(log.info, "incomplete message dropped")
         self.log_closed = Repeated(log.warning, "producer closed")
@@ -77,17 +77,17 @@ class AckLane:
     def connected(self, sock: socket.socket, peer: str) -> None:
         """A producer came; its name comes next."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
-        connection = AckProducer(self, sock, peer)
+        connection = AckedProducer(self, sock, peer)
         # First, because it may fail for want of memory: the socket is closed then, and its number another connection's.
         self.reactor.register(connection.fd, READ, connection.on_name, connection.abort)
         self.connections.add(connection)
         self.deadlines.start(connection)
 
-    def moved(self, batch: Batch) -> list[tuple[bytes, Progress, int, int]]:
+    def progressed(self, batch: Batch) -> list[tuple[bytes, Progress, int, int]]:
         """The named producers that have bytes in `batch`, which is about to be committed, and how far it takes them."""
         moved = []
         for producer, runs in batch.runs.items():
-            assert isinstance(producer, AckProducer)  # noqa: S101 - for the type checker: nobody else writes there
+            assert isinstance(producer, AckedProducer)  # noqa: S101 - for the type checker: nobody else writes there
             if producer.name:
                 moved.append((producer.name, producer.progress, runs[-2], runs[-1]))
         return moved
@@ -95,7 +95,7 @@ class AckLane:
     def committed(self, batch: Batch) -> None:
         """Tell everybody who has bytes in `batch`."""
         for producer, runs in batch.runs.items():
-            assert isinstance(producer, AckProducer)  # noqa: S101 - as above
+            assert isinstance(producer, AckedProducer)  # noqa: S101 - as above
             progress = producer.progress
             progress.acked, progress.at = runs[-2], runs[-1]
             progress.in_flight -= 1
@@ -104,12 +104,12 @@ class AckLane:
             except Exception as error:  # noqa: BLE001 - contained, or raised again: the others are told all the same
                 self.reactor.contain(error, producer.abort)
             if not progress.in_flight:
-                heir = self.waiting.pop(progress, None) if self.waiting else None
-                if heir is not None:
+                successor = self.waiting.pop(progress, None) if self.waiting else None
+                if successor is not None:
                     try:
-                        heir.greet()
+                        successor.greet()
                     except Exception as error:  # noqa: BLE001 - the same
-                        self.reactor.contain(error, heir.abort)
+                        self.reactor.contain(error, successor.abort)
 
     def close(self) -> None:
         """Close all connections; what is incomplete is dropped."""
@@ -117,16 +117,26 @@ class AckLane:
             connection.close("stopped")
 
 
-class AckProducer:
-    """One connection of the acknowledged lane."""
+class AckedProducer:
+    """One connection of the acknowledged port."""
 
     __slots__ = (
-        "fd", "inbox", "lane", "last_words", "name", "outgoing",
-        "peer", "progress", "reading", "sock", "state", "typed",
+        "fd",
+        "final_line",
+        "inbox",
+        "name",
+        "outgoing",
+        "peer",
+        "port",
+        "progress",
+        "reading",
+        "sock",
+        "state",
+        "typed",
     )  # fmt: skip
 
-    def __init__(self, lane: AckLane, sock: socket.socket, peer: str) -> None:
-        self.lane = lane
+    def __init__(self, port: AckedPort, sock: socket.socket, peer: str) -> None:
+        self.port = port
         self.sock = sock
         self.fd = sock.fileno()
         self.peer = peer
@@ -138,10 +148,10 @@ class AckProducer:
         self.progress = Progress()
         self.outgoing = b""
         """Lines that the socket did not take."""
-        self.last_words: bytes | None = None
+        self.final_line: bytes | None = None
         """The error line to leave with; None: the last line once more."""
         self.reading = False
-        """Whether the intake serves it."""
+        """Whether the ingress serves it."""
 
     # --- naming
 
@@ -169,37 +179,37 @@ class AckProducer:
             self._reject("name", "the name line has no end", name=printable(self.typed))
 
     def _named(self, name: bytes) -> None:
-        lane = self.lane
-        lane.deadlines.cancel(self)
+        port = self.port
+        port.deadlines.cancel(self)
         self.name = name
         if name:
             self._supersede()
-        lane.reactor.unregister(self.fd)
+        port.reactor.unregister(self.fd)
         if self.progress.in_flight:
             self.state = State.WAITING
-            lane.waiting[self.progress] = self
+            port.waiting[self.progress] = self
         else:
             self.greet()
 
     def _supersede(self) -> None:
         """Take over from whoever has the name: a producer that lost its connection may know before we do."""
-        lane, name = self.lane, self.name
-        predecessor = lane.streaming.get(name)
+        port, name = self.port, self.name
+        predecessor = port.streaming.get(name)
         if predecessor is not None:
-            lane.counts.rejected["superseded"] += 1
-            lane.log_superseded(name=name.decode(), peer=predecessor.peer, by=self.peer)
+            port.counts.rejected["superseded"] += 1
+            port.log_superseded(name=name.decode(), peer=predecessor.peer, by=self.peer)
             predecessor.close("superseded")
-        progress = lane.known.get(name)
+        progress = port.known.get(name)
         if progress is None:
-            progress = lane.known[name] = Progress()
+            progress = port.known[name] = Progress()
         self.progress = progress
-        lane.streaming[name] = self
+        port.streaming[name] = self
 
     def greet(self) -> None:
         """Say how far its stream is, and go on from there."""
         self.state = State.STREAMING
         self.reading = True
-        self.lane.intake.add(self)
+        self.port.ingress.add(self)
         self.send(self.progress.line())
 
     # --- streaming
@@ -209,11 +219,11 @@ class AckProducer:
         if self.outgoing and mask & ~READ:
             self._flush()
         if self.reading and mask & ~WRITE and len(self.outgoing) < UNREAD_BYTES:
-            self.lane.intake.turn(self)
+            self.port.ingress.serve(self)
 
-    def delivered(self, added: int) -> None:
+    def appended(self, added: int) -> None:
         """Note where its bytes stand."""
-        batch, progress = self.lane.gatherer.batch, self.progress
+        batch, progress = self.port.builder.batch, self.progress
         runs = batch.runs.get(self)
         if runs is None:
             runs = batch.runs[self] = []
@@ -224,8 +234,8 @@ class AckProducer:
     def committed(self, runs: list[int]) -> None:
         """Say how far it is now; leave, if that was all that it waited for."""
         self.send(run_lines(runs))
-        if self.state is State.LEAVING and not self.progress.in_flight:
-            self.leave()
+        if self.state is State.FINISHING and not self.progress.in_flight:
+            self.close_gracefully()
 
     def ended(self) -> None:
         """Half-closed: it hears the last line once more when all is committed. An incomplete message is dropped."""
@@ -249,31 +259,31 @@ class AckProducer:
     def expired(self) -> None:
         """It took too long to say its name, or to take its last line."""
         if self.state is State.NAMING:
-            self._reject("late", f"busy, no name within {PATIENCE_SECONDS:.0f} seconds")
+            self._reject("late", f"busy, no name within {REPLY_SECONDS:.0f} seconds")
         else:
             self.close("unfinished")
 
     def _reject(self, why: str, text: str, **facts: object) -> None:
-        self.lane.counts.rejected[why] += 1
-        self.lane.log_closed(peer=self.peer, error=text, **({"name": self.name.decode()} if self.name else {}), **facts)
-        self.last_words = error_line(text)
+        self.port.counts.rejected[why] += 1
+        self.port.log_closed(peer=self.peer, error=text, **({"name": self.name.decode()} if self.name else {}), **facts)
+        self.final_line = error_line(text)
         self._drop(why)
         self._part()
 
     def _part(self) -> None:
         """Read nothing more; leave as soon as everything is committed."""
         self._stop_reading()
-        self.state = State.LEAVING
+        self.state = State.FINISHING
         if not self.progress.in_flight:
-            self.leave()
+            self.close_gracefully()
 
-    def leave(self) -> None:
+    def close_gracefully(self) -> None:
         """Say the last words."""
         self.state = State.LINGERING
-        self.lane.deadlines.start(self)
-        self.lane.reactor.unregister(self.fd)
-        self.lane.reactor.register(self.fd, self.interest(), self._on_lingering, self.abort)
-        self.send(self.last_words if self.last_words is not None else self.progress.line())
+        self.port.deadlines.start(self)
+        self.port.reactor.unregister(self.fd)
+        self.port.reactor.register(self.fd, self.interest(), self._on_lingering, self.abort)
+        self.send(self.final_line if self.final_line is not None else self.progress.line())
         self._said()
 
     def _on_lingering(self, mask: int) -> None:
@@ -296,7 +306,7 @@ class AckProducer:
         """If everything is sent: who ended by itself is done; who was rejected may still be sending."""
         if self.outgoing or self.state is State.CLOSED:
             return
-        if self.last_words is None:
+        if self.final_line is None:
             self.close("unfinished")
             return
         try:
@@ -338,25 +348,25 @@ class AckProducer:
 
     def _watch(self) -> None:
         if self.state is State.STREAMING:
-            self.lane.intake.watch(self)
+            self.port.ingress.watch(self)
         elif self.state is State.LINGERING:
-            self.lane.reactor.modify(self.fd, self.interest())
+            self.port.reactor.modify(self.fd, self.interest())
 
     # --- its end
 
     def _drop(self, why: str, **facts: object) -> None:
-        carry = len(self.inbox.carry)
-        if carry:
-            self.lane.counts.dropped[why] += 1
-            self.lane.log_dropped(peer=self.peer, name=self.name.decode(), bytes=carry, reason=why, **facts)
-            self.lane.gatherer.drop(self.inbox)
+        partial = len(self.inbox.partial)
+        if partial:
+            self.port.counts.dropped[why] += 1
+            self.port.log_dropped(peer=self.peer, name=self.name.decode(), bytes=partial, reason=why, **facts)
+            self.port.builder.drop(self.inbox)
 
     def _stop_reading(self) -> None:
         if self.reading:
             self.reading = False
-            self.lane.intake.remove(self)
-        if self.name and self.lane.streaming.get(self.name) is self:
-            del self.lane.streaming[self.name]
+            self.port.ingress.remove(self)
+        if self.name and self.port.streaming.get(self.name) is self:
+            del self.port.streaming[self.name]
 
     def abort(self) -> None:
         """Something unexpected went wrong in the work for it."""
@@ -366,16 +376,16 @@ class AckProducer:
         """Close the connection now, and drop what is incomplete because of `why`."""
         if self.state is State.CLOSED:
             return
-        lane = self.lane
+        port = self.port
         self._drop(why, **facts)
         self._stop_reading()
-        lane.deadlines.cancel(self)
-        lane.reactor.unregister(self.fd)
-        lane.connections.discard(self)
-        if lane.waiting.get(self.progress) is self:
-            del lane.waiting[self.progress]
-        if self.name and not self.progress.gathered and self.name not in lane.streaming:
-            lane.known.pop(self.name, None)  # who never delivered a message is nobody
+        port.deadlines.cancel(self)
+        port.reactor.unregister(self.fd)
+        port.connections.discard(self)
+        if port.waiting.get(self.progress) is self:
+            del port.waiting[self.progress]
+        if self.name and not self.progress.gathered and self.name not in port.streaming:
+            port.known.pop(self.name, None)  # who never delivered a message is nobody
         self.state = State.CLOSED
         self.outgoing = b""
         self.sock.close()

@@ -42,21 +42,21 @@ class NoMemoryError(Exception):
 class Inbox:
     """What one producer has sent that is no whole message yet."""
 
-    __slots__ = ("carry", "large", "missing", "noted")
+    __slots__ = ("missing", "noted", "oversized", "partial")
 
     def __init__(self) -> None:
-        self.carry: bytes | bytearray = b""
-        self.large = False
+        self.partial: bytes | bytearray = b""
+        self.oversized = False
         self.missing = 0
         """Of a large message: how many bytes it lacks at least."""
         self.noted = 0
-        """The bytes of `carry` when it last made progress worth noting (intake.py); 0 while there is no carry."""
+        """The bytes of `partial` when it last made progress worth noting (ingress.py); 0 while there is no partial."""
 
 
 class Batch:
     """Whole messages that are committed together."""
 
-    __slots__ = ("apart", "chunks", "messages", "pieces", "runs", "size", "start", "turns")
+    __slots__ = ("chunks", "messages", "oversized_bytes", "pieces", "reads", "runs", "size", "start")
 
     def __init__(self, start: int) -> None:
         self.start = start
@@ -64,12 +64,12 @@ class Batch:
         self.size = 0
         """Its bytes."""
         self.messages = 0
-        self.turns = 0
+        self.reads = 0
         """Deliveries that it is made of."""
         self.pieces: list[Piece] = []
         """Its bytes in order, once it is taken."""
         self.chunks: list[_Chunk] = []
-        self.apart = 0
+        self.oversized_bytes = 0
         """Bytes of pieces that are not in chunks."""
         self.runs: dict[object, list[int]] = {}
         """For whoever contributed and wants to know: its own note of what stands where."""
@@ -90,7 +90,7 @@ class _Chunk:
         self.segment = 0  # where what is not yet a piece of the batch begins
 
 
-class Gatherer:
+class BatchBuilder:
     """Gathers one batch at a time.
 
     A turn: ``space(inbox)``, receive into it, ``received(inbox, n)``. Nothing else may come between.
@@ -134,7 +134,7 @@ class Gatherer:
         if self.held + self._receive_bytes > self._budget:
             return None
         chunk = self._chunk
-        front = 0 if inbox.large else len(inbox.carry)
+        front = 0 if inbox.oversized else len(inbox.partial)
         if chunk is None or self._chunk_bytes - chunk.used - front < self._least_bytes:
             chunk = self._next_chunk()
             if chunk is None:
@@ -142,7 +142,7 @@ class Gatherer:
         used = chunk.used
         self._at = at = used + front
         if front:
-            chunk.data[used:at] = inbox.carry
+            chunk.data[used:at] = inbox.partial
         return chunk.view[at : at + self._receive_bytes]
 
     def received(self, inbox: Inbox, count: int) -> int:
@@ -154,14 +154,14 @@ class Gatherer:
         chunk, batch = self._chunk, self.batch
         assert chunk is not None  # noqa: S101 - for the type checker: space() has seen to it
         start, stop, before = chunk.used, self._at + count, batch.size
-        if inbox.large:
+        if inbox.oversized:
             end = self._complete(inbox, start, stop)
             if end is None:
                 return 0
-            batch.size += len(inbox.carry) + end - start
-            self._apart(inbox.carry)
+            batch.size += len(inbox.partial) + end - start
+            self._add_oversized(inbox.partial)
             self._keep(inbox, b"")
-            inbox.large = False
+            inbox.oversized = False
             batch.messages += 1
         else:
             end = start
@@ -174,13 +174,13 @@ class Gatherer:
         chunk.used = boundary
         batch.size += boundary - end
         if boundary == stop:
-            if inbox.carry:
+            if inbox.partial:
                 self._keep(inbox, b"")
         else:
             self._take_out(inbox, chunk, boundary, stop)
         added = batch.size - before
         if added:
-            batch.turns += 1
+            batch.reads += 1
         return added
 
     def reserve(self) -> None:
@@ -190,22 +190,22 @@ class Gatherer:
 
     def finish(self, inbox: Inbox) -> int:
         """The producer ended cleanly: complete its last message where the framing can. The bytes that this added."""
-        framing, carry = self._framing, inbox.carry
-        if not carry or not framing.terminator or len(carry) >= framing.max_message_bytes:
+        framing, partial = self._framing, inbox.partial
+        if not partial or not framing.terminator or len(partial) >= framing.max_message_bytes:
             return 0
-        self._apart(carry)  # two pieces: there may be no memory for a copy
-        self._apart(framing.terminator)
+        self._add_oversized(partial)  # two pieces: there may be no memory for a copy
+        self._add_oversized(framing.terminator)
         self._keep(inbox, b"")
-        self.batch.turns += 1
+        self.batch.reads += 1
         self.batch.messages += 1
-        self.batch.size += len(carry) + 1
-        return len(carry) + 1
+        self.batch.size += len(partial) + 1
+        return len(partial) + 1
 
     def drop(self, inbox: Inbox) -> int:
         """Forget a producer's incomplete message; its bytes."""
-        dropped = len(inbox.carry)
+        dropped = len(inbox.partial)
         self._keep(inbox, b"")
-        inbox.large = False
+        inbox.oversized = False
         return dropped
 
     # --- batches
@@ -227,8 +227,8 @@ class Gatherer:
         self._spare += batch.chunks
         del self._spare[SPARE_CHUNKS + len(batch.chunks) :]
         batch.chunks.clear()
-        self.held -= batch.apart
-        batch.apart = 0
+        self.held -= batch.oversized_bytes
+        batch.oversized_bytes = 0
 
     # --- inside
 
@@ -251,47 +251,47 @@ class Gatherer:
             self.batch.pieces.append(chunk.view[chunk.segment : chunk.used])
             chunk.segment = chunk.used
 
-    def _apart(self, piece: bytes | bytearray) -> None:
+    def _add_oversized(self, piece: bytes | bytearray) -> None:
         self._seal()
         self.batch.pieces.append(piece)
-        self.batch.apart += len(piece)
+        self.batch.oversized_bytes += len(piece)
         self.held += len(piece)
 
-    def _keep(self, inbox: Inbox, carry: bytes | bytearray) -> None:
-        self.held += len(carry) - len(inbox.carry)
-        inbox.carry = carry
+    def _keep(self, inbox: Inbox, partial: bytes | bytearray) -> None:
+        self.held += len(partial) - len(inbox.partial)
+        inbox.partial = partial
 
     def _take_out(self, inbox: Inbox, chunk: _Chunk, boundary: int, stop: int) -> None:
         """Keep the incomplete message that begins at `boundary`; what it leaves behind may be overwritten."""
         large = stop - boundary > self._small_bytes
         try:
-            carry = bytearray(chunk.view[boundary:stop]) if large else bytes(chunk.view[boundary:stop])
+            partial = bytearray(chunk.view[boundary:stop]) if large else bytes(chunk.view[boundary:stop])
         except MemoryError:
             raise NoMemoryError from None
-        self._keep(inbox, carry)
-        inbox.large = large
+        self._keep(inbox, partial)
+        inbox.oversized = large
         inbox.missing = self._framing.missing(chunk.data, boundary, stop)
 
     def _complete(self, inbox: Inbox, start: int, stop: int) -> int | None:
         """Where in the chunk the large message ends; None when it goes on, and then it has taken in all bytes."""
-        chunk, carry, framing = self._chunk, inbox.carry, self._framing
+        chunk, partial, framing = self._chunk, inbox.partial, self._framing
         assert chunk is not None  # noqa: S101 - for the type checker
-        assert isinstance(carry, bytearray)  # noqa: S101 - the same: large ones are
+        assert isinstance(partial, bytearray)  # noqa: S101 - the same: large ones are
         if framing.terminator:
             end = chunk.data.find(framing.terminator, start, stop) + 1 or None
         else:
             end = start + inbox.missing if inbox.missing <= stop - start else None
         if end is not None:
-            if len(carry) + end - start > framing.max_message_bytes:
-                raise framing.too_long(f"a message of {len(carry) + end - start} bytes")
+            if len(partial) + end - start > framing.max_message_bytes:
+                raise framing.too_long(f"a message of {len(partial) + end - start} bytes")
             return end
         try:
-            carry += chunk.view[start:stop]
+            partial += chunk.view[start:stop]
         except MemoryError:
             raise NoMemoryError from None
-        inbox.carry = carry
+        inbox.partial = partial
         self.held += stop - start
         inbox.missing -= stop - start
-        if framing.terminator and len(carry) >= framing.max_message_bytes:
-            raise framing.too_long(f"a message of {len(carry)} bytes or more without its terminator")
+        if framing.terminator and len(partial) >= framing.max_message_bytes:
+            raise framing.too_long(f"a message of {len(partial)} bytes or more without its terminator")
         return None
