@@ -1,11 +1,18 @@
-"""The acknowledged lane: producers who are told.
+"""The acknowledged port: each connection is a named producer that learns how much of its stream is committed.
 
-A producer says its name, hears how far its stream has come, goes on from there, and hears again after every commit that
-holds some of it.
+A producer sends its name, receives its ACKED and AT, sends its stream from byte ACKED on, and receives a further line
+after each commit that holds bytes of it. The states of a connection, and the states
+that may follow each:
 
-A connection goes through: naming → waiting (a predecessor of its name has bytes under way) → streaming → leaving (its
-last bytes are being committed) → lingering (it was told why; what it still sends is thrown away, so that the line
-reaches it and no reset does).
+    NAME_AWAITED    the name line is incomplete                       COMMIT_AWAITED, STREAMING, FINISHING, CLOSED
+    COMMIT_AWAITED  its predecessor's bytes are not committed yet     STREAMING, CLOSED
+    STREAMING       greeted; its messages are read                    FINISHING, CLOSED
+    FINISHING       nothing is read; its bytes are not committed yet  LINGERING, CLOSED
+    LINGERING       the final line is sent; input is discarded        CLOSED
+    CLOSED          the socket is closed                              -
+
+A producer whose name has no bytes in flight skips COMMIT_AWAITED; one that has none itself passes through FINISHING at
+once. LINGERING discards input because closing a socket with unread bytes resets it, and the final line would be lost.
 """
 
 from __future__ import annotations
@@ -31,33 +38,44 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 REPLY_SECONDS: Final = 30.0
-"""How long a producer has to say its name, and to take its last line."""
+"""The time limit for a producer to send its name, and to receive its final line."""
 
 UNREAD_BYTES: Final = 1 << 16
-"""So many bytes of acknowledgements may wait for a producer to read them, in the kernel and again here; then it is not
-read from either."""
+"""The acknowledgements in bytes that may wait for a producer to read them, in the kernel and again here. Beyond it, the
+collator stops reading from that producer."""
 
 DISCARD_BYTES: Final = 1 << 16
 
 
 class State(Enum):
-    """Where a connection of the acknowledged lane is; see above."""
+    """The state of a connection; the module's docstring has the table."""
 
-    NAMING = 0
-    WAITING = 1
+    NAME_AWAITED = 0
+    COMMIT_AWAITED = 1
     STREAMING = 2
     FINISHING = 3
     LINGERING = 4
     CLOSED = 5
 
 
+TRANSITIONS: Final = {
+    State.NAME_AWAITED: frozenset({State.COMMIT_AWAITED, State.STREAMING, State.FINISHING, State.CLOSED}),
+    State.COMMIT_AWAITED: frozenset({State.STREAMING, State.CLOSED}),
+    State.STREAMING: frozenset({State.FINISHING, State.CLOSED}),
+    State.FINISHING: frozenset({State.LINGERING, State.CLOSED}),
+    State.LINGERING: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset[State](),
+}
+"""The states that may follow each state."""
+
+
 class AckedPort:
-    """Producers who are told."""
+    """The acknowledged port: its connections, the names that they use, and its counters."""
 
     def __init__(
         self, reactor: Reactor, ingress: IngressScheduler, builder: BatchBuilder, known: dict[bytes, Progress], log: Log
     ) -> None:
-        """`known`: every named producer that there ever was."""
+        """`known`: the progress of every name that the journal holds."""
         self.reactor = reactor
         self.ingress = ingress
         self.builder = builder
@@ -65,26 +83,26 @@ class AckedPort:
         self.counts = Counts()
         self.connections: set[AckedProducer] = set()
         self.streaming: dict[bytes, AckedProducer] = {}
-        """Who speaks for a name."""
+        """The connection that currently uses each name."""
         self.waiting: dict[Progress, AckedProducer] = {}
         self.deadlines: Deadlines[AckedProducer] = Deadlines(
             reactor, REPLY_SECONDS, lambda late: late.expired(), lambda late: late.abort()
         )
         self.log_dropped = Repeated(log.info, "incomplete message dropped")
-        self.log_closed = Repeated(log.warning, "producer closed")
+        self.log_closed = Repeated(log.warning, "producer disconnected")
         self.log_superseded = Repeated(log.info, "producer superseded")
 
     def connected(self, sock: socket.socket, peer: str) -> None:
-        """A producer came; its name comes next."""
+        """Accept a connection, whose name line comes first."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         connection = AckedProducer(self, sock, peer)
-        # First, because it may fail for want of memory: the socket is closed then, and its number another connection's.
+        # Registered first: when this fails for lack of memory, the acceptor closes the socket, whose number is reused.
         self.reactor.register(connection.fd, READ, connection.on_name, connection.abort)
         self.connections.add(connection)
         self.deadlines.start(connection)
 
     def progressed(self, batch: Batch) -> list[tuple[bytes, Progress, int, int]]:
-        """The named producers that have bytes in `batch`, which is about to be committed, and how far it takes them."""
+        """The named producers that have bytes in `batch`, each with its ACKED and AT after that batch."""
         moved = []
         for producer, runs in batch.runs.items():
             assert isinstance(producer, AckedProducer)  # noqa: S101 - for the type checker: nobody else writes there
@@ -93,7 +111,7 @@ class AckedPort:
         return moved
 
     def committed(self, batch: Batch) -> None:
-        """Tell everybody who has bytes in `batch`."""
+        """Acknowledge `batch` to every producer that has bytes in it."""
         for producer, runs in batch.runs.items():
             assert isinstance(producer, AckedProducer)  # noqa: S101 - as above
             progress = producer.progress
@@ -101,7 +119,7 @@ class AckedPort:
             progress.in_flight -= 1
             try:
                 producer.committed(runs)
-            except Exception as error:  # noqa: BLE001 - contained, or raised again: the others are told all the same
+            except Exception as error:  # noqa: BLE001 - contained, or raised again: the other producers are acknowledged all the same
                 self.reactor.contain(error, producer.abort)
             if not progress.in_flight:
                 successor = self.waiting.pop(progress, None) if self.waiting else None
@@ -112,7 +130,7 @@ class AckedPort:
                         self.reactor.contain(error, successor.abort)
 
     def close(self) -> None:
-        """Close all connections; what is incomplete is dropped."""
+        """Close all connections, and drop their incomplete messages."""
         for connection in tuple(self.connections):
             connection.close("stopped")
 
@@ -125,6 +143,7 @@ class AckedProducer:
         "final_line",
         "inbox",
         "name",
+        "name_line",
         "outgoing",
         "peer",
         "port",
@@ -132,7 +151,6 @@ class AckedProducer:
         "reading",
         "sock",
         "state",
-        "typed",
     )  # fmt: skip
 
     def __init__(self, port: AckedPort, sock: socket.socket, peer: str) -> None:
@@ -141,42 +159,48 @@ class AckedProducer:
         self.fd = sock.fileno()
         self.peer = peer
         self.inbox = Inbox()
-        self.state = State.NAMING
-        self.typed = b""
-        """Of the name line, what has come so far."""
+        self.state = State.NAME_AWAITED
+        self.name_line = b""
+        """The part of the name line that has arrived."""
         self.name = b""
         self.progress = Progress()
         self.outgoing = b""
-        """Lines that the socket did not take."""
+        """Lines that the socket has not accepted yet."""
         self.final_line: bytes | None = None
-        """The error line to leave with; None: the last line once more."""
+        """The error line to send last; None: the latest ACKED and AT once more."""
         self.reading = False
         """Whether the ingress serves it."""
 
-    # --- naming
+    def _enter(self, state: State) -> None:
+        """Change the state. Raises `RuntimeError` for a change that `TRANSITIONS` does not have."""
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a connection of the acknowledged port can't go from {self.state.name} to {state.name}")
+        self.state = state
+
+    # --- the name
 
     def on_name(self, _mask: int) -> None:
-        """Take the name line, and not a byte more: the stream is the intake's."""
+        """Read the name line and not a byte more: the scheduler reads the stream that follows it."""
         try:
-            seen = self.sock.recv(NAME_LINE_BYTES - len(self.typed), socket.MSG_PEEK)
+            seen = self.sock.recv(NAME_LINE_BYTES - len(self.name_line), socket.MSG_PEEK)
             if seen:
-                self.typed += self.sock.recv(seen.find(b"\n") + 1 or len(seen))
+                self.name_line += self.sock.recv(seen.find(b"\n") + 1 or len(seen))
         except BlockingIOError:
             return
         except OSError:
             self.close("reset")
             return
         try:
-            name = read_name(self.typed)
+            name = read_name(self.name_line)
         except InvalidNameError as error:
-            self._reject("name", str(error), name=printable(self.typed))
+            self._reject("name", str(error), name=printable(self.name_line))
             return
         if name is not None:
             self._named(name)
-        elif not seen and not self.typed:
+        elif not seen and not self.name_line:
             self.close("unfinished")
         elif not seen:
-            self._reject("name", "the name line has no end", name=printable(self.typed))
+            self._reject("name", "the name line has no end", name=printable(self.name_line))
 
     def _named(self, name: bytes) -> None:
         port = self.port
@@ -186,13 +210,13 @@ class AckedProducer:
             self._supersede()
         port.reactor.unregister(self.fd)
         if self.progress.in_flight:
-            self.state = State.WAITING
+            self._enter(State.COMMIT_AWAITED)
             port.waiting[self.progress] = self
         else:
             self.greet()
 
     def _supersede(self) -> None:
-        """Take over from whoever has the name: a producer that lost its connection may know before we do."""
+        """Take the name over from its present connection: a producer may notice a broken connection before we do."""
         port, name = self.port, self.name
         predecessor = port.streaming.get(name)
         if predecessor is not None:
@@ -206,8 +230,8 @@ class AckedProducer:
         port.streaming[name] = self
 
     def greet(self) -> None:
-        """Say how far its stream is, and go on from there."""
-        self.state = State.STREAMING
+        """Send ACKED and AT, and read the stream from there on."""
+        self._enter(State.STREAMING)
         self.reading = True
         self.port.ingress.add(self)
         self.send(self.progress.line())
@@ -215,14 +239,14 @@ class AckedProducer:
     # --- streaming
 
     def on_ready(self, mask: int) -> None:
-        """Take a turn, or send on."""
+        """Read once, or send what waits."""
         if self.outgoing and mask & ~READ:
             self._flush()
         if self.reading and mask & ~WRITE and len(self.outgoing) < UNREAD_BYTES:
             self.port.ingress.serve(self)
 
     def appended(self, added: int) -> None:
-        """Note where its bytes stand."""
+        """Note the place in FILE of its bytes."""
         batch, progress = self.port.builder.batch, self.progress
         runs = batch.runs.get(self)
         if runs is None:
@@ -232,33 +256,33 @@ class AckedProducer:
         note_run(runs, progress.gathered, batch.end - added, batch.end)
 
     def committed(self, runs: list[int]) -> None:
-        """Say how far it is now; leave, if that was all that it waited for."""
+        """Acknowledge its bytes; close, if these were the last ones of a finished connection."""
         self.send(run_lines(runs))
         if self.state is State.FINISHING and not self.progress.in_flight:
             self.close_gracefully()
 
     def ended(self) -> None:
-        """Half-closed: it hears the last line once more when all is committed. An incomplete message is dropped."""
+        """Finish after a half-close: the latest line is sent once more when all is committed."""
         self._drop("unfinished")
-        self._part()
+        self._finish()
 
     def lost(self, error: OSError) -> None:
-        """Gone; what it delivered is committed all the same."""
+        """Close after a reset; its whole messages are committed all the same."""
         self.close("reset", error=reason(error))
 
     def misframed(self, error: FramingError) -> None:
-        """Tell it why, once what came before is committed."""
+        """Reject its stream: the error line follows the acknowledgement of all messages before it."""
         self._reject("misframed", str(error))
 
     def evicted(self, why: str) -> None:
-        """There is no room for its incomplete message."""
+        """Reject it because the buffer has no room for its incomplete message."""
         self._reject("no room", why)
 
-    # --- leaving
+    # --- finishing
 
     def expired(self) -> None:
-        """It took too long to say its name, or to take its last line."""
-        if self.state is State.NAMING:
+        """Close after the time limit for the name or for the final line."""
+        if self.state is State.NAME_AWAITED:
             self._reject("late", f"busy, no name within {REPLY_SECONDS:.0f} seconds")
         else:
             self.close("unfinished")
@@ -268,30 +292,30 @@ class AckedProducer:
         self.port.log_closed(peer=self.peer, error=text, **({"name": self.name.decode()} if self.name else {}), **facts)
         self.final_line = error_line(text)
         self._drop(why)
-        self._part()
+        self._finish()
 
-    def _part(self) -> None:
-        """Read nothing more; leave as soon as everything is committed."""
+    def _finish(self) -> None:
+        """Stop reading; close as soon as everything is committed."""
         self._stop_reading()
-        self.state = State.FINISHING
+        self._enter(State.FINISHING)
         if not self.progress.in_flight:
             self.close_gracefully()
 
     def close_gracefully(self) -> None:
-        """Say the last words."""
-        self.state = State.LINGERING
+        """Send the final line, then wait for the producer to close."""
+        self._enter(State.LINGERING)
         self.port.deadlines.start(self)
         self.port.reactor.unregister(self.fd)
         self.port.reactor.register(self.fd, self.interest(), self._on_lingering, self.abort)
         self.send(self.final_line if self.final_line is not None else self.progress.line())
-        self._said()
+        self._final_line_sent()
 
     def _on_lingering(self, mask: int) -> None:
-        """Send on; then wait for its end, throwing away what it still sends."""
+        """Send what waits; then discard input until the producer closes."""
         if self.outgoing:
             if mask & ~READ:
                 self._flush()
-                self._said()
+                self._final_line_sent()
             return
         try:
             if self.sock.recv(DISCARD_BYTES):
@@ -299,11 +323,11 @@ class AckedProducer:
         except BlockingIOError:
             return
         except OSError:
-            pass  # gone, too
+            pass  # a reset ends it as well
         self.close("unfinished")
 
-    def _said(self) -> None:
-        """If everything is sent: who ended by itself is done; who was rejected may still be sending."""
+    def _final_line_sent(self) -> None:
+        """After the final line: close, or half-close where the producer was rejected and may still be sending."""
         if self.outgoing or self.state is State.CLOSED:
             return
         if self.final_line is None:
@@ -317,7 +341,7 @@ class AckedProducer:
     # --- its lines
 
     def send(self, lines: bytes) -> None:
-        """Send lines, behind those that still wait."""
+        """Send lines after those that still wait."""
         if self.state is State.CLOSED:
             return
         if self.outgoing:
@@ -341,7 +365,7 @@ class AckedProducer:
             self._watch()
 
     def interest(self) -> int:
-        """Which events it waits for."""
+        """The events that it waits for."""
         if self.state is State.LINGERING:
             return WRITE if self.outgoing else READ
         return (WRITE if self.outgoing else 0) | (READ if len(self.outgoing) < UNREAD_BYTES else 0)
@@ -369,7 +393,7 @@ class AckedProducer:
             del self.port.streaming[self.name]
 
     def abort(self) -> None:
-        """Something unexpected went wrong in the work for it."""
+        """Close after an unexpected error in the work for this producer."""
         self.close("failed")
 
     def close(self, why: str, **facts: object) -> None:
@@ -385,7 +409,7 @@ class AckedProducer:
         if port.waiting.get(self.progress) is self:
             del port.waiting[self.progress]
         if self.name and not self.progress.gathered and self.name not in port.streaming:
-            port.known.pop(self.name, None)  # who never delivered a message is nobody
-        self.state = State.CLOSED
+            port.known.pop(self.name, None)  # a name without a message is not remembered
+        self._enter(State.CLOSED)
         self.outgoing = b""
         self.sock.close()
