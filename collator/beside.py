@@ -22,8 +22,8 @@ class SyncFailedError(FatalError):
 def sync_failed(path: str, error: OSError) -> SyncFailedError:
     """The error for a sync of `path` that failed: nothing may be retried after it, whatever its number."""
     return SyncFailedError(
-        f"cannot sync {path}: {reason(error)}; nothing more is acknowledged, and the next start trusts the disk alone:"
-        " look after the disk"
+        f"cannot sync {path}: {reason(error)}; nothing more is acknowledged; check the disk, then start the collator"
+        " again (it reads back what the disk holds)"
     )
 
 

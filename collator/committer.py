@@ -103,7 +103,7 @@ class Committer:
     def blocked(self) -> str | None:
         """Why nothing can be written at the moment."""
         met = self._obstacle
-        return None if met is None else f"{met.event} to write {self._file.path}: {met.error}"
+        return None if met is None else f"cannot write {self._file.path}: {met.event} ({met.error})"
 
     @property
     def syncing(self) -> bool:
@@ -119,7 +119,7 @@ class Committer:
         seconds = time.monotonic() - min(waiting) if waiting else 0.0
         if seconds < SLOW_SECONDS:
             return None
-        return f"the disk under {self._file.path} has not answered for {seconds:.0f} s"
+        return f"commit of {self._file.path} pending: the disk has not answered for {seconds:.0f} s"
 
     def commit(self, batch: Batch, progressed: list[Standing]) -> None:
         """Begin to commit `batch`, not empty, which nobody else may touch from now on.
@@ -147,8 +147,8 @@ class Committer:
                 met = error
             elif isinstance(error, OSError):
                 raise FatalError(
-                    f"cannot write {self._file.path} or its journal: {reason(error)}; nothing more is acknowledged,"
-                    " look after the disk and start again"
+                    f"commit failed: cannot write {self._file.path} or {self._journal.path}: {reason(error)}; nothing"
+                    " more is acknowledged; check the disk, then start the collator again"
                 )
             elif error is not None:
                 raise error
@@ -167,7 +167,10 @@ class Committer:
             self._sidecars.mark.move(self._disk.record.end)
         except OSError as error:
             if obstacle(error) is None:
-                raise FatalError(f"cannot move the commit mark of {self._file.path}: {reason(error)}") from None
+                raise FatalError(
+                    f"commit failed: cannot write the commit mark of {self._file.path}: {reason(error)}; check the"
+                    " disk, then start the collator again"
+                ) from None
             self._wait(error, self._publish)
             return
         self._finish()
@@ -222,12 +225,12 @@ class Committer:
             return
         if rescue.copied:
             self._log.error(
-                "foreign bytes set aside",
+                "foreign bytes rescued",
                 file=self._file.path,
                 rescued=rescue.path,
                 offset=rescue.start,
                 rescued_bytes=rescue.copied,
-                advice="one process writes a file: send messages to the collator instead",
+                advice="only the collator may write this file; send messages to its ports instead",
             )
         self._disk.write()
 
@@ -236,7 +239,8 @@ class Committer:
             self._wait(error, self._disk.write)  # which finds them again
         elif isinstance(error, OSError):
             raise FatalError(
-                f"cannot move foreign bytes out of {self._file.path}: {reason(error)}; its directory has to be writable"
+                f"cannot rescue foreign bytes from {self._file.path}: {reason(error)}; make its directory writable for"
+                " this user, then start the collator again"
             )
         else:
             raise error
@@ -281,9 +285,11 @@ class Committer:
         met = obstacle(error)
         if met is not None:
             self._journal.postpone()
-            self._log.warning("journal not compacted", file=self._journal.path, error=met.error)
+            self._log.warning("journal compaction failed", file=self._journal.path, error=met.error)
         elif isinstance(error, OSError):
-            raise FatalError(f"cannot compact {self._journal.path}: {reason(error)}; start again")
+            raise FatalError(
+                f"cannot compact {self._journal.path}: {reason(error)}; check the disk, then start the collator again"
+            )
         else:
             raise error
 
@@ -314,7 +320,8 @@ class Committer:
             self._wait(error, self._replace)
         elif isinstance(error, OSError):
             raise FatalError(
-                f"cannot write {self._journal.path} again, which is gone: {reason(error)}; nothing more is acknowledged"
+                f"cannot rewrite the missing {self._journal.path}: {reason(error)}; nothing more is acknowledged; check"
+                " the permissions of its directory and the disk, then start the collator again"
             )
         else:
             raise error

@@ -56,21 +56,21 @@ def decide(
     last_valid = _last_valid(journal, verifies, same_boot=same_boot)
     if last_valid < 0:
         if size < records[0].end:
-            raise RefusedError(f"FILE has {size} bytes and the journal begins at {records[0].end}")
-        raise RefusedError("FILE holds other bytes than the journal knows: it belongs to another file")
+            raise RefusedError(f"FILE has {size} bytes, but the journal begins at byte {records[0].end}")
+        raise RefusedError("the checksums of the journal do not match FILE: the journal belongs to another file")
     end = records[last_valid].end
     power_lost = journal.header.sync != "always" and not same_boot
     seen = max(mark or 0, records[last].synced)
     if not end and seen and not power_lost:
-        raise RefusedError(f"FILE holds nothing of the {seen} bytes that the journal and the mark know")
+        raise RefusedError(f"FILE holds none of the {seen} bytes that the journal and the commit mark record")
     if seen > end and size >= seen and not (power_lost and last_valid < last):
         if power_lost:
             return Decision(seen, last_valid + 1, "the mark reached the disk and the journal did not")
-        raise RefusedError(f"consumers may have seen FILE up to byte {seen}, and the journal vouches for {end} bytes")
+        raise RefusedError(f"consumers may have seen FILE up to byte {seen}, but the journal verifies only {end} bytes")
     if mark is None and (journal.torn or last_valid < last or size != end):
         raise RefusedError(
-            f"there is no commit mark, and without one nobody can tell whether what follows byte {end}, where the last"
-            " whole record ends, was acknowledged and seen; bring FILE.commit back if there is a copy"
+            f"the commit mark is missing, so it is unknown whether the bytes after {end}, the end of the last valid"
+            " record, were acknowledged and seen; restore FILE.commit if there is a copy"
         )
     if seen > end:
         return Decision(end, last_valid + 1, "FILE lost bytes that were committed", lost=seen - end)

@@ -319,6 +319,6 @@ class IngressScheduler:
 def _shared(error: Exception) -> FatalError:
     """The error for one that left what all producers share half changed."""
     return FatalError(
-        f"unexpected error while gathering: {error!r}; nothing more is acknowledged, and the next start recovers; this"
-        " is a bug, please report it"
+        f"unexpected error while gathering a batch: {error!r}; nothing more is acknowledged; start the collator again"
+        " (the next start recovers), and report this bug"
     )

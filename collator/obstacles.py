@@ -1,12 +1,12 @@
-"""What keeps the collator from writing for a while: which errors are waited out, and what an operator is told.
+"""Obstacles: the errors of a write that the collator retries until they pass, with their log events and advice.
 
-    no room         ENOSPC, EDQUOT: it passes when somebody makes room
-    too large       EFBIG: the limit of the process (RLIMIT_FSIZE) or of the file system; room does not help
-    a shortage      descriptors, memory, threads: it passes when somebody lets go of some
+    disk full           ENOSPC, EDQUOT: it passes when an operator frees some space
+    size limit reached  EFBIG: the limit of the process (RLIMIT_FSIZE) or of the file system; free space does not help
+    shortage            descriptors, memory or threads: it passes when another process releases some
 
-All are waited out, for the same reason: what was accepted is in memory, the mark and the acknowledgements say nothing
-of it, and consumers read what is there. Exiting would gain nothing, since the next start meets the same error, and
-would cost the producers of the raw port what the kernel has already taken from them.
+The collator retries all three for the same reason: the accepted bytes are in memory, neither the commit mark nor an
+acknowledgement covers them, and consumers still read what is committed. Exiting would gain nothing, since the next
+start meets the same error, and the raw port's producers would lose what the kernel has already received from them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Obstacle(msgspec.Struct, frozen=True):
-    """One thing that is waited for."""
+    """An error that the collator waits out."""
 
     event: str
-    """The log's event when it is met,"""
+    """The log event when it begins."""
     over: str
-    """and when it has passed."""
+    """The log event when it has passed."""
     error: str
-    """What the kernel said."""
+    """The kernel's message."""
     advice: str
     passes: bool = True
-    """Whether it can pass by itself: a limit can't."""
+    """Whether it can pass without an operator: a limit can't."""
 
 
 def obstacle(error: BaseException | None) -> Obstacle | None:
-    """What `error` asks to wait for; None when waiting is no answer to it, or there is none."""
+    """The obstacle behind `error`; None when there is no error, or when waiting does not help."""
     if isinstance(error, MemoryError):
         return Obstacle("writing paused", "writing resumed", "Cannot allocate memory", "free some memory")
     if not isinstance(error, OSError):
@@ -46,18 +46,18 @@ def obstacle(error: BaseException | None) -> Obstacle | None:
         return Obstacle("writing paused", "writing resumed", reason(error), advice(error))
     if error.errno in NO_SPACE:
         return Obstacle(
-            "no space",
-            "space again",
+            "disk full",
+            "disk space available",
             reason(error),
-            "make room: nothing is lost, producers wait, and it goes on by itself",
+            "free some disk space; the collator then continues by itself. Nothing is lost: producers wait",
         )
     if error.errno == errno.EFBIG:
         return Obstacle(
-            "file too large",
-            "file may grow again",
+            "file size limit reached",
+            "file size limit raised",
             reason(error),
-            "raise LimitFSIZE= (ulimit -f; prlimit(1) for a running process), or, where the file system's own limit is"
-            " reached, begin a new file: see tailsrv-collate.md. Nothing is lost, and producers wait",
+            "raise LimitFSIZE= (ulimit -f; prlimit(1) for a running process); at the file system's own limit, begin a"
+            " new file (see tailsrv-collate.md). Nothing is lost: producers wait",
             passes=False,
         )
     return None

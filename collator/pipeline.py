@@ -136,7 +136,7 @@ class Pipeline:
         committer = self.committer
         if committer.blocked is not None:
             waiting = self.builder.batch.size + (committer.batch.size if committer.batch is not None else 0)
-            self._log.warning("stopped without space", file=self._file.path, uncommitted_bytes=waiting)
+            self._log.warning("stopped with uncommitted bytes", file=self._file.path, uncommitted_bytes=waiting)
             self._reactor.stop()
             return
         while not self._drained:
@@ -145,7 +145,7 @@ class Pipeline:
                 if self._ingress.waits and not self._drained:
                     if time.monotonic() < self._drain_ends:
                         return
-                    self._log.warning("stopped without memory", file=self._file.path, why=self._ingress.paused)
+                    self._log.warning("stopped out of memory", file=self._file.path, why=self._ingress.paused)
                 self._drained = self._drained or not committer.busy  # nothing will ever make room
                 break
             if committer.busy:
@@ -187,8 +187,10 @@ class Pipeline:
             return
         if not os.fstat(self._file.fd).st_nlink:
             raise FatalError(
-                f"{self._file.path} was deleted while it was written; nothing more is acknowledged. Start again for a"
-                " new stream, without the files beside the old one"
+                f"{self._file.path} was deleted while the collator wrote it; nothing more is acknowledged. To begin a"
+                " new stream, remove the deleted one's .commit and .producers files and start again"
             )
-        self._log.warning("file moved", file=self._file.path, advice="move the files beside it along, and start again")
+        self._log.warning(
+            "stream moved", file=self._file.path, advice="move FILE.commit and FILE.producers too, then start again"
+        )
         self.stop()

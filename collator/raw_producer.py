@@ -1,14 +1,14 @@
-"""The raw lane: a producer sends messages and hears nothing.
+"""The raw port: a producer sends messages, and the collator sends nothing back.
 
-A clean end completes the last message where the framing can; a reset drops it, and so does everything else.
+A clean end of the connection completes the last message where the framing has a terminator; any other end drops it.
 
-A client of another port that comes here by mistake is recognised by its first bytes (wrongclient.py), and its line does
-not become a message. These bytes stay in the kernel until it is clear what they are: nothing of them is held here, and
-nothing is paid for them once the connection is a producer's. A connection goes through:
+The port recognises a client of another port by its first bytes (wrongclient.py), so that its line does not become a
+message. Until then these bytes stay in the kernel: they need no memory here, and a producer pays nothing for the check
+afterwards. A connection goes through:
 
-    first → sending     the first bytes are a producer's: at once, in nearly all cases
-    first → held        they are exactly a header or a name line; more bytes, or the end: → sending; silence for
-                        `HOLD_SECONDS`: reset
+    first → sending     its first bytes are a producer's: at once, in nearly all cases
+    first → held        they are exactly a header or a name line; after more bytes or the end: → sending; after
+                        `HOLD_SECONDS` of silence: the connection is reset
     first → closed      they are an HTTP request
 """
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 HOLD_SECONDS: Final = 1.0
-"""How long a client is silent after its first line to be taken for what that looks like."""
+"""After this much silence, a client is treated as what its first line looks like."""
 
 NEWS: Final = READ | select.EPOLLRDHUP | select.EPOLLET
-"""Further bytes, or the end, while those that are known stay in the kernel."""
+"""Reports further bytes or the end of the connection, not the bytes that already wait in the kernel."""
 
 
 class RawPort:
-    """Producers who hear nothing."""
+    """The raw port: its connections and its counters."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class RawPort:
         *,
         check: bool,
     ) -> None:
-        """`check`: whether clients of other ports are recognised."""
+        """`check`: whether the port recognises clients of other ports."""
         self.reactor = reactor
         self.ingress = ingress
         self.builder = builder
@@ -64,19 +64,19 @@ class RawPort:
         self._check = check
         self.producers: set[RawProducer] = set()
         self.first: set[RawProducer] = set()
-        """Those whose first bytes are still to be looked at."""
+        """The connections whose first bytes are not classified yet."""
         self.deadlines: Deadlines[RawProducer] = Deadlines(
             reactor, HOLD_SECONDS, lambda held: held.expired(), lambda held: held.abort()
         )
         self.log_dropped = Repeated(log.info, "incomplete message dropped")
         self.log_completed = Repeated(log.info, "last message completed")
-        self.log_closed = Repeated(log.warning, "producer closed")
-        self.log_wrong = Repeated(log.warning, "client of another port closed")
+        self.log_closed = Repeated(log.warning, "producer disconnected")
+        self.log_wrong = Repeated(log.warning, "client of another port disconnected")
 
     def connected(self, sock: socket.socket, peer: str) -> None:
-        """A producer came."""
+        """Accept a connection."""
         producer = RawProducer(self, sock, peer)
-        # Registered first, because that may fail for want of memory: the socket is closed then.
+        # Registered first: when this fails for lack of memory, the acceptor closes the socket.
         if self._check:
             self.reactor.register(producer.fd, READ, producer.on_first, producer.abort)
             self.first.add(producer)
@@ -85,12 +85,12 @@ class RawPort:
         self.producers.add(producer)
 
     def release(self) -> None:
-        """The end comes: what is held is a producer's, for all we know, and its messages are taken in."""
+        """Treat all held connections as producers: the collator stops, and their messages must not be lost."""
         for producer in tuple(self.first):
             producer.on_first(select.EPOLLRDHUP)
 
     def close(self) -> None:
-        """Close all connections; what is incomplete is dropped."""
+        """Close all connections, and drop their incomplete messages."""
         for producer in tuple(self.producers):
             producer.close("stopped")
 
@@ -108,12 +108,12 @@ class RawProducer:
         self.inbox = Inbox()
         self._held = False
         self._seen = 0
-        """First bytes that are still in the kernel."""
+        """The number of first bytes that are still in the kernel."""
 
     # --- its first bytes
 
     def on_first(self, mask: int) -> None:
-        """Look at the first bytes, which stay in the kernel."""
+        """Classify the first bytes, which stay in the kernel."""
         port = self.port
         try:
             first = self.sock.recv(FIRST_BYTES, socket.MSG_PEEK)
@@ -127,14 +127,14 @@ class RawProducer:
         if wrong is not None and wrong.at_once:
             self._reject(wrong, first)
         elif mask & select.EPOLLRDHUP or not first:
-            self._begin()  # it has said all it wants to say, as a producer does
+            self._begin()  # a producer may send one line and end; a misdirected client waits for an answer
         elif wrong is not None or (may_become(first) and not port.framing.reach(first, 0, len(first))):
             self._hold(wrong)
         else:
             self._begin()
 
     def _hold(self, wrong: WrongClient | None) -> None:
-        """Leave the bytes where they are until there are more. An incomplete line may take as long as it likes."""
+        """Leave the bytes in the kernel until more arrive. An incomplete line has no time limit."""
         port = self.port
         if wrong is not None:
             port.deadlines.start(self)
@@ -142,18 +142,20 @@ class RawProducer:
             port.deadlines.cancel(self)
         if not self._held:
             self._held = True
-            port.reactor.modify(self.fd, NEWS)  # which looks once more: nothing that came meanwhile is missed
+            port.reactor.modify(
+                self.fd, NEWS
+            )  # epoll checks the socket again here, so bytes that came meanwhile are reported
 
     def _begin(self) -> None:
-        """It is a producer: from here on its bytes go the shortest way."""
+        """Read its messages from now on: it is a producer."""
         port = self.port
         self._seen = 0
-        self._leave_first()
+        self._unregister_first()
         port.ingress.add(self)
         port.ingress.serve(self)
 
     def expired(self) -> None:
-        """Nothing followed its first line, unless that has arrived at this moment."""
+        """Reject the client after the silence, unless bytes or the end have arrived at this moment."""
         poll = select.poll()
         poll.register(self.fd, select.POLLRDHUP)
         ended = bool(poll.poll(0))
@@ -177,13 +179,13 @@ class RawProducer:
             sent=printable(first),
             looks_like=wrong.looks_like,
             wanted=wrong.wanted,
-            advice="nothing of it is appended; --accept-any-message takes such lines for messages",
+            advice="the collator appended nothing; --accept-any-message accepts such lines as messages",
         )
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._seen = 0
         self.close("wrong port")
 
-    def _leave_first(self) -> None:
+    def _unregister_first(self) -> None:
         if self in self.port.first:
             self.port.first.discard(self)
             self.port.deadlines.cancel(self)
@@ -192,15 +194,15 @@ class RawProducer:
     # --- its messages
 
     def on_ready(self, _mask: int) -> None:
-        """Take a turn."""
+        """Read once."""
         self.port.ingress.serve(self)
 
     def interest(self) -> int:
-        """What it sends, and no more."""
+        """The events that it waits for."""
         return READ
 
     def appended(self, added: int) -> None:
-        """Nobody wants to know."""
+        """Do nothing: raw producers receive no acknowledgement."""
 
     def ended(self) -> None:
         """Complete its last message where the framing can."""
@@ -210,17 +212,17 @@ class RawProducer:
         self.close("unfinished")
 
     def lost(self, error: OSError) -> None:
-        """What it did not finish, it did not say."""
+        """Close after a reset; the incomplete message is dropped."""
         self.close("reset", error=reason(error))
 
     def misframed(self, error: FramingError) -> None:
-        """Nothing behind this point can be told apart."""
+        """Close the connection: no boundary can be found after this point."""
         self.port.counts.rejected["misframed"] += 1
         self.port.log_closed(peer=self.peer, error=str(error))
         self.close("misframed")
 
     def evicted(self, why: str) -> None:
-        """There is no room for its incomplete message."""
+        """Close the connection because the buffer has no room for its incomplete message."""
         self.port.counts.rejected["no room"] += 1
         self.port.log_closed(peer=self.peer, error=why)
         self.close("no room")
@@ -228,7 +230,7 @@ class RawProducer:
     # --- its end
 
     def abort(self) -> None:
-        """Something unexpected went wrong in the work for it."""
+        """Close after an unexpected error in the work for this producer."""
         self.close("failed")
 
     def close(self, why: str, **facts: object) -> None:
@@ -237,7 +239,7 @@ class RawProducer:
         if partial:
             self.port.counts.dropped[why] += 1
             self.port.log_dropped(peer=self.peer, bytes=partial, reason=why, **facts)
-        self._leave_first()
+        self._unregister_first()
         self.port.ingress.remove(self)
         self.port.producers.discard(self)
         self.sock.close()

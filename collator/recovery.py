@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tailsrv_formats.journal import Journal, Record
 
 READ_BYTES: Final = 1 << 20
-ADOPT: Final = "--adopt accepts the file as it is and forgets the producers"
+ADOPT: Final = "--adopt accepts FILE as it is and discards the journal (all producers start at 0)"
 
 
 class StoppedError(Exception):
@@ -85,6 +85,8 @@ class Recovered(msgspec.Struct):
     end: int
     finding: str
     """What happened, for the log."""
+    created: bool
+    """Whether the stream is new: FILE was empty, and there was no journal."""
 
 
 def recover(
@@ -109,7 +111,8 @@ def recover(
         try:
             journal = decode(content, boot)
             if journal.header.framing != framing.name:
-                raise RefusedError(f"the stream has --framing {journal.header.framing}, not {framing.name}")  # noqa: TRY301 - one place says what all refusals have in common
+                why = f"the stream was written with --framing {journal.header.framing}, not {framing.name}"
+                raise RefusedError(why)  # noqa: TRY301 - the handler below completes the text of every refusal
             unsure = _unsure(journal)
             file.evict(unsure)
             tracker.begin(max(0, journal.records[-1].end - unsure))
@@ -135,7 +138,7 @@ def recover(
     first = sample(file.fd, end)
     journal_file.begin(NewFile(file.directory, journal_file.name), first, standing)
     try:
-        return Recovered(journal_file, _open_mark(file, end), known, end, finding)
+        return Recovered(journal_file, _open_mark(file, end), known, end, finding, content is None and not size)
     except BaseException:
         journal_file.close()
         raise
@@ -174,7 +177,9 @@ def _adopt(file: StreamFile, framing: Framing, mark: int | None, tracker: Tracke
     if end < 0 or (mark is not None and end < mark <= size):
         if adopt:
             return size, "adopted as it is"
-        raise FatalError(f"{file.path} is no stream with --framing {framing.name}: {why}; give another one, or {ADOPT}")
+        raise FatalError(
+            f"cannot adopt {file.path} with --framing {framing.name}: {why}; give its real framing, or {ADOPT}"
+        )
     return end, "adopted" if end == size else "adopted, without its torn end"
 
 
@@ -209,7 +214,8 @@ def read_mark(path: str) -> int | None:
         if obstacle(error) is not None:
             raise
         raise FatalError(
-            f"cannot read {path + MARK_SUFFIX}: {reason(error)}; it must be a file; move what is there away"
+            f"cannot read {path + MARK_SUFFIX}: {reason(error)}; move it away unless it is a regular file that this"
+            " user may read"
         ) from None
     try:
         return reader.read()
@@ -226,10 +232,12 @@ def read_journal(path: str) -> bytes | None:
     except OSError as error:
         if obstacle(error) is not None:
             raise
-        raise FatalError(f"cannot read {path + SUFFIX}: {reason(error)}; it must be a file, not a link") from None
+        raise FatalError(
+            f"cannot read {path + SUFFIX}: {reason(error)}; it must be a regular file, not a link"
+        ) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise FatalError(f"{path + SUFFIX} is not a regular file; move it away")
+        raise FatalError(f"cannot read {path + SUFFIX}: it is not a regular file; move it away")
     with open(fd, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # see StreamFile.evict
         return file.read()

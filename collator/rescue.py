@@ -77,7 +77,10 @@ class Rescue:
 
     def _cut(self) -> None:
         if self._file.size() < self.start:
-            raise FatalError(f"{self._file.path} was truncated below byte {self.start}; find who did it")
+            raise FatalError(
+                f"{self._file.path} was truncated below byte {self.start}; find the program that truncated it: only the"
+                " collator may write this file"
+            )
         os.ftruncate(self._file.fd, self.start)
 
     def discard(self) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 ACK_SOCKET: str = "ack"
-"""FileDescriptorName= of sockets of the acknowledged lane; those with any other name are the raw lane's."""
+"""FileDescriptorName= of the acknowledged port's sockets; sockets with any other name belong to the raw port."""
 
 
 class Collator:
@@ -65,7 +65,7 @@ class Collator:
         listeners["raw"] += bind_all(options.listen)
         listeners["acknowledged"] += bind_all(options.ack_listen)
         if not any(listeners.values()):
-            raise UsageError("nowhere to listen: give --port, --listen, --ack-port or --ack-listen")
+            raise UsageError("no address to listen on: give --port, --listen, --ack-port or --ack-listen")
 
     def _ready(self) -> None:
         if self._announce is not None:

@@ -78,9 +78,9 @@ class Sidecars:
                 self.lost.add(name)
         for name in self.lost - before:
             self._log.error(
-                "file beside the stream is gone",
+                "sidecar file missing",
                 file=os.path.join(os.path.dirname(self._file.path), name),
-                advice="it is written again from memory; stop the collator before you move or delete its files",
+                advice="the collator rewrites it from memory; stop the collator before you move or delete its files",
             )
         return self.lost != before
 
@@ -117,7 +117,7 @@ class Sidecars:
         if not failed:
             lost, self.lost = self.lost, set()
             for name in lost:
-                self._log.info("file beside the stream is written again", file=name)
+                self._log.info("sidecar file rewritten", file=name)
         self._watch()
 
     def close(self) -> None:

@@ -133,7 +133,7 @@ class Startup:
             self._log.info(self._obstacle.over, file=file.path)
         write = self._log.warning if self._facts else self._log.info
         write(
-            "recovered",
+            "stream created" if found.created else "recovered",
             file=file.path,
             **self._facts,
             found=found.finding,
@@ -150,8 +150,8 @@ class Startup:
         if met is None:
             assert isinstance(error, OSError)  # noqa: S101 - for the type checker: a lack of memory is waited out
             raise FatalError(
-                f"cannot recover {path} and what is beside it: {reason(error)}; check the permissions of its directory"
-                " and the disk"
+                f"cannot recover {path}, its journal or its commit mark: {reason(error)}; check the permissions of its"
+                " directory and the disk"
             ) from None
         if self._obstacle is None or self._obstacle.event != met.event:
             write = self._log.warning if met.passes else self._log.error
@@ -167,7 +167,7 @@ class Startup:
         """Why nothing is committed yet."""
         path = self._options.file
         if self._obstacle is not None:
-            return f"{self._obstacle.event} to recover {path}: {self._obstacle.error}"
+            return f"cannot recover {path}: {self._obstacle.event} ({self._obstacle.error})"
         return f"recovering {path}: {self._tracker.done} of {self._tracker.total} bytes"
 
     def stop(self) -> None:

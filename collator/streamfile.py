@@ -83,7 +83,9 @@ class StreamFile:
                 os.close(fd)
                 raise
             os.close(fd)
-        raise FatalError(f"{self.path} is replaced by other files all the time; find out which program does that")
+        raise FatalError(
+            f"cannot open {self.path}: another program keeps replacing it ({OPEN_TRIES} attempts); stop that program"
+        )
 
     def _lock(self, fd: int) -> None:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -103,11 +105,13 @@ class StreamFile:
         return fd
 
     def _not_regular(self) -> FatalError:
-        return FatalError(f"{self.path} is not a regular file; a stream is a file that grows")
+        return FatalError(
+            f"cannot write {self.path}: it is not a regular file; name a regular file, or one that does not exist yet"
+        )
 
     def _unwritable(self, error: OSError) -> FatalError:
         return FatalError(
-            f"cannot write {self.path}: {reason(error)}; its directory has to exist and be writable for this user"
+            f"cannot write {self.path}: {reason(error)}; its directory must exist and be writable for this user"
         )
 
     def size(self) -> int:
@@ -155,8 +159,8 @@ class StreamFile:
         """Compare FILE's size with where it must end."""
         if size < self.end:
             raise FatalError(
-                f"{self.path} was truncated to {size} bytes while {self.end} were committed; one process writes a"
-                " file: find who did it"
+                f"{self.path} was truncated to {size} bytes although {self.end} bytes are committed; find the program"
+                " that truncated it: only the collator may write this file"
             )
         if size > self.end:
             raise ForeignBytesError(self.end)

@@ -1,4 +1,4 @@
-"""The acknowledged lane: what a line says is so, whatever happens to whom."""
+"""The acknowledged port: what a line says is so, whatever happens to whom."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_anonymous_producers_hear_of_their_connection_alone(tmp_path: Path) -> N
         assert collator.stop() == 0
 
 
-def test_both_lanes_share_one_file_and_one_order(tmp_path: Path) -> None:
+def test_both_ports_share_one_file_and_one_order(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         raw(collator, b"raw\n")

@@ -91,7 +91,7 @@ def test_lines_without_an_end_stay_within_the_buffer_and_the_longest_has_to_go(t
 
             if lane == RAW:
                 wait_until(one_is_gone, "a connection is closed")
-            closed = collator.wait_log("producer closed")
+            closed = collator.wait_log("producer disconnected")
             assert "--buffer-bytes" in closed["error"]
             raw(collator, b"fine\n")
             wait_committed(path, 5)
@@ -198,14 +198,14 @@ def test_producers_wait_at_a_limit_of_the_files_size_and_go_on_by_themselves_whe
         producer = Producer(collator, "a")
         assert producer.told() == (0, 0)
         producer.send((b"x" * 999 + b"\n") * 400)
-        met = collator.wait_log("file too large")
+        met = collator.wait_log("file size limit reached")
         assert met["level"] == "error"
         assert "LimitFSIZE=" in met["advice"]
         assert b" 503 " in _get(port, b"/healthz")
         assert (mark(path) or 0) <= path.stat().st_size <= 300_000
         resource.prlimit(collator.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert producer.until(400_000)[-1] == (400_000, 400_000)
-        collator.wait_log("file may grow again")
+        collator.wait_log("file size limit raised")
         assert b" 200 " in _get(port, b"/healthz")
         assert collator.stop() == 0
     assert path.read_bytes() == (b"x" * 999 + b"\n") * 400

@@ -104,7 +104,7 @@ def test_a_stream_that_is_moved_during_recovery_gets_what_was_queued(
     looped.reactor.run()  # until it stops by itself
     looped.close()
     assert moved.read_bytes() == b"sent during the recovery\n"
-    assert looped.log.of("file moved")
+    assert looped.log.of("stream moved")
     assert not looped.path.with_name("raw").exists()
 
 
@@ -123,10 +123,10 @@ def test_a_journal_that_is_deleted_while_watches_are_used_up_is_written_again_on
     journal = looped.path.with_name("stream.producers")
     used_up = True
     journal.unlink()
-    looped.turn_until(lambda: looped.log.of("file beside the stream is written again"))
+    looped.turn_until(lambda: looped.log.of("sidecar file rewritten"))
     journal.unlink()  # which nobody notices
     used_up = False
-    looped.turn_until(lambda: len(looped.log.of("file beside the stream is written again")) == 2)
+    looped.turn_until(lambda: len(looped.log.of("sidecar file rewritten")) == 2)
     assert journal.exists()
 
 
@@ -276,7 +276,7 @@ def test_an_end_without_memory_waits_for_what_was_sent_before_it_and_not_for_eve
     looped.collator.stop()
     looped.reactor.run()
     assert sorted(looped.path.read_bytes().splitlines()) == ([b"line 0", b"line 1"] if committed else [])
-    assert bool(looped.log.of("stopped without memory")) is not committed
+    assert bool(looped.log.of("stopped out of memory")) is not committed
 
 
 def test_a_message_that_there_is_no_memory_for_closes_its_producer_alone(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_message_that_is_too_long_ends_its_own_connection_alone(tmp_path: Path
         with collator.connect() as other, collator.connect() as sock:
             other.sendall(frames.wrap(b"other")[:3])
             sock.sendall(frames.wrap(b"good") + frames.wrap(b"x" * 2000) + frames.wrap(b"behind"))
-            collator.wait_log("producer closed")
+            collator.wait_log("producer disconnected")
             assert not sock.recv(1) if framing == "u32be" else True
             other.sendall(frames.wrap(b"other")[3:])
             wait_committed(path, len(frames.wrap(b"good") + frames.wrap(b"other")))
@@ -140,7 +140,7 @@ def test_a_moved_file_ends_the_collator_cleanly_and_a_deleted_one_does_not(tmp_p
         wait_committed(path, 4)
         path.rename(tmp_path / "moved")
         assert collator.wait() == 0
-        assert collator.wait_log("file moved")
+        assert collator.wait_log("stream moved")
     path = tmp_path / "other"
     with collate(path) as collator:
         path.unlink()
@@ -157,7 +157,7 @@ def test_a_line_appended_by_hand_while_it_runs_is_set_aside_and_nothing_else_mov
             file.write(b"by hand\n")
         raw(collator, b"two\n")
         assert wait_committed(path, 8) == b"one\ntwo\n"
-        found = collator.wait_log("foreign bytes set aside")
+        found = collator.wait_log("foreign bytes rescued")
         assert (found["offset"], found["rescued_bytes"]) == (4, 8)
         with open(found["rescued"], "rb") as rescued:
             assert rescued.read() == b"by hand\n"

@@ -133,7 +133,7 @@ def test_large_messages_get_through_beside_many_incomplete_ones(tmp_path: Path, 
         collate(path, "--sync", "never", "--buffer-bytes", str(4 * MIB)) as collator,
         holders(collator, 60, 90 * 1024, lane=lane, trickle=trickle),
     ):
-        collator.wait_log("producer closed")  # the buffer is full of them
+        collator.wait_log("producer disconnected")  # the buffer is full of them
         producer = Producer(collator, "honest")
         assert producer.told() == (0, 0)
         message = b"h" * (200 * 1024 - 1) + b"\n"
@@ -149,7 +149,7 @@ def test_who_has_to_go_is_told_that_it_passes(tmp_path: Path) -> None:
         socks = [collator.connect(ACK) for _ in range(60)]
         for sock in socks:
             sock.sendall(b"\n" + b"x" * 30_000)
-        wait_until(lambda: "producer closed" in collator.log(), "one has to go")
+        wait_until(lambda: "producer disconnected" in collator.log(), "one has to go")
         oldest = socks[0]
         lines = b""
         while b"error:" not in lines or not lines.endswith(b"\n"):

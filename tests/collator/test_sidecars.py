@@ -43,9 +43,9 @@ def test_a_file_beside_the_stream_that_is_taken_away_is_written_again_at_once(
         assert producer.told() == (4, 4)
         for name in names:
             take_away(tmp_path / name, how)
-        collator.wait_log("file beside the stream is written again", len(names))
+        collator.wait_log("sidecar file rewritten", len(names))
         assert all((tmp_path / name).exists() for name in names)
-        assert collator.wait_log("file beside the stream is gone")["level"] == "error"
+        assert collator.wait_log("sidecar file missing")["level"] == "error"
         assert mark(path) == 4
         producer.send(b"two\n")
         assert producer.told() == (8, 8)
@@ -81,7 +81,7 @@ def test_files_that_are_taken_away_again_and_again_under_load_cost_no_acknowledg
             wait_until((tmp_path / name).exists, "it is there again")
             before = sum(told)
             wait_until(lambda before=before: sum(told) > before, "it goes on")  # type: ignore[misc]  # mypy can't infer defaults of a lambda
-            collator.wait_log("file beside the stream is written again", number)
+            collator.wait_log("sidecar file rewritten", number)
         stop.set()
         for thread in threads:
             thread.join()
@@ -104,8 +104,8 @@ def test_a_compaction_is_no_loss(tmp_path: Path) -> None:
             told += 2
             assert producer.told()[0] == told
         journal.unlink()  # the new one is watched as well
-        collator.wait_log("file beside the stream is written again")
-        assert sum(event["event"] == "file beside the stream is gone" for event in collator.events()) == 1
+        collator.wait_log("sidecar file rewritten")
+        assert sum(event["event"] == "sidecar file missing" for event in collator.events()) == 1
         assert os.path.exists(journal)
         assert collator.stop() == 0
     with collate(path) as collator:

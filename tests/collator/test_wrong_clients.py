@@ -77,7 +77,7 @@ def test_a_client_of_another_port_sees_a_reset_and_the_stream_nothing(
     with collate(path, "--framing", framing) as collator, collator.connect() as sock:
         sock.sendall(first)
         assert refused(sock)
-        closed = collator.wait_log("client of another port closed")
+        closed = collator.wait_log("client of another port disconnected")
         assert "--accept-any-message" in closed["advice"]
         assert closed["looks_like"]
         assert closed["wanted"]

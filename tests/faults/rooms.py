@@ -140,7 +140,7 @@ def _wait_at_start(bench: Bench, daemon: Daemon, home: Path) -> None:
         bench.broke("acknowledges what it has no room for")
     if (code := daemon.process.poll()) is not None:
         bench.broke(f"a start without room ended with {code}: {daemon.said()}")
-    said = [line for line in daemon.said().splitlines() if '"no space"' in line]
+    said = [line for line in daemon.said().splitlines() if '"disk full"' in line]
     if len(said) != 1 or "stream.log" not in said[0]:
         bench.broke(f"does not say once which file has no room: {daemon.said()}")
 
