@@ -174,7 +174,7 @@ def test_an_end_while_a_sync_hangs_is_one_line_and_leaves_its_files_alone(
     looped.send(b"a line\n")
     looped.turn_until(hangs.is_set)
     looped.path.unlink()
-    with pytest.raises(FatalError, match="was deleted while it was written"):
+    with pytest.raises(FatalError, match="was deleted while the collator wrote it"):
         looped.turn_until(lambda: False)
     looped.close()
     looped.reactor.close()

@@ -101,8 +101,8 @@ def test_a_thread_that_cannot_be_started_is_a_shortage(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.ENOSPC, "make room"),
-        (errno.EDQUOT, "make room"),
+        (errno.ENOSPC, "free some disk space"),
+        (errno.EDQUOT, "free some disk space"),
         (errno.EFBIG, "LimitFSIZE="),
         (errno.EMFILE, "LimitNOFILE="),
         (errno.ENFILE, "fs.file-max"),
@@ -114,7 +114,7 @@ def test_each_obstacle_says_what_it_is_and_what_to_do(number: int, advice: str) 
     assert met is not None
     assert met.error == os.strerror(number)
     assert advice in met.advice
-    assert ("make room" in met.advice) == (number in {errno.ENOSPC, errno.EDQUOT})
+    assert ("free some disk space" in met.advice) == (number in {errno.ENOSPC, errno.EDQUOT})
 
 
 def test_a_disk_at_fault_is_none() -> None:

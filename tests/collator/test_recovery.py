@@ -69,14 +69,14 @@ def test_a_file_that_became_shorter_goes_on_where_it_is_borne_out_and_that_is_to
     assert (decision.end, decision.records, decision.lost) == (10, 1, 20)
 
 
-def test_a_file_that_bears_out_nothing_is_another_file() -> None:
+def test_a_file_that_verifies_no_record_is_another_file() -> None:
     with pytest.raises(RefusedError, match="another file"):
         say(False, False, False)
-    with pytest.raises(RefusedError, match="begins at 10"):
+    with pytest.raises(RefusedError, match="begins at byte 10"):
         say(True, True, True, size=5)
 
 
-def test_no_bytes_bear_out_nothing() -> None:
+def test_a_record_of_no_bytes_verifies_nothing() -> None:
     header = Header(b"i" * 16, b"B" * 16, "newline", "always")
     first, second, third = Record(0, 0, 0, 0), Record(0, 9, 0, 1), Record(9, 20, 9, 2)
 
@@ -85,7 +85,7 @@ def test_no_bytes_bear_out_nothing() -> None:
 
     # The first commit of all may be the one that did not reach FILE; more than that can't be.
     assert decide(Journal(header, [first, second], []), 4, 0, hollow, same_boot=False).end == 0
-    with pytest.raises(RefusedError, match="holds nothing"):
+    with pytest.raises(RefusedError, match="holds none"):
         decide(Journal(header, [first, second, third], []), 4, 9, hollow, same_boot=True)
 
 
