@@ -1,20 +1,37 @@
-"""From a batch to a promise: it is written (diskwriter.py), the mark moves, and then the producers may be told.
+"""Commits as a state machine: a batch is written, made durable and published; then its producers are acknowledged.
 
-One batch, or one new beginning of the journal, is under way at a time:
+One batch, or one rewrite of the journal, is under way at a time:
 
-    write       → publish; where somebody else has appended to FILE: → rescue → write
-    publish     the mark moves, and the batch is committed; where journal or mark is lost: → replace → publish
-    idle        where the journal has grown, or a file is lost: → replace → idle
-    each of them waits at an obstacle (obstacles.py), and is tried again until it can be done
+| state      | what happens                              | next       | when                                           |
+| ---------- | ----------------------------------------- | ---------- | ---------------------------------------------- |
+| IDLE       | nothing: a batch may begin                | WRITING    | `commit` is called                             |
+|            |                                           | REPLACING  | the journal or the commit mark is missing      |
+|            |                                           | COMPACTING | the journal has grown                          |
+| WRITING    | diskwriter.py writes FILE and the journal | PUBLISHING | both are written, and durable if --sync always |
+|            | and syncs them                            | RESCUING   | FILE has bytes that another process appended   |
+| RESCUING   | rescue.py moves these bytes out of FILE   | WRITING    | it has moved them                              |
+| PUBLISHING | the commit mark moves                     | IDLE       | it has moved: the batch is committed           |
+|            |                                           | REPLACING  | the journal or the commit mark is missing      |
+| REPLACING  | sidecars.py writes the missing files from | PUBLISHING | they are written, and a batch waits            |
+|            | memory                                    | IDLE       | they are written, and no batch waits           |
+| COMPACTING | sidecars.py writes a smaller journal      | IDLE       | it is written, or has to wait for free space   |
+| BLOCKED    | nothing: an obstacle (obstacles.py) has   | WRITING    | `RETRY_SECONDS` have passed: the interrupted   |
+|            | interrupted a step                        | PUBLISHING | step is tried again (WRITING after RESCUING)   |
+|            |                                           | REPLACING  |                                                |
+| FAILED     | the daemon ends                           |            |                                                |
 
-A failed sync is no obstacle: nothing more is promised, and the next start asks the disk.
+WRITING, RESCUING, PUBLISHING and REPLACING become BLOCKED at an obstacle, and every state becomes FAILED at any other
+error. A failed sync is such an error: nothing more is acknowledged, and the next start asks the disk.
+
+`Committer._become` is the one place where the state changes.
 """
 
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from collator.diskwriter import DiskWriter
 from collator.journal import sample
@@ -46,11 +63,47 @@ SLOW_SECONDS: Final = 10.0
 """A commit that takes longer is reported by health checks."""
 
 RETRY_SECONDS: Final = 1.0
-"""How soon an obstacle is tried again."""
+"""The time between two attempts of a step that an obstacle interrupts."""
+
+
+class State(StrEnum):
+    """What a committer is doing; see the table above."""
+
+    IDLE = "idle"
+    WRITING = "writing"
+    RESCUING = "rescuing"
+    PUBLISHING = "publishing"
+    REPLACING = "replacing"
+    COMPACTING = "compacting"
+    BLOCKED = "blocked"
+    FAILED = "failed"
+
+
+# As globals: they are compared by identity in every round of the loop, and an attribute costs a look-up more.
+IDLE: Final = State.IDLE
+WRITING: Final = State.WRITING
+RESCUING: Final = State.RESCUING
+PUBLISHING: Final = State.PUBLISHING
+REPLACING: Final = State.REPLACING
+COMPACTING: Final = State.COMPACTING
+BLOCKED: Final = State.BLOCKED
+FAILED: Final = State.FAILED
+
+NEXT: Final[dict[State, frozenset[State]]] = {
+    IDLE: frozenset({WRITING, REPLACING, COMPACTING, FAILED}),
+    WRITING: frozenset({PUBLISHING, RESCUING, BLOCKED, FAILED}),
+    RESCUING: frozenset({WRITING, BLOCKED, FAILED}),
+    PUBLISHING: frozenset({IDLE, REPLACING, BLOCKED, FAILED}),
+    REPLACING: frozenset({IDLE, PUBLISHING, BLOCKED, FAILED}),
+    COMPACTING: frozenset({IDLE, FAILED}),
+    BLOCKED: frozenset({WRITING, PUBLISHING, REPLACING, FAILED}),
+    FAILED: frozenset(),
+}
+"""The table above."""
 
 
 class Committer:
-    """Commits one batch at a time; `committed(batch)` is called in the loop when it is done."""
+    """Commits one batch at a time; ``committed(batch)`` is called in the loop after the commit mark has moved."""
 
     def __init__(
         self,
@@ -64,7 +117,7 @@ class Committer:
         committed: Callable[[Batch], None],
         producers: dict[bytes, Progress],
     ) -> None:
-        """`workers`: for FILE, and for the journal beside it. `producers`: all that there ever were."""
+        """`workers`: the threads for FILE and for the journal. `producers`: all named producers ever seen."""
         self._reactor = reactor
         self._file = file
         self._sidecars = sidecars
@@ -76,10 +129,13 @@ class Committer:
         self._disk = DiskWriter(
             reactor, file=file, journal=sidecars.journal, workers=workers, sync=sync, written=self._written
         )
+        self.state = IDLE
+        self.obstacle: Obstacle | None = None
+        """Why nothing can be committed at the moment; it stays until the interrupted step has succeeded."""
         self._retry: Timer | None = None
-        self._obstacle: Obstacle | None = None
         self._progressed: list[Standing] = []
-        self._replacing = False
+        self.uncommitted_bytes = 0
+        """Bytes of the batch that is under way; 0 while there is none."""
         self._compaction = Retried(
             reactor, log, "journal compaction", self._open_for_compaction, file=sidecars.journal.path
         )
@@ -89,31 +145,24 @@ class Committer:
         self.sizes = Histogram("tailsrv_collate_commit_bytes", "Bytes of a commit.", BYTES)
         self.durations = Histogram("tailsrv_collate_commit_seconds", "From a batch taken to its mark moved.", SECONDS)
 
-    @property
-    def batch(self) -> Batch | None:
-        """What is being committed."""
-        return self._disk.batch
+    def _become(self, state: State) -> None:
+        """Change the state. Raises `RuntimeError` for a change that is not in the table: a defect of ours."""
+        if state not in NEXT[self.state]:
+            raise RuntimeError(f"a committer that is {self.state} cannot become {state}")
+        self.state = state
 
-    @property
-    def busy(self) -> bool:
-        """Whether a batch, or a new beginning of the journal, is under way."""
-        return self.batch is not None or self._replacing
+    # --- health
 
     @property
     def blocked(self) -> str | None:
-        """Why nothing can be written at the moment."""
-        met = self._obstacle
+        """Why nothing can be written at the moment; None when everything can."""
+        met = self.obstacle
         return None if met is None else f"cannot write {self._file.path}: {met.event} ({met.error})"
 
     @property
-    def syncing(self) -> bool:
-        """Whether what an interval has brought is being made durable."""
-        return self._disk.interval_began is not None
-
-    @property
     def slow(self) -> str | None:
-        """What to say when the disk has not answered for long."""
-        waiting = [self._began] if self.busy else []
+        """Says that the disk has not answered for long; None when it has."""
+        waiting = [self._began] if self.state is not IDLE else []
         if self._disk.interval_began is not None:
             waiting.append(self._disk.interval_began)
         seconds = time.monotonic() - min(waiting) if waiting else 0.0
@@ -121,107 +170,123 @@ class Committer:
             return None
         return f"commit of {self._file.path} pending: the disk has not answered for {seconds:.0f} s"
 
+    @property
+    def uses_files(self) -> bool:
+        """Whether a worker may be using the files at the moment."""
+        return self.state is not IDLE or self._disk.interval_began is not None
+
+    # --- a commit: write, publish
+
     def commit(self, batch: Batch, progressed: list[Standing]) -> None:
-        """Begin to commit `batch`, not empty, which nobody else may touch from now on.
+        """Begin to commit `batch`, which is not empty and belongs to the committer from now on. The state is IDLE.
 
         `progressed`: the named producers that have bytes in it.
         """
         self._began = time.monotonic()
+        self.uncommitted_bytes = batch.size
         self._progressed = progressed
         self._disk.begin(batch, *self._journal.entries(progressed))
+        self._write()
 
     def sync_finally(self, done: Callable[[], None]) -> None:
         """Make everything written durable, and then call ``done()`` in the loop."""
         self._disk.sync_finally(done)
 
-    # --- publish
+    def _write(self) -> None:
+        self._become(WRITING)
+        errors = self._disk.write()
+        if errors is not None:
+            self._written(errors)
 
     def _written(self, errors: Errors) -> None:
-        """Everything was tried: go on, or wait, or end."""
-        met: OSError | MemoryError | None = None
-        foreign: ForeignBytesError | None = None
-        for error in errors:
-            if isinstance(error, ForeignBytesError):
-                foreign = error
-            elif isinstance(error, (OSError, MemoryError)) and obstacle(error) is not None:
-                met = error
-            elif isinstance(error, OSError):
-                raise FatalError(
-                    f"commit failed: cannot write {self._file.path} or {self._journal.path}: {reason(error)}; nothing"
-                    " more is acknowledged; check the disk, then start the collator again"
-                )
-            elif error is not None:
-                raise error
-        if foreign is not None:
-            self._rescue(foreign.start)
-        elif met is not None:
-            self._wait(met, self._disk.write)
-        else:
+        """All steps of the write have been tried."""
+        if not any(errors):
             self._publish()
+            return
+        raised = [error for error in errors if error is not None]
+        foreign = [error for error in raised if isinstance(error, ForeignBytesError)]
+        fatal = [error for error in raised if error not in foreign and obstacle(error) is None]
+        if foreign and not fatal:
+            self._rescue(foreign[0].start)
+        else:
+            self._interrupted(
+                (fatal or raised)[0],
+                self._write,
+                f"commit failed: cannot write {self._file.path} or {self._journal.path}",
+                "nothing more is acknowledged; check the disk, then start the collator again",
+            )
 
     def _publish(self) -> None:
+        self._become(PUBLISHING)
         if self._sidecars.lost:
             self._replace()
             return
         try:
-            self._sidecars.mark.move(self._disk.record.end)
+            self._sidecars.move_mark(self._disk.record.end)
         except OSError as error:
-            if obstacle(error) is None:
-                raise FatalError(
-                    f"commit failed: cannot write the commit mark of {self._file.path}: {reason(error)}; check the"
-                    " disk, then start the collator again"
-                ) from None
-            self._wait(error, self._publish)
+            self._interrupted(
+                error,
+                self._publish,
+                f"commit failed: cannot write the commit mark of {self._file.path}",
+                "check the disk, then start the collator again",
+            )
             return
-        self._finish()
-
-    def _finish(self) -> None:
-        batch = self.batch
-        assert batch is not None  # noqa: S101 - for the type checker
-        if self._obstacle is not None:
-            self._over()
-        self._disk.end()
+        if self.obstacle is not None:
+            self._overcome()
+        batch = self._disk.end()
         now = time.monotonic()
         self.last_commit = now
         self.commits += 1
         self.sizes.observe(batch.size)
         self.durations.observe(now - self._began)
+        self.uncommitted_bytes = 0
+        self._become(IDLE)
         self._committed(batch)
         if self._journal.has_grown:
             self._compact()
 
     # --- obstacles
 
-    def _wait(self, error: OSError | MemoryError, again: Callable[[], None]) -> None:
+    def _interrupted(self, error: BaseException, step: Callable[[], None], failure: str, advice: str) -> None:
+        """Try `step` again later if `error` is an obstacle; else fail, with `failure` and `advice` for the operator."""
         met = obstacle(error)
-        assert met is not None  # noqa: S101 - for the type checker: the callers have looked
-        if self._obstacle is None or self._obstacle.event != met.event:
+        if met is None:
+            self._fail(error, failure, advice)
+        self._become(BLOCKED)
+        if self.obstacle is None or self.obstacle.event != met.event:
             write = self._log.warning if met.passes else self._log.error
-            waiting = sum(map(len, self.batch.pieces)) if self.batch is not None else 0
+            waiting = self._disk.unwritten_bytes
             write(met.event, file=self._file.path, error=met.error, advice=met.advice, waiting_bytes=waiting)
-        self._obstacle = met
-        self._retry = self._reactor.call_later(RETRY_SECONDS, again)
+        self.obstacle = met
+        self._retry = self._reactor.call_later(RETRY_SECONDS, step)
 
-    def _over(self) -> None:
-        assert self._obstacle is not None  # noqa: S101 - for the type checker
-        self._log.info(self._obstacle.over, file=self._file.path)
-        self._obstacle = None
+    def _fail(self, error: BaseException, failure: str, advice: str) -> NoReturn:
+        self._become(FAILED)
+        if isinstance(error, OSError):
+            raise FatalError(f"{failure}: {reason(error)}; {advice}") from None
+        raise error
+
+    def _overcome(self) -> None:
+        if self.obstacle is not None:
+            self._log.info(self.obstacle.over, file=self._file.path)
+            self.obstacle = None
 
     # --- rescue
 
     def _rescue(self, start: int) -> None:
-        """Move aside what somebody else has appended; the batch is written once more then."""
+        """Move bytes that another process has appended out of FILE; then the batch is written again."""
+        self._become(RESCUING)
         try:
             with spare_descriptors():
                 rescue = Rescue(self._file, start)
         except OSError as error:
-            self._rescue_failed(error)
+            self._not_rescued(error)
             return
         self._worker.submit(rescue.run, partial(self._rescued, rescue))
 
     def _rescued(self, rescue: Rescue, error: BaseException | None) -> None:
         if error is not None:
-            self._rescue_failed(error)
+            self._not_rescued(error)
             return
         if rescue.copied:
             self._log.error(
@@ -232,37 +297,68 @@ class Committer:
                 rescued_bytes=rescue.copied,
                 advice="only the collator may write this file; send messages to its ports instead",
             )
-        self._disk.write()
+        self._write()
 
-    def _rescue_failed(self, error: BaseException) -> None:
-        if isinstance(error, (OSError, MemoryError)) and obstacle(error) is not None:
-            self._wait(error, self._disk.write)  # which finds them again
-        elif isinstance(error, OSError):
-            raise FatalError(
-                f"cannot rescue foreign bytes from {self._file.path}: {reason(error)}; make its directory writable for"
-                " this user, then start the collator again"
-            )
-        else:
-            raise error
+    def _not_rescued(self, error: BaseException) -> None:
+        self._interrupted(
+            error,
+            self._write,  # which finds the foreign bytes again
+            f"cannot rescue foreign bytes from {self._file.path}",
+            "make its directory writable for this user, then start the collator again",
+        )
 
-    # --- journal and mark are written again
+    # --- the journal and the commit mark are written again
 
     def look(self) -> None:
-        """Something happened to the journal or the mark: see whether they are there, and write what is not."""
-        if self._replacing:
-            return
+        """After an event: check whether the journal and the commit mark exist, and write what is missing."""
+        if self.state in (REPLACING, COMPACTING):
+            return  # a worker is exchanging the files
         self._sidecars.look()
-        if self._sidecars.lost and self.batch is None:
-            self._replacing = True  # nothing is committed meanwhile
+        if self._sidecars.lost and self.state is IDLE:
             self._replace()
 
+    def _replace(self) -> None:
+        """Write the missing files; until they are there, nothing is acknowledged."""
+        self._become(REPLACING)
+        try:
+            self._sidecars.open()
+        except OSError as error:
+            self._not_replaced(error)
+            return
+        self._rewrite(self._replaced)
+
+    def _replaced(self, upto: int, error: BaseException | None) -> None:
+        self._sidecars.replaced(failed=error is not None)
+        if error is not None:
+            self._not_replaced(error)
+            return
+        self._disk.note_durable(upto)
+        if self.uncommitted_bytes:
+            self._publish()
+            return
+        self._become(IDLE)
+        if self._sidecars.lost:
+            self._replace()
+        else:
+            self._overcome()
+
+    def _not_replaced(self, error: BaseException) -> None:
+        self._interrupted(
+            error,
+            self._replace,
+            f"cannot rewrite the missing {self._journal.path}",
+            "nothing more is acknowledged; check the permissions of its directory and the disk, then start the collator"
+            " again",
+        )
+
     def _compact(self) -> None:
-        """Between two commits, so that what producers are told is what the journal says."""
+        """Between two commits, so that the journal records exactly what producers have been told."""
         sidecars = self._sidecars
         if not sidecars.is_open and self._compaction.paused is None:  # if it is paused, its timer tries again
             self._compaction()
         if sidecars.is_open:
-            self._submit_replace(self._compacted)
+            self._become(COMPACTING)
+            self._rewrite(self._compacted)
 
     def _open_for_compaction(self) -> None:
         try:
@@ -273,84 +369,42 @@ class Committer:
             self._not_compacted(error)
 
     def _compacted(self, upto: int, error: BaseException | None) -> None:
-        self._replaced(upto, failed=error is not None)
+        self._sidecars.replaced(failed=error is not None)
         if error is not None:
             self._not_compacted(error)
+        else:
+            self._disk.note_durable(upto)
+        self._become(IDLE)
         if self._sidecars.lost:
-            self._replacing = True
             self._replace()
 
     def _not_compacted(self, error: BaseException) -> None:
-        """Go on with the old journal, unless the disk itself is at fault."""
+        """Continue with the old journal if the error passes."""
         met = obstacle(error)
-        if met is not None:
-            self._journal.postpone()
-            self._log.warning("journal compaction failed", file=self._journal.path, error=met.error)
-        elif isinstance(error, OSError):
-            raise FatalError(
-                f"cannot compact {self._journal.path}: {reason(error)}; check the disk, then start the collator again"
-            )
-        else:
-            raise error
+        if met is None:
+            self._fail(error, f"cannot compact {self._journal.path}", "check the disk, then start the collator again")
+        self._journal.postpone()
+        self._log.warning("journal compaction failed", file=self._journal.path, error=met.error)
 
-    def _replace(self) -> None:
-        """Write again what is lost; until that is done, nothing is acknowledged."""
-        try:
-            self._sidecars.open()
-        except OSError as error:
-            self._replace_failed(error)
-            return
-        self._submit_replace(self._lost_replaced)
-
-    def _lost_replaced(self, upto: int, error: BaseException | None) -> None:
-        self._replaced(upto, failed=error is not None)
-        if error is not None:
-            self._replacing = self.batch is None
-            self._replace_failed(error)
-        elif self.batch is not None:
-            self._publish()
-        elif self._sidecars.lost:
-            self._replacing = True
-            self._replace()
-        elif self._obstacle is not None:
-            self._over()
-
-    def _replace_failed(self, error: BaseException) -> None:
-        if isinstance(error, (OSError, MemoryError)) and obstacle(error) is not None:
-            self._wait(error, self._replace)
-        elif isinstance(error, OSError):
-            raise FatalError(
-                f"cannot rewrite the missing {self._journal.path}: {reason(error)}; nothing more is acknowledged; check"
-                " the permissions of its directory and the disk, then start the collator again"
-            )
-        else:
-            raise error
-
-    def _submit_replace(self, done: Callable[[int, BaseException | None], None]) -> None:
-        self._replacing = True
-        if self.batch is None:
+    def _rewrite(self, done: Callable[[int, BaseException | None], None]) -> None:
+        """Write a new journal, and a new commit mark if it is missing, on a worker; then ``done(upto, error)``."""
+        if not self.uncommitted_bytes:
             self._began = time.monotonic()
         standing = {name: (name, progress, progress.acked, progress.at) for name, progress in self._producers.items()}
-        if self.batch is not None:  # it is written, and will be acknowledged as soon as there is a journal
-            standing |= {moved[0]: moved for moved in self._progressed}
+        if self.uncommitted_bytes:  # the batch is written, and is acknowledged as soon as there is a journal
+            standing |= {progressed[0]: progressed for progressed in self._progressed}
         producers = [one for one in standing.values() if one[2]]
         first = sample(self._file.fd, self._file.end)
-        self._worker.submit(partial(self._begin_again, first, producers), partial(done, first.end))
+        self._worker.submit(partial(self._rewrite_on_worker, first, producers), partial(done, first.end))
 
-    def _begin_again(self, first: Record, producers: list[Standing]) -> None:
-        # FILE first, whatever --sync says: behind a first record that the disk does not bear out there is no way back.
+    def _rewrite_on_worker(self, first: Record, producers: list[Standing]) -> None:
+        # FILE first, whatever --sync says: recovery needs bytes on the disk that the journal's first record verifies.
         if self._disk.synced < first.end:
             self._disk.file_durable()
         self._sidecars.replace(first, producers)
 
-    def _replaced(self, upto: int, *, failed: bool) -> None:
-        self._replacing = False
-        self._sidecars.replaced(failed=failed)
-        if not failed:
-            self._disk.note_durable(upto)
-
     def close(self) -> None:
-        """Forget what is due."""
+        """Cancel all timers."""
         self._compaction.cancel()
         self._disk.close()
         if self._retry is not None:

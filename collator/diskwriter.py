@@ -1,15 +1,16 @@
-"""The disk's part of a commit: a batch is appended, its record is journalled, and both are made durable.
+"""The disk's part of a commit: append the batch to FILE, append its record to the journal, make both durable.
 
-    always      FILE and the journal are written, then synced side by side. The record carries the CRC-32 of the bytes
-                it covers, so recovery can tell which of the two got there.
-    never       the kernel has them: that is all.
-    interval    the same, and a sync of both follows within the interval.
+    --sync always      FILE and the journal are written, then synced at the same time. The record carries the CRC-32 of
+                       the bytes that it covers, so recovery can tell which of the two reached the disk.
+    --sync never       the batch is committed once the kernel has both
+    --sync interval    the same, and both files are synced within the interval
 
-What is written is written on the loop's thread: its processor's cache holds the bytes. What waits for the disk is done
-by two workers. The loop waits at most `QUICK_SECONDS` for them, and only where the last sync was quicker than that: the
-acknowledgement of a lone message then costs no further turn of the loop. A disk that hangs holds nobody.
+Writes run on the loop's thread, because its processor's cache holds the bytes. Syncs run on two worker threads. The
+loop waits for them at most `QUICK_SECONDS`, and only if the last sync was quicker than that: a single small message is
+then acknowledged without another round of the loop. A disk that hangs never blocks the loop.
 
-A failed sync raises: the kernel drops what it could not write and calls the next sync a success, so nothing is retried.
+A failed sync raises `SyncFailedError` and is never retried: the kernel drops the pages that it could not write and
+reports success for the next sync.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from collator.batch_builder import Batch
 from collator.beside import SyncFailedError, sync_failed
 from collator.journal import checksum
 from collator.streamfile import ForeignBytesError
@@ -29,28 +31,28 @@ from tailsrv_runtime.files import begin_writeback
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from collator.batch_builder import Batch, Piece
+    from collator.batch_builder import Piece
     from collator.journal import JournalFile
     from collator.options import Sync
     from collator.streamfile import StreamFile
     from collator.workers import Task, Worker
     from tailsrv_runtime.reactor import Reactor, Timer
 
-BESIDE_BYTES: Final = 1 << 19
-"""A checksum over so much takes longer than to have another thread compute it while FILE is written."""
+PARALLEL_BYTES: Final = 1 << 19
+"""From this size on a checksum takes longer than handing it to another thread, which computes it during the append."""
 
 QUICK_BYTES: Final = 1 << 16
 QUICK_SECONDS: Final = 0.002
-"""The longest that the loop waits for a worker: others have signals and peers for it."""
+"""The longest that the loop waits for a worker: it also serves signals and other peers."""
 
 SLOW_SECONDS: Final = 0.1
-"""A sync of an interval that takes longer may hang, and then a write may hang as well."""
+"""If an interval's sync takes longer than this, the disk may hang, and the next write goes to a worker as well."""
 
 Errors = tuple[BaseException | None, ...]
 
 
 class DiskWriter:
-    """Writes one batch at a time; ``written(errors)`` is called in the loop when everything has been tried."""
+    """Writes one batch at a time: `begin`, `write` until it succeeds, `end`."""
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class DiskWriter:
         sync: Sync,
         written: Callable[[Errors], None],
     ) -> None:
-        """`workers`: for FILE, and for the journal beside it."""
+        """`workers`: the threads for FILE and for the journal. ``written(errors)``: see `write`."""
         self._reactor = reactor
         self._file = file
         self._journal = journal
@@ -71,71 +73,83 @@ class DiskWriter:
         self._file_worker, self._journal_worker = workers
         self._interval_timer: Timer | None = None
         self.interval_began: float | None = None
-        """When the sync of an interval began; None while there is none."""
-        self.batch: Batch | None = None
-        """What is being written."""
-        self.record = Record(0, 0, 0, 0)
-        """Its record."""
+        """When the interval's sync that is running began; None while none is running."""
+        self._nothing = self._batch = Batch(file.end)
         self._pieces: tuple[Piece, ...] = ()
+        self.record = Record(0, file.end, 0, 0)
+        """The record of the batch that is being written, or of the last one."""
         self._numbered: list[bytes] = []
         self._named: list[bytes] = []
         self._recorded = False
         self._errors: Errors = ()
         self._sync_seconds = 0.0
+        self._committed = file.end
+        """Where the last committed batch ends, in bytes of FILE."""
         self.synced = file.end
-        """How much of FILE is known to be durable, in bytes."""
+        """The durable length of FILE in bytes, as far as known."""
 
     def begin(self, batch: Batch, numbered: list[bytes], named: list[bytes]) -> None:
-        """Write `batch` and its record, whose producers are `numbered` and `named`: see `JournalFile.entries`."""
-        self.batch = batch
+        """Prepare to write `batch` and its record; for `numbered` and `named` see `JournalFile.entries`."""
+        self._batch = batch
         self._recorded = False
         self.record = Record(batch.start, batch.end, self.synced, 0)
         self._numbered, self._named = numbered, named
         self._pieces = tuple(batch.pieces)  # the file's list shrinks as it is written
-        self.write()
 
-    def end(self) -> None:
-        """The batch is committed."""
-        self.batch, self._pieces = None, ()
+    def write(self) -> Errors | None:
+        """Write what is not written yet, and make it durable if --sync says so. Also to try again after an error.
+
+        Returns the errors of its steps (none: all is done), or None if a worker has to wait for the disk:
+        ``written(errors)`` is then called in the loop.
+        """
+        if self.interval_began is not None and time.monotonic() - self.interval_began > SLOW_SECONDS:
+            self._journal_worker.submit(self._write_in_background, self._tried)
+            return None
+        if self.record.end - self.record.start >= PARALLEL_BYTES and not self._recorded:
+            return self._write_in_parallel()
+        errors = self._write_in_turn()
+        if any(errors) or self._sync.kind != "always":
+            return errors
+        return self._make_durable()
+
+    def end(self) -> Batch:
+        """Forget the batch, which is committed; returns it."""
+        batch, self._batch, self._pieces = self._batch, self._nothing, ()
+        self._committed = self.record.end
         if self._sync.kind == "always":
             self.synced = self.record.end
         elif self._sync.kind == "interval" and self._interval_timer is None and self.interval_began is None:
             self._interval_timer = self._reactor.call_later(self._sync.seconds, self._sync_interval)
+        return batch
 
-    def write(self) -> None:
-        """Write what is not written yet, and make it durable; also to try again."""
-        if self.interval_began is not None and time.monotonic() - self.interval_began > SLOW_SECONDS:
-            self._journal_worker.submit(self._write_in_background, self._tried)
-        elif self.record.end - self.record.start >= BESIDE_BYTES and not self._recorded:
-            self._write_beside()
-        else:
-            errors = self._write_in_turn()
-            if any(errors) or self._sync.kind != "always":
-                self._written(errors)
-            else:
-                self._start_sync()
+    @property
+    def unwritten_bytes(self) -> int:
+        """Bytes of the batch that FILE has not taken yet."""
+        return sum(map(len, self._batch.pieces))
+
+    # --- writing
 
     def _write_in_turn(self) -> Errors:
         try:
             self._append()
             self._record_once()
-        except (OSError, MemoryError, ForeignBytesError) as error:
+        except (OSError, MemoryError, FatalError, ForeignBytesError) as error:
             return (error,)
         return ()
 
     def _write_in_background(self) -> None:
         self._errors = self._write_in_turn()
 
-    def _write_beside(self) -> None:
-        """Append on this thread while a worker records, and leave it to another thread to wait for that."""
+    def _write_in_parallel(self) -> Errors | None:
+        """Append on this thread while a worker writes the record. Another worker waits for that, not this thread."""
         if self._sync.kind == "always":
             recording = self._journal_worker.start(self._record_once)
             appended = self._append_caught()
             self._file_worker.submit(partial(self._sync_recorded, recording, appended), self._tried)
-        else:
-            recording = self._journal_worker.start(self._record_once, self._tried)
-            self._errors = (self._append_caught(),)
-            recording.settle(QUICK_SECONDS)
+            return None
+        recording = self._journal_worker.start(self._record_once, self._tried)
+        self._errors = (self._append_caught(),)
+        return (*self._errors, recording.error) if recording.ended_within(QUICK_SECONDS) else None
 
     def _append_caught(self) -> BaseException | None:
         try:
@@ -145,8 +159,7 @@ class DiskWriter:
         return None
 
     def _append(self) -> None:
-        assert self.batch is not None  # noqa: S101 - for the type checker
-        self._file.append(self.batch.pieces)
+        self._file.append(self._batch.pieces)
 
     def _record_once(self) -> None:
         if not self._recorded:
@@ -154,20 +167,20 @@ class DiskWriter:
             self._journal.append(self.record, self._numbered, self._named)
             self._recorded = True
 
-    # --- sync
+    # --- syncing
 
-    def _start_sync(self) -> None:
-        batch = self.batch
-        assert batch is not None  # noqa: S101 - for the type checker
+    def _make_durable(self) -> Errors | None:
+        batch = self._batch
         self._errors = ()
         if batch.reads == 1 and batch.size <= QUICK_BYTES:
             task = self._file_worker.start(self._sync_in_turn, self._tried)
-            task.settle(QUICK_SECONDS if self._sync_seconds < QUICK_SECONDS else 0.0)
-        else:
-            self._file_worker.submit(self._sync_both, self._tried)
+            quick = QUICK_SECONDS if self._sync_seconds < QUICK_SECONDS else 0.0
+            return (task.error,) if task.ended_within(quick) else None
+        self._file_worker.submit(self._sync_both, self._tried)
+        return None
 
     def _sync_in_turn(self) -> None:
-        """Make both durable on one thread: the disk is given both, and then waited for."""
+        """Make both durable on one thread: hand both to the disk first, then wait for it."""
         began = time.monotonic()
         begin_writeback(self._file.fd)
         self._journal.begin_writeback()
@@ -208,12 +221,12 @@ class DiskWriter:
         except OSError as error:
             raise sync_failed(self._journal.path, error) from None
 
-    # --- the interval
+    # --- --sync interval
 
     def _sync_interval(self) -> None:
         self._interval_timer = None
         self.interval_began = time.monotonic()
-        upto = self._file.end if self.batch is None else self.record.start
+        upto = self._committed
         self._file_worker.submit(self.sync_now, partial(self._interval_done, upto))
 
     def sync_now(self) -> None:
@@ -222,7 +235,7 @@ class DiskWriter:
         self._journal_durable()
 
     def sync_finally(self, done: Callable[[], None]) -> None:
-        """Make everything written durable, and then call ``done()`` in the loop."""
+        """Make everything written durable on a worker, then call ``done()`` in the loop."""
 
         def synced(error: BaseException | None) -> None:
             if error is not None:
@@ -240,10 +253,10 @@ class DiskWriter:
             self._interval_timer = self._reactor.call_later(self._sync.seconds, self._sync_interval)
 
     def note_durable(self, upto: int) -> None:
-        """FILE is durable up to `upto`: somebody else has synced it."""
+        """Note that FILE is durable up to byte `upto`."""
         self.synced = max(self.synced, upto)
 
     def close(self) -> None:
-        """Forget what is due."""
+        """Cancel the interval's timer."""
         if self._interval_timer is not None:
             self._interval_timer.cancel()

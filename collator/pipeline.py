@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from collator.acked_producer import AckedPort
 from collator.batch_builder import BATCH_CHUNKS, BatchBuilder
-from collator.committer import Committer
+from collator.committer import IDLE, Committer
 from collator.ingress import IngressScheduler
 from collator.raw_producer import RawPort
 from collator.sidecars import Sidecars
@@ -74,7 +74,7 @@ class Pipeline:
             producers=self.known,
         )
         self._ingress = IngressScheduler(
-            reactor, self.builder, log, commit=self._try_commit, busy=lambda: self.committer.busy
+            reactor, self.builder, log, commit=self._try_commit, busy=lambda: self.committer.state is not IDLE
         )
         self.raw = RawPort(reactor, self._ingress, self.builder, framing, log, check=not options.accept_any_message)
         self.acknowledged = AckedPort(reactor, self._ingress, self.builder, self.known, log)
@@ -92,7 +92,7 @@ class Pipeline:
     def _after_round(self) -> None:
         self._try_commit()
         ingress, committer = self._ingress, self.committer
-        ingress.closed = self._stopping or committer.blocked is not None
+        ingress.closed = self._stopping or committer.obstacle is not None
         if ingress.crowded and not ingress.closed:
             ingress.resume()
             self._try_commit()
@@ -102,7 +102,7 @@ class Pipeline:
     def _try_commit(self) -> bool:
         """Commit what is gathered, if a commit can begin; whether one did."""
         committer, builder = self.committer, self.builder
-        if committer.busy or not builder.batch.size:
+        if committer.state is not IDLE or not builder.batch.size:
             return False
         batch = builder.take()
         committer.commit(batch, self.acknowledged.progressed(batch) if batch.runs else [])
@@ -134,8 +134,8 @@ class Pipeline:
 
     def _finish(self) -> None:
         committer = self.committer
-        if committer.blocked is not None:
-            waiting = self.builder.batch.size + (committer.batch.size if committer.batch is not None else 0)
+        if committer.obstacle is not None:
+            waiting = self.builder.batch.size + committer.uncommitted_bytes
             self._log.warning("stopped with uncommitted bytes", file=self._file.path, uncommitted_bytes=waiting)
             self._reactor.stop()
             return
@@ -146,11 +146,11 @@ class Pipeline:
                     if time.monotonic() < self._drain_ends:
                         return
                     self._log.warning("stopped out of memory", file=self._file.path, why=self._ingress.paused)
-                self._drained = self._drained or not committer.busy  # nothing will ever make room
+                self._drained = self._drained or committer.state is IDLE  # nothing will ever make room
                 break
-            if committer.busy:
+            if committer.state is not IDLE:
                 break
-        if committer.busy or self.builder.batch.size or not self._drained or self._syncing:
+        if committer.state is not IDLE or self.builder.batch.size or not self._drained or self._syncing:
             return
         if self._options.sync.kind == "interval":
             self._syncing = True
@@ -164,7 +164,7 @@ class Pipeline:
         self.raw.close()
         self.acknowledged.close()
         self._reactor.unregister(self._watches.fd)
-        if not (self.committer.busy or self.committer.syncing or self._syncing):
+        if not (self.committer.uses_files or self._syncing):
             self._sidecars.close()
             self._taken.close()
 

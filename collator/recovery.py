@@ -132,7 +132,7 @@ def recover(
         facts.update({"rescued": rescue.path, "rescued_bytes": rescue.copied})
     file.end = end
     tracker.advance(0)
-    file.settle()
+    file.sync()
     journal_file = JournalFile(file.path, file.directory, framing.name, sync)
     standing = [(name, progress, progress.acked, progress.at) for name, progress in known.items()]
     first = sample(file.fd, end)

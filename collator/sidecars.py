@@ -84,6 +84,10 @@ class Sidecars:
             )
         return self.lost != before
 
+    def move_mark(self, length: int) -> None:
+        """Let consumers read up to byte `length`. Raises `OSError`; the commit mark is then where it was."""
+        self.mark.move(length)
+
     # --- writing again
 
     @property

@@ -95,8 +95,7 @@ class Startup:
         except OSError as error:
             self._wait(error)
             return
-        self._task = self._workers[0].start(self._work, self._worked)
-        self._task.settle()
+        self._task = self._workers[0].submit(self._work, self._worked)
 
     def _work(self) -> None:
         """On a thread: nobody else looks at what is set here before this has ended."""
@@ -183,7 +182,7 @@ class Startup:
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
-            self._task.forget()
+            self._task.abandon()
             return
         if self._found is not None:
             self._found.journal.close()

@@ -125,7 +125,7 @@ class StreamFile:
         """
         os.posix_fadvise(self.fd, start - start % resource.getpagesize(), 0, os.POSIX_FADV_DONTNEED)
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Make all that the file holds durable, its size too. Raises `OSError`, or `SyncFailedError`.
 
         When a writeback fails, the kernel forgets that the inode was to be written as well: a sync then succeeds and

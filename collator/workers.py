@@ -1,4 +1,12 @@
-"""Threads for calls that wait for the disk. The loop never waits for such a call longer than it chooses to."""
+"""Threads for calls that wait for the disk. The loop waits for such a call only as long as it chooses to.
+
+The outcome of a call is delivered exactly once, in one of three ways:
+
+    submit(call, done)          ``done(error)`` is called in the loop
+    start(call, done)           the loop waits a moment with `Task.ended_within`; if that is not enough, ``done(error)``
+                                is called in the loop
+    start(call), Task.join()    another worker's thread waits for it
+"""
 
 from __future__ import annotations
 
@@ -13,64 +21,68 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 
-class Task:
-    """A call on a worker's thread. Its end is taken once: by `join`, by `settle`, or in the loop.
+def _ignore(_error: BaseException | None) -> None:
+    pass
 
-    The lock is held until the call has ended; whoever acquires it then has taken the end.
+
+class Task:
+    """A call on a worker's thread.
+
+    The lock is held until the call has ended; the thread that acquires it afterwards delivers the outcome.
     """
 
-    __slots__ = ("_call", "_done", "_ended", "_error", "_forgotten", "_left", "_reactor")
+    __slots__ = ("_abandoned", "_call", "_done", "_ended", "_posted", "_reactor", "error")
 
     def __init__(
-        self, reactor: Reactor, call: Callable[[], None], done: Callable[[BaseException | None], None] | None
+        self, reactor: Reactor, call: Callable[[], None], done: Callable[[BaseException | None], None], *, posted: bool
     ) -> None:
+        """`posted`: whether the outcome is delivered in the loop from the outset."""
         self._reactor = reactor
         self._call = call
         self._done = done
-        self._error: BaseException | None = None
-        self._left = False  # whether the loop has left the end to be posted
-        self._forgotten = False
+        self._posted = posted
+        self._abandoned = False
         self._ended = threading.Lock()
         self._ended.acquire()
+        self.error: BaseException | None = None
+        """What the call raised, once it has ended; None: it returned."""
 
     def join(self) -> BaseException | None:
-        """Wait for the end, on another worker's thread: what the call raised, or None."""
+        """Wait for the end of the call, on another worker's thread. Returns what it raised, or None."""
         self._ended.acquire()
-        return self._error
+        return self.error
 
-    def settle(self, seconds: float = 0.0) -> None:
-        """Call ``done(what the call raised)`` now if it ends within `seconds`, else in the loop once it has ended."""
-        if not (seconds and self._ended.acquire(timeout=seconds)):
-            self._left = True
-            # It may have ended after the time and before the line above, and then nobody posts.
-            if not self._ended.acquire(blocking=False):
-                return
-        self._finish()
+    def ended_within(self, seconds: float) -> bool:
+        """Whether the call ends within `seconds`; if not, ``done(error)`` will be called in the loop."""
+        if self._ended.acquire(timeout=seconds):
+            return True
+        self._posted = True
+        # The call may have ended after the time and before the line above, and then nothing will be posted.
+        return self._ended.acquire(blocking=False)
 
     def run(self) -> None:
         """Make the call, on the worker's thread."""
         try:
             self._call()
         except BaseException as raised:  # noqa: BLE001 - handed on, not swallowed
-            self._error = raised
+            self.error = raised
         self._ended.release()
-        if self._left and not self._forgotten and self._ended.acquire(blocking=False):
-            self._reactor.post(self._finish)
+        if self._posted and not self._abandoned and self._ended.acquire(blocking=False):
+            self._reactor.post(self._deliver)
 
-    def forget(self) -> None:
-        """Take no end of it: the loop is about to end, and the call may never do."""
-        self._forgotten = True
+    def abandon(self) -> None:
+        """Do not deliver the outcome: the loop is about to end, and the call may never do."""
+        self._abandoned = True
 
-    def _finish(self) -> None:
-        if self._done is not None:
-            self._done(self._error)
+    def _deliver(self) -> None:
+        self._done(self.error)
 
 
 class Worker:
-    """Makes one call after the other on a thread of its own."""
+    """A thread that makes one call after the other."""
 
     def __init__(self, reactor: Reactor, name: str) -> None:
-        """Start the thread. Raises `OSError` (EAGAIN) when there can't be another one."""
+        """Start the thread. Raises `OSError` (EAGAIN) where the system refuses another thread."""
         self._reactor = reactor
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         # A daemon thread: a disk that never answers must not keep the process from ending.
@@ -80,20 +92,22 @@ class Worker:
         except RuntimeError as error:  # what Python makes of EAGAIN
             raise OSError(errno.EAGAIN, str(error)) from None
 
-    def start(self, call: Callable[[], None], done: Callable[[BaseException | None], None] | None = None) -> Task:
-        """Begin `call`, whose end is then taken with `Task.join` or `Task.settle`."""
-        task = Task(self._reactor, call, done)
+    def start(self, call: Callable[[], None], done: Callable[[BaseException | None], None] = _ignore) -> Task:
+        """Begin `call`. The caller gets the outcome with `Task.join` or `Task.ended_within`."""
+        task = Task(self._reactor, call, done, posted=False)
         self._tasks.put(task)
         return task
 
-    def submit(self, call: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        """Begin `call`, and when it has ended, call ``done(what it raised)`` in the reactor's loop."""
-        self.start(call, done).settle()
+    def submit(self, call: Callable[[], None], done: Callable[[BaseException | None], None]) -> Task:
+        """Begin `call`. ``done(what it raised, or None)`` is called in the loop when it has ended."""
+        task = Task(self._reactor, call, done, posted=True)
+        self._tasks.put(task)
+        return task
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             task.run()
 
     def close(self) -> None:
-        """End the thread once it has nothing to do."""
+        """End the thread after the calls that are queued."""
         self._tasks.put(None)

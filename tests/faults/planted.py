@@ -39,9 +39,10 @@ def ack_first() -> None:
     """Producers are told, and consumers see, what is not synced yet."""
     from collator.diskwriter import DiskWriter  # noqa: PLC0415  # each bug loads what it patches
 
-    def write(self: DiskWriter) -> None:
-        self._written(self._write_in_turn())
-        self.sync_now()
+    def write(self: DiskWriter) -> Any:
+        errors = self._write_in_turn()
+        self._reactor.post(self.sync_now)
+        return errors
 
     _replace(DiskWriter, "write", write)
 
