@@ -1,8 +1,7 @@
 """The acknowledged port: each connection is a named producer that learns how much of its stream is committed.
 
 A producer sends its name, receives its ACKED and AT, sends its stream from byte ACKED on, and receives a further line
-after each commit that holds bytes of it. The states of a connection, and the states
-that may follow each:
+after each commit that holds bytes of it. The states of a connection, and the states that may follow each:
 
     NAME_AWAITED    the name line is incomplete                       COMMIT_AWAITED, STREAMING, FINISHING, CLOSED
     COMMIT_AWAITED  its predecessor's bytes are not committed yet     STREAMING, CLOSED
@@ -23,16 +22,17 @@ from typing import TYPE_CHECKING, Final
 
 from collator.acks import Progress, note_run
 from collator.batch_builder import Inbox
-from collator.ingress import Counts
+from collator.port_events import PortEvents
 from tailsrv_formats.acknowledgement import NAME_LINE_BYTES, InvalidNameError, error_line, read_name, run_lines
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.deadlines import Deadlines
-from tailsrv_runtime.logs import Repeated, printable
+from tailsrv_runtime.logs import printable
 from tailsrv_runtime.reactor import READ, WRITE
 
 if TYPE_CHECKING:
-    from collator.batch_builder import Batch, BatchBuilder
+    from collator.batch_builder import Batch
     from collator.ingress import IngressScheduler
+    from collator.journal import Standing
     from tailsrv_formats.framing import FramingError
     from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor
@@ -72,62 +72,100 @@ TRANSITIONS: Final = {
 class AckedPort:
     """The acknowledged port: its connections, the names that they use, and its counters."""
 
-    def __init__(
-        self, reactor: Reactor, ingress: IngressScheduler, builder: BatchBuilder, known: dict[bytes, Progress], log: Log
-    ) -> None:
+    def __init__(self, reactor: Reactor, scheduler: IngressScheduler, known: dict[bytes, Progress], log: Log) -> None:
         """`known`: the progress of every name that the journal holds."""
-        self.reactor = reactor
-        self.ingress = ingress
-        self.builder = builder
-        self.known = known
-        self.counts = Counts()
+        self._reactor = reactor
+        self._scheduler = scheduler
+        self._known = known
+        self.events = PortEvents(log)
         self.connections: set[AckedProducer] = set()
-        self.streaming: dict[bytes, AckedProducer] = {}
+        self._streaming: dict[bytes, AckedProducer] = {}
         """The connection that currently uses each name."""
-        self.waiting: dict[Progress, AckedProducer] = {}
-        self.deadlines: Deadlines[AckedProducer] = Deadlines(
+        self._waiting: dict[Progress, AckedProducer] = {}
+        """The connections whose predecessor has uncommitted bytes."""
+        self._deadlines: Deadlines[AckedProducer] = Deadlines(
             reactor, REPLY_SECONDS, lambda late: late.expired(), lambda late: late.abort()
         )
-        self.log_dropped = Repeated(log.info, "incomplete message dropped")
-        self.log_closed = Repeated(log.warning, "producer disconnected")
-        self.log_superseded = Repeated(log.info, "producer superseded")
 
     def connected(self, sock: socket.socket, peer: str) -> None:
         """Accept a connection, whose name line comes first."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
-        connection = AckedProducer(self, sock, peer)
+        connection = AckedProducer(
+            self,
+            sock,
+            peer,
+            reactor=self._reactor,
+            scheduler=self._scheduler,
+            deadlines=self._deadlines,
+            events=self.events,
+        )
         # Registered first: when this fails for lack of memory, the acceptor closes the socket, whose number is reused.
-        self.reactor.register(connection.fd, READ, connection.on_name, connection.abort)
+        self._reactor.register(connection.fd, READ, connection.on_name, connection.abort)
         self.connections.add(connection)
-        self.deadlines.start(connection)
+        self._deadlines.start(connection)
 
-    def progressed(self, batch: Batch) -> list[tuple[bytes, Progress, int, int]]:
+    # --- names
+
+    def claim(self, producer: AckedProducer) -> Progress:
+        """Let `producer` use its name; returns the progress of the name.
+
+        A connection that uses the name is closed: a producer may notice a broken connection before the collator does.
+        """
+        name = producer.name
+        predecessor = self._streaming.get(name)
+        if predecessor is not None:
+            predecessor.superseded(by=producer)
+        progress = self._known.get(name)
+        if progress is None:
+            progress = self._known[name] = Progress()
+        self._streaming[name] = producer
+        return progress
+
+    def wait(self, producer: AckedProducer) -> None:
+        """Call ``producer.greet()`` as soon as no bytes of its name are uncommitted."""
+        self._waiting[producer.progress] = producer
+
+    def release(self, producer: AckedProducer) -> None:
+        """Let others use the name of `producer`, which is read from no more."""
+        if producer.name and self._streaming.get(producer.name) is producer:
+            del self._streaming[producer.name]
+
+    def closed(self, producer: AckedProducer) -> None:
+        """Forget `producer`, whose socket is about to be closed."""
+        self.connections.discard(producer)
+        name, progress = producer.name, producer.progress
+        if self._waiting.get(progress) is producer:
+            del self._waiting[progress]
+        if name and not progress.gathered and name not in self._streaming:
+            self._known.pop(name, None)  # a name without a message is not remembered
+
+    # --- commits
+
+    def progressed(self, batch: Batch) -> list[Standing]:
         """The named producers that have bytes in `batch`, each with its ACKED and AT after that batch."""
-        moved = []
-        for producer, runs in batch.runs.items():
-            assert isinstance(producer, AckedProducer)  # noqa: S101 - for the type checker: nobody else writes there
-            if producer.name:
-                moved.append((producer.name, producer.progress, runs[-2], runs[-1]))
-        return moved
+        return [
+            (producer.name, producer.progress, runs[-2], runs[-1])
+            for producer, runs in batch.runs.items()
+            if producer.name
+        ]
 
     def committed(self, batch: Batch) -> None:
         """Acknowledge `batch` to every producer that has bytes in it."""
         for producer, runs in batch.runs.items():
-            assert isinstance(producer, AckedProducer)  # noqa: S101 - as above
             progress = producer.progress
             progress.acked, progress.at = runs[-2], runs[-1]
             progress.in_flight -= 1
             try:
                 producer.committed(runs)
-            except Exception as error:  # noqa: BLE001 - contained, or raised again: the other producers are acknowledged all the same
-                self.reactor.contain(error, producer.abort)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again: the others are acknowledged all the same
+                self._reactor.contain(error, producer.abort)
             if not progress.in_flight:
-                successor = self.waiting.pop(progress, None) if self.waiting else None
+                successor = self._waiting.pop(progress, None) if self._waiting else None
                 if successor is not None:
                     try:
                         successor.greet()
                     except Exception as error:  # noqa: BLE001 - the same
-                        self.reactor.contain(error, successor.abort)
+                        self._reactor.contain(error, successor.abort)
 
     def close(self) -> None:
         """Close all connections, and drop their incomplete messages."""
@@ -139,37 +177,41 @@ class AckedProducer:
     """One connection of the acknowledged port."""
 
     __slots__ = (
-        "fd",
-        "final_line",
-        "inbox",
-        "name",
-        "name_line",
-        "outgoing",
-        "peer",
-        "port",
-        "progress",
-        "reading",
-        "sock",
-        "state",
+        "_deadlines", "_events", "_final_line", "_name_line", "_outgoing", "_port", "_reactor", "_reading",
+        "_scheduler", "fd", "inbox", "name", "peer", "progress", "sock", "state",
     )  # fmt: skip
 
-    def __init__(self, port: AckedPort, sock: socket.socket, peer: str) -> None:
-        self.port = port
+    def __init__(
+        self,
+        port: AckedPort,
+        sock: socket.socket,
+        peer: str,
+        *,
+        reactor: Reactor,
+        scheduler: IngressScheduler,
+        deadlines: Deadlines[AckedProducer],
+        events: PortEvents,
+    ) -> None:
+        self._port = port
+        self._reactor = reactor
+        self._scheduler = scheduler
+        self._deadlines = deadlines
+        self._events = events
+        self.peer = peer
         self.sock = sock
         self.fd = sock.fileno()
-        self.peer = peer
         self.inbox = Inbox()
         self.state = State.NAME_AWAITED
-        self.name_line = b""
+        self._name_line = b""
         """The part of the name line that has arrived."""
         self.name = b""
         self.progress = Progress()
-        self.outgoing = b""
+        self._outgoing = b""
         """Lines that the socket has not accepted yet."""
-        self.final_line: bytes | None = None
+        self._final_line: bytes | None = None
         """The error line to send last; None: the latest ACKED and AT once more."""
-        self.reading = False
-        """Whether the ingress serves it."""
+        self._reading = False
+        """Whether the scheduler reads from it."""
 
     def _enter(self, state: State) -> None:
         """Change the state. Raises `RuntimeError` for a change that `TRANSITIONS` does not have."""
@@ -182,78 +224,64 @@ class AckedProducer:
     def on_name(self, _mask: int) -> None:
         """Read the name line and not a byte more: the scheduler reads the stream that follows it."""
         try:
-            seen = self.sock.recv(NAME_LINE_BYTES - len(self.name_line), socket.MSG_PEEK)
+            seen = self.sock.recv(NAME_LINE_BYTES - len(self._name_line), socket.MSG_PEEK)
             if seen:
-                self.name_line += self.sock.recv(seen.find(b"\n") + 1 or len(seen))
+                self._name_line += self.sock.recv(seen.find(b"\n") + 1 or len(seen))
         except BlockingIOError:
             return
         except OSError:
             self.close("reset")
             return
         try:
-            name = read_name(self.name_line)
+            name = read_name(self._name_line)
         except InvalidNameError as error:
-            self._reject("name", str(error), name=printable(self.name_line))
+            self._reject("name", str(error), name=printable(self._name_line))
             return
         if name is not None:
             self._named(name)
-        elif not seen and not self.name_line:
+        elif not seen and not self._name_line:
             self.close("unfinished")
         elif not seen:
-            self._reject("name", "the name line has no end", name=printable(self.name_line))
+            self._reject("name", "the name line has no end", name=printable(self._name_line))
 
     def _named(self, name: bytes) -> None:
-        port = self.port
-        port.deadlines.cancel(self)
+        self._deadlines.cancel(self)
         self.name = name
         if name:
-            self._supersede()
-        port.reactor.unregister(self.fd)
+            self.progress = self._port.claim(self)
+        self._reactor.unregister(self.fd)
         if self.progress.in_flight:
             self._enter(State.COMMIT_AWAITED)
-            port.waiting[self.progress] = self
+            self._port.wait(self)
         else:
             self.greet()
-
-    def _supersede(self) -> None:
-        """Take the name over from its present connection: a producer may notice a broken connection before we do."""
-        port, name = self.port, self.name
-        predecessor = port.streaming.get(name)
-        if predecessor is not None:
-            port.counts.rejected["superseded"] += 1
-            port.log_superseded(name=name.decode(), peer=predecessor.peer, by=self.peer)
-            predecessor.close("superseded")
-        progress = port.known.get(name)
-        if progress is None:
-            progress = port.known[name] = Progress()
-        self.progress = progress
-        port.streaming[name] = self
 
     def greet(self) -> None:
         """Send ACKED and AT, and read the stream from there on."""
         self._enter(State.STREAMING)
-        self.reading = True
-        self.port.ingress.add(self)
+        self._reading = True
+        self._scheduler.add(self)
         self.send(self.progress.line())
 
     # --- streaming
 
     def on_ready(self, mask: int) -> None:
         """Read once, or send what waits."""
-        if self.outgoing and mask & ~READ:
+        if self._outgoing and mask & ~READ:
             self._flush()
-        if self.reading and mask & ~WRITE and len(self.outgoing) < UNREAD_BYTES:
-            self.port.ingress.serve(self)
+        if self._reading and mask & ~WRITE and len(self._outgoing) < UNREAD_BYTES:
+            self._scheduler.serve(self)
 
-    def appended(self, added: int) -> None:
+    def appended(self, batch: Batch, added: int) -> None:
         """Note the place in FILE of its bytes."""
-        batch, progress = self.port.builder.batch, self.progress
+        progress = self.progress
         runs = batch.runs.get(self)
         if runs is None:
             runs = batch.runs[self] = []
             progress.in_flight += 1
         progress.gathered += added
-        note_run(runs, progress.gathered, batch.end - added, batch.end)
+        end = batch.end
+        note_run(runs, progress.gathered, end - added, end)
 
     def committed(self, runs: list[int]) -> None:
         """Acknowledge its bytes; close, if these were the last ones of a finished connection."""
@@ -269,6 +297,11 @@ class AckedProducer:
     def lost(self, error: OSError) -> None:
         """Close after a reset; its whole messages are committed all the same."""
         self.close("reset", error=reason(error))
+
+    def superseded(self, by: AckedProducer) -> None:
+        """Close because another connection uses its name."""
+        self._events.producer_superseded(name=self.name.decode(), peer=self.peer, by=by.peer)
+        self.close("superseded")
 
     def misframed(self, error: FramingError) -> None:
         """Reject its stream: the error line follows the acknowledgement of all messages before it."""
@@ -288,9 +321,9 @@ class AckedProducer:
             self.close("unfinished")
 
     def _reject(self, why: str, text: str, **facts: object) -> None:
-        self.port.counts.rejected[why] += 1
-        self.port.log_closed(peer=self.peer, error=text, **({"name": self.name.decode()} if self.name else {}), **facts)
-        self.final_line = error_line(text)
+        named = {"name": self.name.decode()} if self.name else {}
+        self._events.producer_rejected(why, peer=self.peer, error=text, **named, **facts)
+        self._final_line = error_line(text)
         self._drop(why)
         self._finish()
 
@@ -304,15 +337,15 @@ class AckedProducer:
     def close_gracefully(self) -> None:
         """Send the final line, then wait for the producer to close."""
         self._enter(State.LINGERING)
-        self.port.deadlines.start(self)
-        self.port.reactor.unregister(self.fd)
-        self.port.reactor.register(self.fd, self.interest(), self._on_lingering, self.abort)
-        self.send(self.final_line if self.final_line is not None else self.progress.line())
+        self._deadlines.start(self)
+        self._reactor.unregister(self.fd)
+        self._reactor.register(self.fd, self.interest(), self._on_lingering, self.abort)
+        self.send(self._final_line if self._final_line is not None else self.progress.line())
         self._final_line_sent()
 
     def _on_lingering(self, mask: int) -> None:
         """Send what waits; then discard input until the producer closes."""
-        if self.outgoing:
+        if self._outgoing:
             if mask & ~READ:
                 self._flush()
                 self._final_line_sent()
@@ -328,9 +361,9 @@ class AckedProducer:
 
     def _final_line_sent(self) -> None:
         """After the final line: close, or half-close where the producer was rejected and may still be sending."""
-        if self.outgoing or self.state is State.CLOSED:
+        if self._outgoing or self.state is State.CLOSED:
             return
-        if self.final_line is None:
+        if self._final_line is None:
             self.close("unfinished")
             return
         try:
@@ -344,8 +377,8 @@ class AckedProducer:
         """Send lines after those that still wait."""
         if self.state is State.CLOSED:
             return
-        if self.outgoing:
-            self.outgoing += lines
+        if self._outgoing:
+            self._outgoing += lines
             return
         try:
             sent = self.sock.send(lines)
@@ -355,42 +388,40 @@ class AckedProducer:
             self.close("reset", error=reason(error))
             return
         if sent < len(lines):
-            self.outgoing = lines[sent:]
+            self._outgoing = lines[sent:]
             self._watch()
 
     def _flush(self) -> None:
-        waiting, self.outgoing = self.outgoing, b""
+        waiting, self._outgoing = self._outgoing, b""
         self.send(waiting)
-        if not self.outgoing:
+        if not self._outgoing:
             self._watch()
 
     def interest(self) -> int:
         """The events that it waits for."""
         if self.state is State.LINGERING:
-            return WRITE if self.outgoing else READ
-        return (WRITE if self.outgoing else 0) | (READ if len(self.outgoing) < UNREAD_BYTES else 0)
+            return WRITE if self._outgoing else READ
+        return (WRITE if self._outgoing else 0) | (READ if len(self._outgoing) < UNREAD_BYTES else 0)
 
     def _watch(self) -> None:
         if self.state is State.STREAMING:
-            self.port.ingress.watch(self)
+            self._scheduler.watch(self)
         elif self.state is State.LINGERING:
-            self.port.reactor.modify(self.fd, self.interest())
+            self._reactor.modify(self.fd, self.interest())
 
     # --- its end
 
     def _drop(self, why: str, **facts: object) -> None:
+        """Note that its incomplete message is dropped; the scheduler drops it when it stops reading."""
         partial = len(self.inbox.partial)
         if partial:
-            self.port.counts.dropped[why] += 1
-            self.port.log_dropped(peer=self.peer, name=self.name.decode(), bytes=partial, reason=why, **facts)
-            self.port.builder.drop(self.inbox)
+            self._events.message_dropped(why, peer=self.peer, name=self.name.decode(), bytes=partial, **facts)
 
     def _stop_reading(self) -> None:
-        if self.reading:
-            self.reading = False
-            self.port.ingress.remove(self)
-        if self.name and self.port.streaming.get(self.name) is self:
-            del self.port.streaming[self.name]
+        if self._reading:
+            self._reading = False
+            self._scheduler.remove(self)
+        self._port.release(self)
 
     def abort(self) -> None:
         """Close after an unexpected error in the work for this producer."""
@@ -400,16 +431,11 @@ class AckedProducer:
         """Close the connection now, and drop what is incomplete because of `why`."""
         if self.state is State.CLOSED:
             return
-        port = self.port
         self._drop(why, **facts)
         self._stop_reading()
-        port.deadlines.cancel(self)
-        port.reactor.unregister(self.fd)
-        port.connections.discard(self)
-        if port.waiting.get(self.progress) is self:
-            del port.waiting[self.progress]
-        if self.name and not self.progress.gathered and self.name not in port.streaming:
-            port.known.pop(self.name, None)  # a name without a message is not remembered
+        self._deadlines.cancel(self)
+        self._reactor.unregister(self.fd)
+        self._port.closed(self)
         self._enter(State.CLOSED)
-        self.outgoing = b""
+        self._outgoing = b""
         self.sock.close()

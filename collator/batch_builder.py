@@ -1,56 +1,59 @@
-"""Many producers' bytes in; batches of whole messages out.
+"""Batches: the bytes of many producers become contiguous runs of whole messages.
 
-Bytes are received where they will be written from. A batch is one chunk of memory (or a few): each producer's bytes go
-behind the last whole message of the one before, its incomplete tail is taken out again, and the next producer's bytes
-overwrite it. So a batch is one contiguous slice, and a message costs a slice of one recv and one writev.
+Bytes are received at the place from which they are written to FILE. A batch is one chunk of memory, or a few. The bytes
+of each producer are received after the last whole message of the one before; its incomplete last message (the partial)
+is copied out, and the next producer's bytes overwrite it. So a batch is one contiguous slice, and a message costs a
+share of one recv and one writev.
 
-A tail that grows beyond `SMALL_BYTES` stays apart in memory of its own, is searched only where it is new, and becomes a
-piece of the batch when it is whole: a large message in small parts costs no more than a copy.
+A partial that grows beyond `SMALL_BYTES` (an oversized message) is kept in its own memory. Only its new bytes are
+searched, and it becomes a piece of the batch when it is whole: a large message in small parts is copied once.
 
-Knows no sockets, files or clocks. All that it holds is counted, and there is room for nothing more than that.
+This module knows no sockets, files or clocks. It counts all memory that it holds, and never exceeds its budget.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
+    from collator.acks import Contributor
     from tailsrv_formats.framing import Framing
 
 CHUNK_BYTES: Final = 1 << 20
-"""What a chunk holds: it should fit the processor's cache between recv and writev."""
+"""The size of a chunk: it should stay in the processor's cache between recv and writev."""
 
 RECEIVE_BYTES: Final = 1 << 18
-"""What one producer may deliver in its turn."""
+"""The read quantum: the most that is read from one producer before the others."""
 
 SMALL_BYTES: Final = 1 << 14
-"""A tail up to this size is cheaper copied than kept apart."""
+"""Up to this size, copying a partial back costs less than keeping it as an oversized message."""
 
 BATCH_CHUNKS: Final = 16
-"""How far a batch grows while the one before it is being synced."""
+"""The most chunks of a batch, which grows while the batch before it is being synced."""
 
 SPARE_CHUNKS: Final = 2
-"""Empty chunks that are kept, besides as many as the last batch had: fresh memory costs more than a copy."""
+"""Empty chunks kept in addition to those of the last batch: allocating one costs more than copying its bytes."""
 
 Piece = bytes | bytearray | memoryview
 
 
 class NoMemoryError(Exception):
-    """There is no memory for a producer's incomplete message: what is left of that message must be dropped."""
+    """There is no memory for a producer's incomplete message, which must be dropped."""
 
 
 class Inbox:
-    """What one producer has sent that is no whole message yet."""
+    """The incomplete message of one producer."""
 
     __slots__ = ("missing", "noted", "oversized", "partial")
 
     def __init__(self) -> None:
         self.partial: bytes | bytearray = b""
+        """Its bytes so far; a bytearray for an oversized message."""
         self.oversized = False
         self.missing = 0
-        """Of a large message: how many bytes it lacks at least."""
+        """The least number of bytes that an oversized message still needs."""
         self.noted = 0
-        """The bytes of `partial` when it last made progress worth noting (ingress.py); 0 while there is no partial."""
+        """The length of `partial` at its last noted progress (partials.py); 0 while it is empty."""
 
 
 class Batch:
@@ -60,23 +63,23 @@ class Batch:
 
     def __init__(self, start: int) -> None:
         self.start = start
-        """Where in the file it will stand."""
+        """The offset in FILE of its first byte."""
         self.size = 0
-        """Its bytes."""
+        """Its length in bytes."""
         self.messages = 0
         self.reads = 0
-        """Deliveries that it is made of."""
+        """The number of reads that have added messages to it."""
         self.pieces: list[Piece] = []
-        """Its bytes in order, once it is taken."""
+        """Its bytes in order; complete after `BatchBuilder.take`."""
         self.chunks: list[_Chunk] = []
         self.oversized_bytes = 0
-        """Bytes of pieces that are not in chunks."""
-        self.runs: dict[object, list[int]] = {}
-        """For whoever contributed and wants to know: its own note of what stands where."""
+        """Bytes of its pieces that are not in chunks."""
+        self.runs: dict[Contributor, list[int]] = {}
+        """The producers to acknowledge, each with the places of its bytes; see `note_run`."""
 
     @property
     def end(self) -> int:
-        """The offset in the file behind its last byte."""
+        """The offset in FILE after its last byte."""
         return self.start + self.size
 
 
@@ -87,13 +90,13 @@ class _Chunk:
         self.data = bytearray(size)
         self.view = memoryview(self.data)
         self.used = 0
-        self.segment = 0  # where what is not yet a piece of the batch begins
+        self.segment = 0  # the first byte that is not yet in a piece of the batch
 
 
 class BatchBuilder:
-    """Gathers one batch at a time.
+    """Builds one batch at a time.
 
-    A turn: ``space(inbox)``, receive into it, ``received(inbox, n)``. Nothing else may come between.
+    To read from a producer: ``space(inbox)``, receive into it, ``received(inbox, count)``, with no other call between.
     """
 
     def __init__(
@@ -105,9 +108,9 @@ class BatchBuilder:
         batch_chunks: int = BATCH_CHUNKS,
         count: bool = True,
     ) -> None:
-        """`start`: where the first batch will stand. `batch_chunks`: how many chunks a batch may fill.
+        """`buffer_bytes`: the memory budget. `start`: the offset in FILE of the first batch. `batch_chunks`: see above.
 
-        `count`: whether messages are counted where the framing does not have to visit them anyway.
+        `count`: whether messages are counted even if the framing finds boundaries without visiting each message.
         """
         self._framing = framing
         self._budget = buffer_bytes
@@ -117,17 +120,19 @@ class BatchBuilder:
         self._least_bytes = self._receive_bytes // 4
         self._small_bytes = min(SMALL_BYTES, self._receive_bytes // 4)
         self._batch_chunks = batch_chunks
-        self._chunk: _Chunk | None = None
+        self._no_chunk = _Chunk(0)
+        self._no_chunk.used = self._no_chunk.segment = self._chunk_bytes  # it counts as full
+        self._chunk = self._no_chunk
         self._spare: list[_Chunk] = []
-        self._at = 0  # where in the chunk the bytes to be received begin
+        self._at = 0  # the place in the chunk of the bytes to be received
         self.batch = Batch(start)
         self.held = 0
-        """Bytes of memory that hold what is not committed yet."""
+        """Bytes of memory in use for uncommitted bytes."""
 
-    # --- a producer's turn
+    # --- reading from one producer
 
     def space(self, inbox: Inbox) -> memoryview | None:
-        """Where this producer's next bytes go; None when there is no room before a commit.
+        """The memory for this producer's next bytes; None if there is no room before a commit.
 
         Raises `MemoryError`, and then nothing has changed: see `reserve`.
         """
@@ -135,10 +140,10 @@ class BatchBuilder:
             return None
         chunk = self._chunk
         front = 0 if inbox.oversized else len(inbox.partial)
-        if chunk is None or self._chunk_bytes - chunk.used - front < self._least_bytes:
-            chunk = self._next_chunk()
-            if chunk is None:
+        if self._chunk_bytes - chunk.used - front < self._least_bytes:
+            if not self._begin_chunk():
                 return None
+            chunk = self._chunk
         used = chunk.used
         self._at = at = used + front
         if front:
@@ -146,13 +151,12 @@ class BatchBuilder:
         return chunk.view[at : at + self._receive_bytes]
 
     def received(self, inbox: Inbox, count: int) -> int:
-        """Take in the `count` bytes that are now in the space; the bytes of whole messages that this added.
+        """Add the `count` bytes received into the space. Returns the length of the messages that they complete.
 
-        Raises `FramingError` when what follows these messages can't be one, and `NoMemoryError` when there is no memory
-        for it; the messages are in the batch nevertheless.
+        Raises `FramingError` if the bytes after these messages are no message, and `NoMemoryError` if there is no
+        memory for them; in both cases the complete messages are in the batch.
         """
         chunk, batch = self._chunk, self.batch
-        assert chunk is not None  # noqa: S101 - for the type checker: space() has seen to it
         start, stop, before = chunk.used, self._at + count, batch.size
         if inbox.oversized:
             end = self._complete(inbox, start, stop)
@@ -184,12 +188,12 @@ class BatchBuilder:
         return added
 
     def reserve(self) -> None:
-        """Have the memory ready that `space` may need next. Raises `MemoryError`."""
+        """Allocate the memory that `space` may need next. Raises `MemoryError`."""
         if not self._spare:
             self._spare.append(_Chunk(self._chunk_bytes))
 
     def finish(self, inbox: Inbox) -> int:
-        """The producer ended cleanly: complete its last message where the framing can. The bytes that this added."""
+        """After a FIN: complete the last message where the framing has a terminator. Returns the bytes added."""
         framing, partial = self._framing, inbox.partial
         if not partial or not framing.terminator or len(partial) >= framing.max_message_bytes:
             return 0
@@ -202,7 +206,7 @@ class BatchBuilder:
         return len(partial) + 1
 
     def drop(self, inbox: Inbox) -> int:
-        """Forget a producer's incomplete message; its bytes."""
+        """Drop the incomplete message of a producer. Returns its length in bytes."""
         dropped = len(inbox.partial)
         self._keep(inbox, b"")
         inbox.oversized = False
@@ -211,15 +215,15 @@ class BatchBuilder:
     # --- batches
 
     def take(self) -> Batch:
-        """The batch as far as it is gathered, to be committed; another one begins behind it."""
+        """Returns the batch, to be committed, and begins the next one after it."""
         batch = self.batch
         self._seal()
-        self._chunk = None
+        self._chunk = self._no_chunk
         self.batch = Batch(batch.end)
         return batch
 
     def release(self, batch: Batch) -> None:
-        """`batch` is committed: its memory is free. Its pieces must not be used any more."""
+        """Reuse the memory of `batch`, which is committed. Its pieces must not be used afterwards."""
         batch.pieces.clear()
         for chunk in batch.chunks:
             self.held -= self._chunk_bytes
@@ -232,22 +236,22 @@ class BatchBuilder:
 
     # --- inside
 
-    def _next_chunk(self) -> _Chunk | None:
+    def _begin_chunk(self) -> bool:
         batch = self.batch
         if len(batch.chunks) >= self._batch_chunks:
-            return None
+            return False
         if self.held + self._chunk_bytes + self._receive_bytes > self._budget:
-            return None
+            return False
         self._seal()
-        self._chunk = chunk = self._spare.pop() if self._spare else _Chunk(self._chunk_bytes)
-        batch.chunks.append(chunk)
+        self._chunk = self._spare.pop() if self._spare else _Chunk(self._chunk_bytes)
+        batch.chunks.append(self._chunk)
         self.held += self._chunk_bytes
-        return chunk
+        return True
 
     def _seal(self) -> None:
-        """Make what the chunk has gathered a piece of the batch."""
+        """Add the messages in the chunk to the pieces of the batch."""
         chunk = self._chunk
-        if chunk is not None and chunk.used > chunk.segment:
+        if chunk.used > chunk.segment:
             self.batch.pieces.append(chunk.view[chunk.segment : chunk.used])
             chunk.segment = chunk.used
 
@@ -262,21 +266,20 @@ class BatchBuilder:
         inbox.partial = partial
 
     def _take_out(self, inbox: Inbox, chunk: _Chunk, boundary: int, stop: int) -> None:
-        """Keep the incomplete message that begins at `boundary`; what it leaves behind may be overwritten."""
-        large = stop - boundary > self._small_bytes
+        """Copy the incomplete message that begins at `boundary`; its place in the chunk is overwritten next."""
+        oversized = stop - boundary > self._small_bytes
         try:
-            partial = bytearray(chunk.view[boundary:stop]) if large else bytes(chunk.view[boundary:stop])
+            partial = bytearray(chunk.view[boundary:stop]) if oversized else bytes(chunk.view[boundary:stop])
         except MemoryError:
             raise NoMemoryError from None
         self._keep(inbox, partial)
-        inbox.oversized = large
+        inbox.oversized = oversized
         inbox.missing = self._framing.missing(chunk.data, boundary, stop)
 
     def _complete(self, inbox: Inbox, start: int, stop: int) -> int | None:
-        """Where in the chunk the large message ends; None when it goes on, and then it has taken in all bytes."""
-        chunk, partial, framing = self._chunk, inbox.partial, self._framing
-        assert chunk is not None  # noqa: S101 - for the type checker
-        assert isinstance(partial, bytearray)  # noqa: S101 - the same: large ones are
+        """The place in the chunk where the oversized message ends; None if all bytes belong to it and it goes on."""
+        chunk, framing = self._chunk, self._framing
+        partial = cast("bytearray", inbox.partial)
         if framing.terminator:
             end = chunk.data.find(framing.terminator, start, stop) + 1 or None
         else:

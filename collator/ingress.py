@@ -1,18 +1,19 @@
-"""Who may deliver, and when.
+"""Which producer is read from, and when.
 
-A connection that is ready gets one bounded receive a round. When there is no room for it, or nothing can be written,
-it is parked: taken off the loop, so that it costs nothing, and served before everybody else when there is room again,
-in the order of parking. Nothing is read that can't be held.
+A connection that is ready is read from once a round, up to the read quantum (`RECEIVE_BYTES` of batch_builder.py). When
+the buffer is full, or nothing can be written, the connection is parked: it is taken off the loop, so that it costs
+nothing. Parked connections are read from before all others as soon as there is room, in the order of parking. The
+scheduler reads nothing that the buffer cannot hold.
 
-Where the machine has no memory for more, reading from everybody is paused until there is some. A message that can't
-grow for want of memory closes its producer.
+When the machine is out of memory, all reading pauses until there is some. A message that cannot grow for lack of memory
+closes its producer.
 
-When all room is taken by incomplete messages, the connection has to go whose message has made no progress for longest
-(partials.py). Nobody has to go who has made some within `GRACE_SECONDS`: a burst of new connections waits instead, and
-does not push out those that are in the middle of a message.
+When incomplete messages fill the buffer, the scheduler closes the connection whose message has made no progress for
+longest (partials.py), but none that has made some within `GRACE_SECONDS`: a burst of new connections waits instead of
+pushing out connections in the middle of a message.
 
-What all producers share (the batch that is gathered, the commit) must never go on half changed: whatever goes wrong
-there unexpectedly ends the daemon, and the next start recovers. What goes wrong elsewhere closes one producer.
+All producers share the batch and the commit. An unexpected error while they are being changed ends the daemon, and the
+next start recovers: a half changed batch must never be committed. Any other unexpected error closes one producer.
 """
 
 from __future__ import annotations
@@ -35,81 +36,65 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from collator.batch_builder import BatchBuilder, Inbox
+    from collator.batch_builder import Batch, BatchBuilder, Inbox
     from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor, Timer
 
 DRAIN_QUANTA: Final = 64
-"""How many turns a producer gets at the end: who never stops sending is cut off somewhere."""
-
+"""How often each producer is read from during a stop: a producer that never stops sending must not prevent it."""
 
 GRACE_SECONDS: Final = 0.1
-
-
-class Counts:
-    """What became of connections and messages, by reason."""
-
-    def __init__(self) -> None:
-        self.dropped: dict[str, int] = dict.fromkeys(
-            ("reset", "unfinished", "misframed", "superseded", "no room", "wrong port", "stopped", "failed"), 0
-        )
-        """Incomplete messages that were dropped."""
-        self.rejected: dict[str, int] = dict.fromkeys(
-            ("misframed", "name", "superseded", "no room", "late", "wrong port"), 0
-        )
-        """Connections that the collator closed."""
-        self.completed = 0
-        """Last messages that got their terminator here."""
+"""A connection whose incomplete message has made progress within this time is not closed to make room."""
 
 
 class Producer(Protocol):
-    """A connection that delivers messages."""
+    """A connection that sends messages."""
 
     sock: socket.socket
     fd: int
     inbox: Inbox
 
     def on_ready(self, mask: int) -> None:
-        """The loop's handler."""
+        """Handle an event of the loop."""
 
     def interest(self) -> int:
-        """Which events it wants."""
+        """The events that it waits for."""
 
-    def appended(self, added: int) -> None:
-        """So many bytes of its messages have just joined the end of the batch."""
+    def appended(self, batch: Batch, added: int) -> None:
+        """Note that the last `added` bytes of `batch` are its messages."""
 
     def ended(self) -> None:
-        """It has sent all it will send, and said so (FIN)."""
+        """Handle a FIN."""
 
     def lost(self, error: OSError) -> None:
-        """It is gone without saying so."""
+        """Handle a reset, or another error of its socket."""
 
     def misframed(self, error: FramingError) -> None:
-        """What it sends can't be a message; what came before has been delivered."""
+        """Handle invalid framing; the messages before it are in the batch."""
 
     def evicted(self, why: str) -> None:
-        """There is no room for its incomplete message."""
+        """Handle that its incomplete message has to go to make room."""
 
     def abort(self) -> None:
-        """Something unexpected went wrong in the work for it: close it."""
+        """Close it after an unexpected error in the work for it."""
 
 
 class IngressScheduler:
-    """Takes turns among the sources."""
+    """Reads from the producers in turn, into the batch."""
 
     def __init__(
         self, reactor: Reactor, builder: BatchBuilder, log: Log, *, commit: Callable[[], bool], busy: Callable[[], bool]
     ) -> None:
-        """``commit()`` begins to commit what is gathered and returns whether it could. ``busy()``: one is under way."""
+        """``commit()`` tries to begin a commit, and returns whether it did. ``busy()``: whether one is under way."""
         self._reactor = reactor
-        self._gatherer = builder
+        self._builder = builder
         self._commit = commit
         self._busy = busy
         self._parked: OrderedDict[Producer, None] = OrderedDict()
-        """Those that wait for room, in the order in which they get their turn."""
+        """The producers that wait for room, in the order in which they are read from."""
         self.closed = False
         """Whether nothing is read at present, room or not."""
-        self.sources: set[Producer] = set()
+        self.producers: set[Producer] = set()
         self._partials: Partials[Producer] = Partials()
         self._grace = GRACE_SECONDS
         self._grace_timer: Timer | None = None
@@ -117,172 +102,168 @@ class IngressScheduler:
         self._memory_timer: Timer | None = None
         self._draining: dict[Producer, int] = {}
 
-    def add(self, source: Producer) -> None:
-        """Serve `source` from now on."""
-        self._register(source)
-        self.sources.add(source)
+    def add(self, producer: Producer) -> None:
+        """Read from `producer` from now on."""
+        self._register(producer)
+        self.producers.add(producer)
 
-    def remove(self, source: Producer) -> None:
-        """Serve it no more, before its socket is closed. Its incomplete message is forgotten."""
-        self.sources.discard(source)
-        self._parked.pop(source, None)
-        self._reactor.unregister(source.fd)
-        self._gatherer.drop(source.inbox)
-        self._partials.forget(source)
+    def remove(self, producer: Producer) -> None:
+        """Stop reading from `producer`, whose socket is still open, and drop its incomplete message."""
+        self.producers.discard(producer)
+        self._parked.pop(producer, None)
+        self._reactor.unregister(producer.fd)
+        self._builder.drop(producer.inbox)
+        self._partials.forget(producer)
 
-    def serve(self, source: Producer) -> None:
-        """`source` is ready: receive what it has, once."""
-        if self.closed or self._parked:
-            self._park(source)
-            return
-        self._receive(source)
+    def serve(self, producer: Producer) -> None:
+        """Read from `producer`, which is ready, once; or park it until there is room."""
+        if self.closed or self._parked or self._read(producer) is None:
+            self._park(producer)
 
     def resume(self) -> None:
-        """There may be room: let those who were parked have their turn."""
+        """Read from the parked producers, because there may be room."""
         parked = self._parked
         for _ in range(len(parked)):
             if self.closed or not parked:
                 return
-            source = next(iter(parked))
-            if self._receive_contained(source) is None:
+            producer = next(iter(parked))
+            if self._read_contained(producer) is None:
                 return
-            parked.pop(source, None)
-            if source in self.sources:  # it may have been closed by what its turn led to
+            parked.pop(producer, None)
+            if producer in self.producers:  # reading may have closed it
                 try:
-                    self._register(source)
-                except OSError as error:  # no memory, or fs.epoll.max_user_watches: this one can't be served
-                    source.lost(error)
+                    self._register(producer)
+                except OSError as error:  # no memory, or fs.epoll.max_user_watches reached
+                    producer.lost(error)
 
-    def watch(self, source: Producer) -> None:
-        """Its interest has changed."""
-        if source not in self._parked:
-            self._reactor.modify(source.fd, source.interest())
+    def watch(self, producer: Producer) -> None:
+        """Apply the changed `interest` of `producer`."""
+        if producer not in self._parked:
+            self._reactor.modify(producer.fd, producer.interest())
 
     def begin_drain(self) -> None:
-        """The end comes: everybody who is here now is drained, and nobody else is read from."""
-        self._draining = dict.fromkeys(self.sources, DRAIN_QUANTA)
+        """Before a stop: `drain` reads from the producers of this moment, and from no others."""
+        self._draining = dict.fromkeys(self.producers, DRAIN_QUANTA)
         self._grace = 0.0
 
     def drain(self) -> bool:
-        """Take in what the kernel still holds for everybody: what was sent and forgotten is there.
+        """Read what the kernel still holds: producers may have sent it and closed.
 
-        False when room has to be made by a commit before there is more; then it is to be called again.
+        False when only a commit can make room for more; the caller then commits and calls again.
         """
         draining = self._draining
-        for source in tuple(draining):
-            while source in self.sources and draining[source] > 0:
-                draining[source] -= 1
-                received = self._receive_contained(source)
-                if received is None:
+        for producer in tuple(draining):
+            while producer in self.producers and draining[producer] > 0:
+                draining[producer] -= 1
+                more = self._read_contained(producer)
+                if more is None:
                     return False
-                if not received:
+                if not more:
                     break
-            del draining[source]
+            del draining[producer]
         return True
 
     @property
     def waits(self) -> bool:
-        """Whether there was no memory a moment ago: there is a round in which it is asked for again."""
+        """Whether memory was short a moment ago; a timer begins the round that tries again."""
         return self._memory_timer is not None
 
     @property
     def paused(self) -> str | None:
-        """Why nothing is read for want of memory, for health checks."""
+        """Why reading pauses for lack of memory, for health checks; None when it does not."""
         return self._memory.paused
 
     @property
     def crowded(self) -> bool:
-        """Whether somebody is parked."""
+        """Whether producers are parked."""
         return bool(self._parked)
 
-    def _register(self, source: Producer) -> None:
-        self._reactor.register(source.fd, source.interest(), source.on_ready, source.abort)
+    def _register(self, producer: Producer) -> None:
+        self._reactor.register(producer.fd, producer.interest(), producer.on_ready, producer.abort)
 
-    def _receive(self, source: Producer, *, parked: bool = False) -> bool | None:
-        """Receive from `source`, once: whether there may be more. Without room it is parked, and None returned."""
+    def _read(self, producer: Producer) -> bool | None:  # noqa: C901, PLR0912 - the path of every chunk, in one piece
+        """Read from `producer` once, into the batch. Returns whether there may be more; None: there is no room."""
+        builder, inbox = self._builder, producer.inbox
         try:
-            space = self._space(source)
+            try:
+                space = builder.space(inbox)
+                if space is None:
+                    space = self._find_room(producer)
+            except MemoryError:
+                space = None
+                self._wait_for_memory()
         except (FatalError, UsageError):
             raise
         except Exception as error:
             raise _shared(error) from error
-        if source not in self.sources:
-            return False  # it was the one that had to go
         if space is None:
-            if not parked:
-                self._park(source)
-            return None
+            return None if producer in self.producers else False  # it may have been closed to make room
         try:
-            count = source.sock.recv_into(space)
+            count = producer.sock.recv_into(space)
         except BlockingIOError:
             return False
         except OSError as error:
-            source.lost(error)
+            producer.lost(error)
             return False
         if not count:
-            source.ended()
+            producer.ended()
             return False
-        self._take_in(source, count)
+        batch = builder.batch
+        before = batch.size
+        wrong: FramingError | NoMemoryError | None = None
+        try:
+            try:
+                builder.received(inbox, count)
+            except (FramingError, NoMemoryError) as error:
+                wrong = error
+            added = batch.size - before
+            if added:
+                producer.appended(batch, added)
+        except Exception as error:
+            raise _shared(error) from error
+        if inbox.partial or inbox.noted:
+            self._partials.note(producer, completed=added > 0)
+        if isinstance(wrong, FramingError):
+            producer.misframed(wrong)
+        elif wrong is not None:
+            producer.evicted(f"busy, no memory for this message ({len(inbox.partial)} bytes of it are dropped)")
         return True
 
-    def _receive_contained(self, source: Producer) -> bool | None:
-        """The same, not in the loop's handler of `source`, but for others too: its errors are its own."""
+    def _read_contained(self, producer: Producer) -> bool | None:
+        """Read outside of the handler of `producer`: an unexpected error must close this producer alone."""
         try:
-            return self._receive(source, parked=True)
+            return self._read(producer)
         except Exception as error:  # noqa: BLE001 - contained, or raised again
-            self._reactor.contain(error, source.abort)
+            self._reactor.contain(error, producer.abort)
             return False
 
-    def complete(self, source: Producer) -> bool:
-        """It ended cleanly: complete its last message where the framing can; whether that was done."""
+    def complete(self, producer: Producer) -> bool:
+        """Complete the last message of `producer` after a FIN where the framing can. Returns whether it did."""
         try:
-            return self._gatherer.finish(source.inbox) > 0
+            return self._builder.finish(producer.inbox) > 0
         except Exception as error:
             raise _shared(error) from error
 
-    def _space(self, source: Producer) -> memoryview | None:
-        try:
-            space = self._gatherer.space(source.inbox)
-            while space is None and self._make_room() and source in self.sources:
-                space = self._gatherer.space(source.inbox)
-        except MemoryError:
-            self._wait_for_memory()
-            return None
+    # --- room and memory
+
+    def _find_room(self, producer: Producer) -> memoryview | None:
+        """Make room until there is space for `producer`; None when none can be made at the moment."""
+        space = None
+        while space is None and self._make_room() and producer in self.producers:
+            space = self._builder.space(producer.inbox)
         return space
 
     def _wait_for_memory(self) -> None:
-        self._commit()  # what it holds comes free
+        self._commit()  # which frees the batch's memory
         self._memory()
-        if self._memory_timer is None:  # the round that it begins lets the parked ones ask again
+        if self._memory_timer is None:  # it begins a round, in which parked producers are tried again
             self._memory_timer = self._reactor.call_later(RETRY_SECONDS, self._memory_waited)
 
     def _memory_waited(self) -> None:
         self._memory_timer = None
 
-    def _take_in(self, source: Producer, count: int) -> None:
-        batch = self._gatherer.batch
-        before = batch.size
-        wrong: FramingError | NoMemoryError | None = None
-        try:
-            try:
-                self._gatherer.received(source.inbox, count)
-            except (FramingError, NoMemoryError) as error:
-                wrong = error
-            added = batch.size - before
-            if added:
-                source.appended(added)
-        except Exception as error:
-            raise _shared(error) from error
-        inbox = source.inbox
-        if inbox.partial or inbox.noted:
-            self._partials.note(source, completed=added > 0)
-        if isinstance(wrong, FramingError):
-            source.misframed(wrong)
-        elif wrong is not None:
-            source.evicted(f"busy, no memory for this message ({len(inbox.partial)} bytes of it are dropped)")
-
     def _make_room(self) -> bool:
-        """Commit, or close who has made no progress for longest: whether it is worth asking for space again."""
+        """Commit, or close the producer without progress for longest. Returns whether there may be space now."""
         if self._commit():
             return True
         if self._busy():
@@ -293,7 +274,7 @@ class IngressScheduler:
         oldest, since = found
         wait = since + self._grace - time.monotonic()
         if wait > 0:
-            if self._grace_timer is None:  # the round that it begins lets the parked ones ask again
+            if self._grace_timer is None:  # it begins a round, in which parked producers are tried again
                 self._grace_timer = self._reactor.call_later(wait, self._grace_over)
             return False
         try:
@@ -308,16 +289,16 @@ class IngressScheduler:
     def _grace_over(self) -> None:
         self._grace_timer = None
 
-    def _park(self, source: Producer) -> None:
-        self._reactor.unregister(source.fd)
-        if source.inbox.noted:
-            waiting = fcntl.ioctl(source.fd, termios.FIONREAD, bytes(4))
-            self._partials.excuse(source, int.from_bytes(waiting, sys.byteorder))
-        self._parked[source] = None
+    def _park(self, producer: Producer) -> None:
+        self._reactor.unregister(producer.fd)
+        if producer.inbox.noted:
+            waiting = fcntl.ioctl(producer.fd, termios.FIONREAD, bytes(4))
+            self._partials.excuse(producer, int.from_bytes(waiting, sys.byteorder))
+        self._parked[producer] = None
 
 
 def _shared(error: Exception) -> FatalError:
-    """The error for one that left what all producers share half changed."""
+    """The error that ends the daemon because shared state may be half changed."""
     return FatalError(
         f"unexpected error while gathering a batch: {error!r}; nothing more is acknowledged; start the collator again"
         " (the next start recovers), and report this bug"

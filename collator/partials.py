@@ -1,11 +1,10 @@
-"""Whose incomplete message has made no progress for longest.
+"""Incomplete messages, in the order of their progress: the first is the one to drop when room is needed.
 
-A message makes progress by growing by `PROGRESS_BYTES`, or by being completed so that another one begins. A byte now
-and then is none: somebody who holds memory that way goes before a producer that really sends.
+A message makes progress when it grows by `PROGRESS_BYTES`, or when it is completed and the next one begins. A byte now
+and then is no progress: a connection that holds memory that way is closed before a producer that really sends.
 
-Sources are kept in the order of their progress, each in one of two dicts: to note progress is to move an entry to an
-end, whatever their number. `_excused` are those that would have made some if there had been room to read them: they go
-last.
+Each producer is in one of two dicts, ordered by progress: noting progress moves an entry to the end, in constant time.
+`_excused` holds producers that would have made progress if there had been room to read from them; they are closed last.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
     from collator.batch_builder import Inbox
 
 PROGRESS_BYTES: Final = 1 << 12
-"""By how much an incomplete message has to grow to count as one that is being sent."""
+"""Growth of an incomplete message in bytes that counts as progress."""
 
 
 class Holder(Protocol):
-    """A source that may hold an incomplete message."""
+    """A producer that may hold an incomplete message."""
 
     inbox: Inbox
 
@@ -30,40 +29,40 @@ H = TypeVar("H", bound=Holder)
 
 
 class Partials(Generic[H]):
-    """The sources with an incomplete message."""
+    """The producers with an incomplete message."""
 
     def __init__(self) -> None:
         self._sending: dict[H, float] = {}
         self._excused: dict[H, float] = {}
 
-    def note(self, source: H, *, completed: bool) -> None:
-        """`source` has delivered bytes; `completed`: and with them a message."""
-        inbox = source.inbox
+    def note(self, producer: H, *, completed: bool) -> None:
+        """Bytes of `producer` have arrived; `completed`: they completed a message."""
+        inbox = producer.inbox
         size = len(inbox.partial)
         if not size:
             if inbox.noted:
-                self.forget(source)
+                self.forget(producer)
         elif completed or not inbox.noted or size - inbox.noted >= PROGRESS_BYTES:
             if inbox.noted:
-                self.forget(source)
-            self._sending[source] = time.monotonic()
+                self.forget(producer)
+            self._sending[producer] = time.monotonic()
             inbox.noted = size
 
-    def excuse(self, source: H, waiting: int) -> None:
-        """`source` is not read from for lack of room, while `waiting` bytes of it are in the kernel."""
-        if waiting >= PROGRESS_BYTES and source in self._sending:
-            self._excused[source] = self._sending.pop(source)
+    def excuse(self, producer: H, waiting: int) -> None:
+        """There is no room to read from `producer`, which has `waiting` bytes in the kernel."""
+        if waiting >= PROGRESS_BYTES and producer in self._sending:
+            self._excused[producer] = self._sending.pop(producer)
 
-    def forget(self, source: H) -> None:
-        """It has no incomplete message any more."""
-        if source.inbox.noted:
-            source.inbox.noted = 0
-            self._sending.pop(source, None)
-            self._excused.pop(source, None)
+    def forget(self, producer: H) -> None:
+        """`producer` has no incomplete message any more."""
+        if producer.inbox.noted:
+            producer.inbox.noted = 0
+            self._sending.pop(producer, None)
+            self._excused.pop(producer, None)
 
     def oldest(self) -> tuple[H, float] | None:
-        """Who has to go first, and since when (monotonic clock) it has made no progress."""
-        for sources in (self._sending, self._excused):
-            for entry in sources.items():
+        """The producer to close first, and the time (monotonic clock) of its last progress."""
+        for producers in (self._sending, self._excused):
+            for entry in producers.items():
                 return entry
         return None

@@ -73,11 +73,11 @@ class Pipeline:
             committed=self._committed,
             producers=self.known,
         )
-        self._ingress = IngressScheduler(
+        self._scheduler = IngressScheduler(
             reactor, self.builder, log, commit=self._try_commit, busy=lambda: self.committer.state is not IDLE
         )
-        self.raw = RawPort(reactor, self._ingress, self.builder, framing, log, check=not options.accept_any_message)
-        self.acknowledged = AckedPort(reactor, self._ingress, self.builder, self.known, log)
+        self.raw = RawPort(reactor, self._scheduler, framing, log, check=not options.accept_any_message)
+        self.acknowledged = AckedPort(reactor, self._scheduler, self.known, log)
         self._stopping = self._drained = self._syncing = False
         self._drain_ends = 0.0
         self.bytes = 0
@@ -91,10 +91,10 @@ class Pipeline:
 
     def _after_round(self) -> None:
         self._try_commit()
-        ingress, committer = self._ingress, self.committer
-        ingress.closed = self._stopping or committer.obstacle is not None
-        if ingress.crowded and not ingress.closed:
-            ingress.resume()
+        scheduler, committer = self._scheduler, self.committer
+        scheduler.closed = self._stopping or committer.obstacle is not None
+        if scheduler.crowded and not scheduler.closed:
+            scheduler.resume()
             self._try_commit()
         if self._stopping:
             self._finish()
@@ -117,7 +117,7 @@ class Pipeline:
 
     def unhealthy(self) -> str | None:
         """Why messages are not read, or not committed, at the moment."""
-        return self.committer.blocked or self.committer.slow or self._ingress.paused
+        return self.committer.blocked or self.committer.slow or self._scheduler.paused
 
     # --- its end
 
@@ -129,7 +129,7 @@ class Pipeline:
         self._stopping = True
         self._stop_accepting()
         self.raw.release()
-        self._ingress.begin_drain()
+        self._scheduler.begin_drain()
         self._drain_ends = time.monotonic() + DRAIN_SECONDS
 
     def _finish(self) -> None:
@@ -140,12 +140,12 @@ class Pipeline:
             self._reactor.stop()
             return
         while not self._drained:
-            self._drained = self._ingress.drain()
+            self._drained = self._scheduler.drain()
             if not self._try_commit():
-                if self._ingress.waits and not self._drained:
+                if self._scheduler.waits and not self._drained:
                     if time.monotonic() < self._drain_ends:
                         return
-                    self._log.warning("stopped out of memory", file=self._file.path, why=self._ingress.paused)
+                    self._log.warning("stopped out of memory", file=self._file.path, why=self._scheduler.paused)
                 self._drained = self._drained or committer.state is IDLE  # nothing will ever make room
                 break
             if committer.state is not IDLE:

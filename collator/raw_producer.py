@@ -20,15 +20,15 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from collator.batch_builder import Inbox
-from collator.ingress import Counts
+from collator.port_events import PortEvents
 from collator.wrongclient import FIRST_BYTES, may_become, recognise
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.deadlines import Deadlines
-from tailsrv_runtime.logs import Repeated, printable
+from tailsrv_runtime.logs import printable
 from tailsrv_runtime.reactor import READ
 
 if TYPE_CHECKING:
-    from collator.batch_builder import BatchBuilder
+    from collator.batch_builder import Batch
     from collator.ingress import IngressScheduler
     from collator.wrongclient import WrongClient
     from tailsrv_formats.framing import Framing, FramingError
@@ -46,48 +46,60 @@ class RawPort:
     """The raw port: its connections and its counters."""
 
     def __init__(
-        self,
-        reactor: Reactor,
-        ingress: IngressScheduler,
-        builder: BatchBuilder,
-        framing: Framing,
-        log: Log,
-        *,
-        check: bool,
+        self, reactor: Reactor, scheduler: IngressScheduler, framing: Framing, log: Log, *, check: bool
     ) -> None:
         """`check`: whether the port recognises clients of other ports."""
-        self.reactor = reactor
-        self.ingress = ingress
-        self.builder = builder
-        self.framing = framing
-        self.counts = Counts()
+        self._reactor = reactor
+        self._scheduler = scheduler
+        self._framing = framing
         self._check = check
+        self.events = PortEvents(log)
         self.producers: set[RawProducer] = set()
-        self.first: set[RawProducer] = set()
+        self._first: set[RawProducer] = set()
         """The connections whose first bytes are not classified yet."""
-        self.deadlines: Deadlines[RawProducer] = Deadlines(
+        self._deadlines: Deadlines[RawProducer] = Deadlines(
             reactor, HOLD_SECONDS, lambda held: held.expired(), lambda held: held.abort()
         )
-        self.log_dropped = Repeated(log.info, "incomplete message dropped")
-        self.log_completed = Repeated(log.info, "last message completed")
-        self.log_closed = Repeated(log.warning, "producer disconnected")
-        self.log_wrong = Repeated(log.warning, "client of another port disconnected")
 
     def connected(self, sock: socket.socket, peer: str) -> None:
         """Accept a connection."""
-        producer = RawProducer(self, sock, peer)
+        producer = RawProducer(self, sock, peer, reactor=self._reactor, scheduler=self._scheduler, events=self.events)
         # Registered first: when this fails for lack of memory, the acceptor closes the socket.
         if self._check:
-            self.reactor.register(producer.fd, READ, producer.on_first, producer.abort)
-            self.first.add(producer)
+            self._reactor.register(producer.fd, READ, producer.on_first, producer.abort)
+            self._first.add(producer)
         else:
-            self.ingress.add(producer)
+            self._scheduler.add(producer)
         self.producers.add(producer)
+
+    def holds_message(self, first: bytes) -> bool:
+        """Whether these bytes contain a whole message."""
+        return self._framing.reach(first, 0, len(first)) > 0
+
+    def hold(self, producer: RawProducer, *, timed: bool) -> None:
+        """Wait for more bytes of `producer`; `timed`: for `HOLD_SECONDS`, then call ``producer.expired()``."""
+        if timed:
+            self._deadlines.start(producer)
+        else:
+            self._deadlines.cancel(producer)
+
+    def classified(self, producer: RawProducer) -> None:
+        """Unregister `producer` from the loop, if its first bytes were still to be classified."""
+        if producer in self._first:
+            self._first.discard(producer)
+            self._deadlines.cancel(producer)
+            self._reactor.unregister(producer.fd)
 
     def release(self) -> None:
         """Treat all held connections as producers: the collator stops, and their messages must not be lost."""
-        for producer in tuple(self.first):
+        for producer in tuple(self._first):
             producer.on_first(select.EPOLLRDHUP)
+
+    def closed(self, producer: RawProducer) -> None:
+        """Forget `producer`, whose socket is about to be closed."""
+        self.classified(producer)
+        self._scheduler.remove(producer)
+        self.producers.discard(producer)
 
     def close(self) -> None:
         """Close all connections, and drop their incomplete messages."""
@@ -98,13 +110,25 @@ class RawPort:
 class RawProducer:
     """One connection of the raw port."""
 
-    __slots__ = ("_held", "_seen", "fd", "inbox", "peer", "port", "sock")
+    __slots__ = ("_events", "_held", "_peer", "_port", "_reactor", "_scheduler", "_seen", "fd", "inbox", "sock")
 
-    def __init__(self, port: RawPort, sock: socket.socket, peer: str) -> None:
-        self.port = port
+    def __init__(
+        self,
+        port: RawPort,
+        sock: socket.socket,
+        peer: str,
+        *,
+        reactor: Reactor,
+        scheduler: IngressScheduler,
+        events: PortEvents,
+    ) -> None:
+        self._port = port
+        self._reactor = reactor
+        self._scheduler = scheduler
+        self._events = events
+        self._peer = peer
         self.sock = sock
         self.fd = sock.fileno()
-        self.peer = peer
         self.inbox = Inbox()
         self._held = False
         self._seen = 0
@@ -114,7 +138,6 @@ class RawProducer:
 
     def on_first(self, mask: int) -> None:
         """Classify the first bytes, which stay in the kernel."""
-        port = self.port
         try:
             first = self.sock.recv(FIRST_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
@@ -128,31 +151,24 @@ class RawProducer:
             self._reject(wrong, first)
         elif mask & select.EPOLLRDHUP or not first:
             self._begin()  # a producer may send one line and end; a misdirected client waits for an answer
-        elif wrong is not None or (may_become(first) and not port.framing.reach(first, 0, len(first))):
+        elif wrong is not None or (may_become(first) and not self._port.holds_message(first)):
             self._hold(wrong)
         else:
             self._begin()
 
     def _hold(self, wrong: WrongClient | None) -> None:
         """Leave the bytes in the kernel until more arrive. An incomplete line has no time limit."""
-        port = self.port
-        if wrong is not None:
-            port.deadlines.start(self)
-        else:
-            port.deadlines.cancel(self)
+        self._port.hold(self, timed=wrong is not None)
         if not self._held:
             self._held = True
-            port.reactor.modify(
-                self.fd, NEWS
-            )  # epoll checks the socket again here, so bytes that came meanwhile are reported
+            self._reactor.modify(self.fd, NEWS)  # epoll checks the socket again here: it reports bytes that have come
 
     def _begin(self) -> None:
         """Read its messages from now on: it is a producer."""
-        port = self.port
         self._seen = 0
-        self._unregister_first()
-        port.ingress.add(self)
-        port.ingress.serve(self)
+        self._port.classified(self)
+        self._scheduler.add(self)
+        self._scheduler.serve(self)
 
     def expired(self) -> None:
         """Reject the client after the silence, unless bytes or the end have arrived at this moment."""
@@ -172,10 +188,8 @@ class RawProducer:
 
     def _reject(self, wrong: WrongClient, first: bytes) -> None:
         """Reset the connection: a clean end would look like success."""
-        port = self.port
-        port.counts.rejected["wrong port"] += 1
-        port.log_wrong(
-            peer=self.peer,
+        self._events.client_misdirected(
+            peer=self._peer,
             sent=printable(first),
             looks_like=wrong.looks_like,
             wanted=wrong.wanted,
@@ -185,30 +199,23 @@ class RawProducer:
         self._seen = 0
         self.close("wrong port")
 
-    def _unregister_first(self) -> None:
-        if self in self.port.first:
-            self.port.first.discard(self)
-            self.port.deadlines.cancel(self)
-            self.port.reactor.unregister(self.fd)
-
     # --- its messages
 
     def on_ready(self, _mask: int) -> None:
         """Read once."""
-        self.port.ingress.serve(self)
+        self._scheduler.serve(self)
 
     def interest(self) -> int:
         """The events that it waits for."""
         return READ
 
-    def appended(self, added: int) -> None:
+    def appended(self, batch: Batch, added: int) -> None:
         """Do nothing: raw producers receive no acknowledgement."""
 
     def ended(self) -> None:
         """Complete its last message where the framing can."""
-        if self.port.ingress.complete(self):
-            self.port.counts.completed += 1
-            self.port.log_completed(peer=self.peer)
+        if self._scheduler.complete(self):
+            self._events.message_completed(peer=self._peer)
         self.close("unfinished")
 
     def lost(self, error: OSError) -> None:
@@ -217,14 +224,12 @@ class RawProducer:
 
     def misframed(self, error: FramingError) -> None:
         """Close the connection: no boundary can be found after this point."""
-        self.port.counts.rejected["misframed"] += 1
-        self.port.log_closed(peer=self.peer, error=str(error))
+        self._events.producer_rejected("misframed", peer=self._peer, error=str(error))
         self.close("misframed")
 
     def evicted(self, why: str) -> None:
         """Close the connection because the buffer has no room for its incomplete message."""
-        self.port.counts.rejected["no room"] += 1
-        self.port.log_closed(peer=self.peer, error=why)
+        self._events.producer_rejected("no room", peer=self._peer, error=why)
         self.close("no room")
 
     # --- its end
@@ -237,9 +242,6 @@ class RawProducer:
         """Close the connection and drop what is incomplete, because of `why`."""
         partial = len(self.inbox.partial) or self._seen
         if partial:
-            self.port.counts.dropped[why] += 1
-            self.port.log_dropped(peer=self.peer, bytes=partial, reason=why, **facts)
-        self._unregister_first()
-        self.port.ingress.remove(self)
-        self.port.producers.discard(self)
+            self._events.message_dropped(why, peer=self._peer, bytes=partial, **facts)
+        self._port.closed(self)
         self.sock.close()

@@ -19,8 +19,8 @@ from tailsrv_runtime.metrics import Histogram, Metric
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from collator.ingress import Counts
     from collator.options import Options
+    from collator.port_events import PortEvents
     from collator.startup import Taken
     from tailsrv_runtime.listeners import Listener
     from tailsrv_runtime.logs import Log
@@ -134,21 +134,21 @@ class Collator:
         yield _gauge("buffered_bytes", "Memory that holds bytes not committed yet.", builder.held)
         yield _gauge("last_commit_seconds", "Time since the last commit.", time.monotonic() - committer.last_commit)
         yield _gauge("names", "Producers that the journal knows.", len(pipeline.known))
-        for lane, counts, connected in (
-            ("raw", pipeline.raw.counts, len(pipeline.raw.producers)),
-            ("acknowledged", pipeline.acknowledged.counts, len(pipeline.acknowledged.connections)),
+        for lane, events, connected in (
+            ("raw", pipeline.raw.events, len(pipeline.raw.producers)),
+            ("acknowledged", pipeline.acknowledged.events, len(pipeline.acknowledged.connections)),
         ):
-            yield from self._lane_measures(lane, counts, connected)
+            yield from self._lane_measures(lane, events, connected)
 
-    def _lane_measures(self, lane: str, counts: Counts, connected: int) -> Iterator[Metric]:
+    def _lane_measures(self, lane: str, events: PortEvents, connected: int) -> Iterator[Metric]:
         acceptors = self._acceptors[lane]
         yield _gauge("producers", "Producers connected.", connected, lane=lane)
         yield _counter("accepted", "Connections accepted.", sum(one.accepted for one in acceptors), lane=lane)
         yield _counter("refused", "Connections that --allow refused.", sum(one.refused for one in acceptors), lane=lane)
-        yield _counter("completed", "Last messages completed with their terminator.", counts.completed, lane=lane)
-        for reason, number in counts.dropped.items():
+        yield _counter("completed", "Last messages completed with their terminator.", events.completed, lane=lane)
+        for reason, number in events.dropped.items():
             yield _counter("dropped", "Incomplete messages dropped.", number, lane=lane, reason=reason)
-        for reason, number in counts.rejected.items():
+        for reason, number in events.rejected.items():
             yield _counter("rejected", "Connections closed by the collator.", number, lane=lane, reason=reason)
 
 

@@ -26,7 +26,7 @@ class Port:
         self.reactor = Reactor()
         self.builder = BatchBuilder(make_framing("newline"), 1 << 20)
         ingress = IngressScheduler(self.reactor, self.builder, log, commit=lambda: False, busy=lambda: False)
-        self.port = AckedPort(self.reactor, ingress, self.builder, {}, log)
+        self.port = AckedPort(self.reactor, ingress, {}, log)
         self.peers: list[socket.socket] = []
 
     def connect(self) -> AckedProducer:

@@ -31,7 +31,7 @@ class Lane:
         self.builder = BatchBuilder(framing, 1 << 20)
         log = configure("test", "error")
         self.ingress = IngressScheduler(self.reactor, self.builder, log, commit=lambda: False, busy=lambda: False)
-        self.raw = RawPort(self.reactor, self.ingress, self.builder, framing, log, check=True)
+        self.raw = RawPort(self.reactor, self.ingress, framing, log, check=True)
         self.reactor.after_round(self.reactor.stop)
         self._theirs: list[socket.socket] = []
 
@@ -134,7 +134,7 @@ def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
     lane.ingress.resume()
     assert unlucky.recv(1) == b""
     assert not lane.errors
-    assert len(lane.raw.producers) == len(lane.ingress.sources) == 1
+    assert len(lane.raw.producers) == len(lane.ingress.producers) == 1
     lucky.sendall(b"three\n")
     lane.reactor.run()
     assert lane.builder.batch.size == len(b"one\ntwo\n" * 2 + b"three\n")
@@ -143,7 +143,7 @@ def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
 def test_a_producer_of_the_acknowledged_port_that_is_late_or_has_no_room_is_told_that_this_passes(lane: Lane) -> None:
     from collator.acked_producer import AckedPort  # noqa: PLC0415 - one use
 
-    acknowledged = AckedPort(lane.reactor, lane.ingress, lane.builder, {}, configure("test", "error"))
+    acknowledged = AckedPort(lane.reactor, lane.ingress, {}, configure("test", "error"))
     theirs = []
     for _ in range(2):
         ours, peer = socket.socketpair()

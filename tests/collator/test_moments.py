@@ -222,13 +222,13 @@ def test_a_rescue_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path: Pa
 
 def test_a_closed_producer_that_waited_for_its_turn_is_forgotten(looped: Looped) -> None:
     looped.start()
-    intake = looped.collator._pipeline._ingress  # type: ignore[union-attr]
+    intake = looped.collator._pipeline._scheduler  # type: ignore[union-attr]
     looped.reactor._after_round = ()  # which would open it again
     intake.closed = True  # as while nothing can be written
     lane = looped.collator._pipeline.acknowledged  # type: ignore[union-attr]
     for number in range(20):
         looped.connect("ack").sendall(b"ada\nx\n")
-        looped.turn_until(lambda: lane.counts.rejected["superseded"] == number and intake.crowded)  # noqa: B023
+        looped.turn_until(lambda: lane.events.rejected["superseded"] == number and intake.crowded)  # noqa: B023
     assert len(intake._parked) == 1
 
 

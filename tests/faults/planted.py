@@ -80,15 +80,15 @@ def withdraw() -> None:
 
 def no_takeover() -> None:
     """A second connection with the same name leaves the first one alone."""
-    from collator.acked_producer import AckedProducer  # noqa: PLC0415  # as above
+    from collator.acked_producer import AckedPort, AckedProducer  # noqa: PLC0415  # as above
 
-    honest = AckedProducer._supersede
+    honest = AckedPort.claim
 
-    def supersede(self: AckedProducer) -> None:
-        self.port.streaming.pop(self.name, None)
-        honest(self)
+    def claim(self: AckedPort, producer: AckedProducer) -> Any:
+        self._streaming.pop(producer.name, None)
+        return honest(self, producer)
 
-    _replace(AckedProducer, "_supersede", supersede)
+    _replace(AckedPort, "claim", claim)
 
 
 def forget() -> None:
