@@ -1,7 +1,14 @@
-"""All that works on a stream that has been taken over: producers in, batches gathered and committed.
+"""The pipeline of a recovered stream: from the producers' sockets through batches to commits and acknowledgements.
 
-A round of the loop gathers what all connections have delivered; after the round it is committed, or, while a commit is
-under way, goes on being gathered.
+In each round of the loop, the scheduler reads from the ready connections into one batch. After the round that batch is
+committed; while a commit is under way, the next rounds go on filling it.
+
+| step                                             | module                                                     |
+| ------------------------------------------------ | ---------------------------------------------------------- |
+| a socket is ready: read it into the batch        | raw_producer, acked_producer → ingress → batch_builder     |
+| after the round: begin a commit                  | pipeline → committer → diskwriter → streamfile, journal    |
+| written (and synced): move the commit mark       | committer → sidecars                                       |
+| committed: free the memory, acknowledge          | committer → pipeline → batch_builder, acked_producer       |
 """
 
 from __future__ import annotations
@@ -26,31 +33,31 @@ if TYPE_CHECKING:
 
     from collator.batch_builder import Batch
     from collator.options import Options
-    from collator.startup import Taken
+    from collator.startup import Stream
     from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor
 
 EVENTS_BYTES: Final = 1 << 16
 
 DRAIN_SECONDS: Final = 5.0
-"""How long the end waits for memory; what the kernel holds by then was not taken."""
+"""How long a stop waits for memory; bytes that are still in the kernel then are not accepted."""
 
 
 class Pipeline:
-    """One stream at work, from the moment that it has been taken over."""
+    """The work on one stream, from its recovery to the stop of the daemon."""
 
     def __init__(
-        self, reactor: Reactor, options: Options, taken: Taken, log: Log, stop_accepting: Callable[[], None]
+        self, reactor: Reactor, options: Options, stream: Stream, log: Log, stop_accepting: Callable[[], None]
     ) -> None:
-        """``stop_accepting()`` takes what connections the kernel has queued, and closes the listeners."""
+        """``stop_accepting()`` accepts the connections that the kernel has queued, and closes the listeners."""
         self._reactor = reactor
         self._options = options
-        self._taken = taken
+        self._stream = stream
         self._log = log
         self._stop_accepting = stop_accepting
-        self._file = file = taken.file
-        recovered = taken.recovered
-        self._watches = taken.watches
+        self._file = file = stream.file
+        recovered = stream.recovered
+        self._watches = stream.watches
         framing = make_framing(options.framing, options.max_message_bytes)
         self.builder = BatchBuilder(
             framing,
@@ -61,13 +68,13 @@ class Pipeline:
             count=options.metrics is not None,
         )
         self.known = recovered.producers
-        """Every named producer that there ever was."""
-        self._sidecars = Sidecars(reactor, file, recovered, taken.watches, log=log, noticed=self._on_lost)
+        """The progress of every named producer that there ever was."""
+        self._sidecars = Sidecars(reactor, file, recovered, stream.watches, log=log, noticed=self._on_lost)
         self.committer = Committer(
             reactor,
             file=file,
             sidecars=self._sidecars,
-            workers=(taken.file_worker, taken.journal_worker),
+            workers=(stream.file_worker, stream.journal_worker),
             sync=options.sync,
             log=log,
             committed=self._committed,
@@ -81,13 +88,13 @@ class Pipeline:
         self._stopping = self._drained = self._syncing = False
         self._drain_ends = 0.0
         self.bytes = 0
-        """Committed since the start,"""
+        """Bytes committed since the start."""
         self.messages = 0
-        """and in how many messages, where they are counted."""
+        """Messages committed since the start, where they are counted."""
         reactor.register(self._watches.fd, READ, self._on_file_event)
         reactor.after_round(self._after_round)
 
-    # --- gathering and committing
+    # --- batches and commits
 
     def _after_round(self) -> None:
         self._try_commit()
@@ -100,7 +107,7 @@ class Pipeline:
             self._finish()
 
     def _try_commit(self) -> bool:
-        """Commit what is gathered, if a commit can begin; whether one did."""
+        """Begin to commit the batch, if there are messages and no commit is under way. Returns whether one began."""
         committer, builder = self.committer, self.builder
         if committer.state is not IDLE or not builder.batch.size:
             return False
@@ -116,13 +123,13 @@ class Pipeline:
             self.acknowledged.committed(batch)
 
     def unhealthy(self) -> str | None:
-        """Why messages are not read, or not committed, at the moment."""
+        """Why messages are not read, or not committed, at the moment; None when they are."""
         return self.committer.blocked or self.committer.slow or self._scheduler.paused
 
-    # --- its end
+    # --- the end
 
     def stop(self) -> None:
-        """Commit what was sent until now, tell the producers, and stop the loop. A second time: stop it at once."""
+        """Commit what was sent until now, acknowledge it, and stop the loop. A second call stops it at once."""
         if self._stopping:
             self._reactor.stop()
             return
@@ -146,7 +153,7 @@ class Pipeline:
                     if time.monotonic() < self._drain_ends:
                         return
                     self._log.warning("stopped out of memory", file=self._file.path, why=self._scheduler.paused)
-                self._drained = self._drained or committer.state is IDLE  # nothing will ever make room
+                self._drained = self._drained or committer.state is IDLE  # nothing can make room any more
                 break
             if committer.state is not IDLE:
                 break
@@ -159,20 +166,20 @@ class Pipeline:
             self._reactor.stop()
 
     def close(self) -> None:
-        """Close the connections and the files, except those that a thread still works on: the process ends anyway."""
+        """Close the connections, and the files unless a thread still uses them: the process is about to end anyway."""
         self.committer.close()
         self.raw.close()
         self.acknowledged.close()
         self._reactor.unregister(self._watches.fd)
         if not (self.committer.uses_files or self._syncing):
             self._sidecars.close()
-            self._taken.close()
+            self._stream.close()
 
-    # --- what happens to the files
+    # --- changes of the files by others
 
     def _on_file_event(self, _mask: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(self._watches.fd, EVENTS_BYTES)  # which file it was does not matter
+            os.read(self._watches.fd, EVENTS_BYTES)  # `look` checks all files
         if not self._stopping:
             self.look()
 
@@ -181,7 +188,7 @@ class Pipeline:
             self.committer.look()
 
     def look(self) -> None:
-        """See whether FILE and the files beside it are where they were."""
+        """Check whether FILE, its journal and its commit mark are still in their places."""
         if not self._file.is_gone():
             self.committer.look()
             return

@@ -88,6 +88,11 @@ class Recovered(msgspec.Struct):
     created: bool
     """Whether the stream is new: FILE was empty, and there was no journal."""
 
+    def close(self) -> None:
+        """Close the journal and the commit mark."""
+        self.journal.close()
+        self.mark.close()
+
 
 def recover(
     file: StreamFile, framing: Framing, sync: str, tracker: Tracker, facts: dict[str, object], *, adopt: bool

@@ -1,6 +1,6 @@
-"""The collator as a daemon: it listens, takes FILE over, and lets a pipeline work on it.
+"""The collator as a daemon: it listens, recovers FILE (startup.py), then accepts producers (pipeline.py).
 
-It listens from the first moment on, and accepts as soon as FILE is taken over; see startup.py and pipeline.py.
+It listens before the recovery, so that producers that connect meanwhile wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from collator.options import Options
     from collator.port_events import PortEvents
-    from collator.startup import Taken
+    from collator.startup import Stream
     from tailsrv_runtime.listeners import Listener
     from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor
@@ -30,8 +30,12 @@ ACK_SOCKET: str = "ack"
 """FileDescriptorName= of the acknowledged port's sockets; sockets with any other name belong to the raw port."""
 
 
+def _announced() -> None:
+    """Readiness is announced once."""
+
+
 class Collator:
-    """See `tailsrv_runtime.daemon.Server`."""
+    """The server that `tailsrv_runtime.daemon` runs. Its stage is a `Startup` first, and a `Pipeline` after that."""
 
     def __init__(self, reactor: Reactor, options: Options, log: Log) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}
@@ -40,20 +44,21 @@ class Collator:
         self._log = log
         self._listeners: dict[str, list[Listener]] = {"raw": [], "acknowledged": []}
         self._acceptors: dict[str, list[Acceptor]] = {"raw": [], "acknowledged": []}
-        self._startup = Startup(reactor, options, log, taken=self._taken, waiting=self._ready)
-        self._pipeline: Pipeline | None = None
-        self._announce: Callable[[], None] | None = None
+        startup = Startup(reactor, options, log, recovered=self._recovered, waiting=self._ready)
+        self._begin = startup.begin
+        self._stage: Startup | Pipeline = startup
+        self._announce: Callable[[], None] = _announced
 
-    # --- the daemon's life
+    # --- the four methods of a server
 
     def bind(self, ready: Callable[[], None]) -> None:
-        """Listen, and begin to take FILE over. It is ready when that has ended, or waits for something."""
+        """Listen, and begin the recovery. The daemon is ready when the recovery has ended or waits at an obstacle."""
         self._announce = ready
         self._listen()
         self.addresses = {
-            lane: tuple(listener.address for listener in listeners) for lane, listeners in self._listeners.items()
+            port: tuple(listener.address for listener in listeners) for port, listeners in self._listeners.items()
         }
-        self._startup.begin()
+        self._begin()
 
     def _listen(self) -> None:
         options, listeners = self._options, self._listeners
@@ -68,32 +73,28 @@ class Collator:
             raise UsageError("no address to listen on: give --port, --listen, --ack-port or --ack-listen")
 
     def _ready(self) -> None:
-        if self._announce is not None:
-            announce, self._announce = self._announce, None
-            announce()
+        announce, self._announce = self._announce, _announced
+        announce()
 
-    def _taken(self, taken: Taken) -> None:
-        """FILE is ours: accept producers."""
+    def _recovered(self, stream: Stream) -> None:
+        """Accept producers, because FILE is recovered."""
         options, log = self._options, self._log
-        self._pipeline = pipeline = Pipeline(self._reactor, options, taken, log, self._stop_accepting)
+        self._stage = pipeline = Pipeline(self._reactor, options, stream, log, self._stop_accepting)
         allow = AllowList(options.allow)
-        for lane, connected in (("raw", pipeline.raw.connected), ("acknowledged", pipeline.acknowledged.connected)):
-            self._acceptors[lane] = [
-                Acceptor(self._reactor, listener, allow, connected, log) for listener in self._listeners[lane]
+        for port, connected in (("raw", pipeline.raw.connected), ("acknowledged", pipeline.acknowledged.connected)):
+            self._acceptors[port] = [
+                Acceptor(self._reactor, listener, allow, connected, log) for listener in self._listeners[port]
             ]
         log.info("collating", file=options.file, framing=options.framing, **self.addresses)
         self._ready()
-        pipeline.look()  # FILE may have been moved during the recovery; what is queued is taken then
+        pipeline.look()  # FILE may have been moved during the recovery; queued connections are read before the end
 
     def stop(self) -> None:
-        """Commit what has come, tell the producers, and end."""
-        if self._pipeline is None:
-            self._startup.stop()
-        else:
-            self._pipeline.stop()
+        """Commit what has arrived, acknowledge it, and end."""
+        self._stage.stop()
 
     def _stop_accepting(self) -> None:
-        """Take the connections that are queued: what was sent and forgotten may be in them."""
+        """Accept the queued connections, whose producers may have sent messages and closed, and stop listening."""
         for acceptors in self._acceptors.values():
             for acceptor in acceptors:
                 acceptor.take_queued()
@@ -101,28 +102,24 @@ class Collator:
         self._listeners = {"raw": [], "acknowledged": []}
 
     def close(self) -> None:
-        """Give everything back."""
-        if self._pipeline is not None:
-            self._pipeline.close()
-        self._startup.close()
+        """Close all connections, files and listeners."""
+        self._stage.close()
         for listeners in self._listeners.values():
             for listener in listeners:
                 self._reactor.unregister(listener.socket.fileno())
                 listener.close()
 
-    # --- how it is
+    # --- health and metrics
 
     def unhealthy(self) -> str | None:
-        """Why messages are not committed at the moment."""
-        if self._pipeline is None:
-            return self._startup.unhealthy()
-        return self._pipeline.unhealthy()
+        """Why messages are not committed at the moment; None when they are."""
+        return self._stage.unhealthy()
 
     def metrics(self) -> Iterator[Metric | Histogram]:
-        """What the collator counts."""
-        pipeline = self._pipeline
+        """The metrics of the collator."""
+        pipeline = self._stage
         yield _gauge("stalled", "1 while nothing can be committed.", float(self.unhealthy() is not None))
-        if pipeline is None:
+        if not isinstance(pipeline, Pipeline):
             return
         committer, builder = pipeline.committer, pipeline.builder
         yield _counter("messages", "Messages committed.", pipeline.messages)
@@ -134,22 +131,22 @@ class Collator:
         yield _gauge("buffered_bytes", "Memory that holds bytes not committed yet.", builder.held)
         yield _gauge("last_commit_seconds", "Time since the last commit.", time.monotonic() - committer.last_commit)
         yield _gauge("names", "Producers that the journal knows.", len(pipeline.known))
-        for lane, events, connected in (
+        for port, events, connected in (
             ("raw", pipeline.raw.events, len(pipeline.raw.producers)),
             ("acknowledged", pipeline.acknowledged.events, len(pipeline.acknowledged.connections)),
         ):
-            yield from self._lane_measures(lane, events, connected)
+            yield from self._port_metrics(port, events, connected)
 
-    def _lane_measures(self, lane: str, events: PortEvents, connected: int) -> Iterator[Metric]:
-        acceptors = self._acceptors[lane]
-        yield _gauge("producers", "Producers connected.", connected, lane=lane)
-        yield _counter("accepted", "Connections accepted.", sum(one.accepted for one in acceptors), lane=lane)
-        yield _counter("refused", "Connections that --allow refused.", sum(one.refused for one in acceptors), lane=lane)
-        yield _counter("completed", "Last messages completed with their terminator.", events.completed, lane=lane)
+    def _port_metrics(self, port: str, events: PortEvents, connected: int) -> Iterator[Metric]:
+        acceptors = self._acceptors[port]
+        yield _gauge("producers", "Producers connected.", connected, lane=port)
+        yield _counter("accepted", "Connections accepted.", sum(one.accepted for one in acceptors), lane=port)
+        yield _counter("refused", "Connections that --allow refused.", sum(one.refused for one in acceptors), lane=port)
+        yield _counter("completed", "Last messages completed with their terminator.", events.completed, lane=port)
         for reason, number in events.dropped.items():
-            yield _counter("dropped", "Incomplete messages dropped.", number, lane=lane, reason=reason)
+            yield _counter("dropped", "Incomplete messages dropped.", number, lane=port, reason=reason)
         for reason, number in events.rejected.items():
-            yield _counter("rejected", "Connections closed by the collator.", number, lane=lane, reason=reason)
+            yield _counter("rejected", "Connections closed by the collator.", number, lane=port, reason=reason)
 
 
 def _counter(name: str, text: str, value: float, **labels: str) -> Metric:

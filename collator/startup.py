@@ -1,12 +1,12 @@
-"""From a command line to a stream that can be written: FILE is taken over beside the loop.
+"""The start: FILE is locked and recovered on a worker thread, and becomes a stream that can be written.
 
-Recovery may read and copy gigabytes, and the disk may not answer. So it runs on a thread, and the loop answers health
-checks and signals meanwhile. What is short (space, descriptors, memory) is waited for; producers wait in the kernel's
-queue, which the listeners have from the first moment on.
+Recovery may read and copy gigabytes, and the disk may not answer. The loop answers health checks and signals meanwhile.
+An obstacle (no space, descriptors or memory) is retried. Producers that connect meanwhile wait in the kernel's queue.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor, Timer
 
 GONE_EVENTS: Final = flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB
-"""A file was moved, deleted, or has one name less."""
+"""A file was moved or deleted, or lost one of its names."""
 
 RETRY_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 0.2
-"""How long a recovery has to notice that it shall end. One that waits for the disk is left where it is."""
+"""The time limit for a recovery to notice a stop. One that waits for the disk is abandoned."""
 
 
-class Taken(msgspec.Struct):
-    """A stream that is ours, with all that the work on it needs from the system."""
+class Stream(msgspec.Struct):
+    """A recovered stream, and the resources of the system that work on it needs."""
 
     file: StreamFile
     recovered: Recovered
@@ -49,7 +49,7 @@ class Taken(msgspec.Struct):
     journal_worker: Worker
 
     def close(self) -> None:
-        """Close what is not journal or mark, and end the threads."""
+        """Close all but the journal and the commit mark, and end the threads."""
         self.watches.close()
         self.file.close()
         self.file_worker.close()
@@ -57,7 +57,7 @@ class Taken(msgspec.Struct):
 
 
 class Startup:
-    """Takes FILE over, however long that takes."""
+    """Recovers FILE, however long that takes."""
 
     def __init__(
         self,
@@ -65,19 +65,20 @@ class Startup:
         options: Options,
         log: Log,
         *,
-        taken: Callable[[Taken], None],
+        recovered: Callable[[Stream], None],
         waiting: Callable[[], None],
     ) -> None:
-        """``taken(stream)`` is called in the loop in the end, ``waiting()`` whenever something is short."""
+        """``recovered(stream)`` is called in the loop at the end, and ``waiting()`` at each obstacle."""
         self._reactor = reactor
         self._options = options
         self._log = log
-        self._taken = taken
+        self._recovered = recovered
         self._waiting = waiting
+        # What an attempt has opened stays open for the next one: FILE must stay locked.
         self._workers: list[Worker] = []
         self._watches: Watches | None = None
         self._file: StreamFile | None = None
-        self._found: Recovered | None = None
+        self._stream: Stream | None = None
         self._facts: dict[str, object] = {}
         self._tracker = Tracker()
         self._task: Task | None = None
@@ -85,73 +86,66 @@ class Startup:
         self._obstacle: Obstacle | None = None
 
     def begin(self) -> None:
-        """Try, and try again."""
+        """Begin an attempt."""
         self._timer = None
         try:
             with spare_descriptors():
                 while len(self._workers) < 2:
                     self._workers.append(Worker(self._reactor, ("file", "journal")[len(self._workers)]))
-                self._watches = self._watches or Watches()
+                watches = self._watches = self._watches or Watches()
         except OSError as error:
-            self._wait(error)
+            self._failed(error)
             return
-        self._task = self._workers[0].submit(self._work, self._worked)
+        self._task = self._workers[0].submit(partial(self._work, watches), self._worked)
 
-    def _work(self) -> None:
-        """On a thread: nobody else looks at what is set here before this has ended."""
+    def _work(self, watches: Watches) -> None:
+        """On a thread. The loop does not use the attributes that are set here before this has returned."""
         options = self._options
-        assert self._watches is not None  # noqa: S101 - for the type checker: begin() has seen to it
-        # No producer has been accepted yet, so nobody takes what is spared here but health checks.
+        # No producer is accepted yet, so only health checks could take these descriptors.
         with spare_descriptors():
-            self._file = self._file or StreamFile(options.file)
+            file = self._file = self._file or StreamFile(options.file)
             # By descriptor: the name may mean another file by now.
-            self._watches.add(f"/proc/self/fd/{self._file.fd}", GONE_EVENTS)
+            watches.add(f"/proc/self/fd/{file.fd}", GONE_EVENTS)
             framing = make_framing(options.framing, options.max_message_bytes)
-            self._found = recover(
-                self._file, framing, options.sync.kind, self._tracker, self._facts, adopt=options.adopt
-            )
+            recovered = recover(file, framing, options.sync.kind, self._tracker, self._facts, adopt=options.adopt)
+            self._stream = Stream(file, recovered, watches, *self._workers)
 
     def _worked(self, error: BaseException | None) -> None:
         self._task = None
-        if isinstance(error, StoppedError):
+        if isinstance(error, StoppedError) or (error is None and self._tracker.stopped):
             self._reactor.stop()
-            return
-        if isinstance(error, (OSError, MemoryError)):
-            self._wait(error)
-            return
-        if error is not None:
-            raise error
-        if self._tracker.stopped:
-            self._reactor.stop()
-            return
-        file, found, watches = self._file, self._found, self._watches
-        assert file is not None  # noqa: S101 - for the type checker: it has just been opened
-        assert found is not None  # noqa: S101 - the same
-        assert watches is not None  # noqa: S101 - the same
+        elif error is not None:
+            self._failed(error)
+        elif self._stream is not None:
+            self._finish(self._stream)
+
+    def _finish(self, stream: Stream) -> None:
+        path, found = stream.file.path, stream.recovered
         if self._obstacle is not None:
-            self._log.info(self._obstacle.over, file=file.path)
+            self._log.info(self._obstacle.over, file=path)
         write = self._log.warning if self._facts else self._log.info
         write(
             "stream created" if found.created else "recovered",
-            file=file.path,
+            file=path,
             **self._facts,
             found=found.finding,
             bytes=found.end,
             producers=len(found.producers),
         )
-        taken = Taken(file, found, watches, *self._workers)
-        self._workers, self._watches, self._file, self._found = [], None, None, None
-        self._taken(taken)
+        self._workers, self._watches, self._file, self._stream = [], None, None, None
+        self._recovered(stream)
 
-    def _wait(self, error: OSError | MemoryError) -> None:
+    def _failed(self, error: BaseException) -> None:
+        """Wait at an obstacle, and try again; any other error ends the daemon."""
         path = self._options.file
         met = obstacle(error)
         if met is None:
-            assert isinstance(error, OSError)  # noqa: S101 - for the type checker: a lack of memory is waited out
-            raise FatalError(
-                f"cannot recover {path}, its journal or its commit mark: {reason(error)}; check the permissions of its"
-                " directory and the disk"
-            ) from None
+            if isinstance(error, OSError):
+                raise FatalError(
+                    f"cannot recover {path}, its journal or its commit mark: {reason(error)}; check the permissions of"
+                    " its directory and the disk"
+                ) from None
+            raise error
         if self._obstacle is None or self._obstacle.event != met.event:
             write = self._log.warning if met.passes else self._log.error
             write(met.event, file=path, error=met.error, advice=met.advice, waiting_for="the start")
@@ -170,7 +164,7 @@ class Startup:
         return f"recovering {path}: {self._tracker.done} of {self._tracker.total} bytes"
 
     def stop(self) -> None:
-        """End at once; what recovery has begun, the next start does again."""
+        """End at once; the next start repeats an interrupted recovery."""
         self._tracker.stopped = True
         if self._task is None:
             self._reactor.stop()
@@ -178,15 +172,14 @@ class Startup:
             self._timer = self._reactor.call_later(STOP_SECONDS, self._reactor.stop)
 
     def close(self) -> None:
-        """Close what is open, except under a thread that still works on it: then the process's end does."""
+        """Close what is open, unless a thread still uses it: the process is about to end anyway."""
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
             self._task.abandon()
             return
-        if self._found is not None:
-            self._found.journal.close()
-            self._found.mark.close()
+        if self._stream is not None:
+            self._stream.recovered.close()
         if self._file is not None:
             self._file.close()
         if self._watches is not None:

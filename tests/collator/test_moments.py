@@ -220,12 +220,18 @@ def test_a_rescue_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path: Pa
     assert list(tmp_path.glob(".*")) == []
 
 
+def pipeline_of(looped: Looped) -> pipeline.Pipeline:
+    stage = looped.collator._stage
+    assert isinstance(stage, pipeline.Pipeline)
+    return stage
+
+
 def test_a_closed_producer_that_waited_for_its_turn_is_forgotten(looped: Looped) -> None:
     looped.start()
-    intake = looped.collator._pipeline._scheduler  # type: ignore[union-attr]
+    intake = pipeline_of(looped)._scheduler
     looped.reactor._after_round = ()  # which would open it again
     intake.closed = True  # as while nothing can be written
-    lane = looped.collator._pipeline.acknowledged  # type: ignore[union-attr]
+    lane = pipeline_of(looped).acknowledged
     for number in range(20):
         looped.connect("ack").sendall(b"ada\nx\n")
         looped.turn_until(lambda: lane.events.rejected["superseded"] == number and intake.crowded)  # noqa: B023
