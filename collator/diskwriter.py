@@ -21,10 +21,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from collator.batch_builder import Batch
-from collator.beside import SyncFailedError, sync_failed
 from collator.journal import checksum
 from collator.streamfile import ForeignBytesError
 from tailsrv_formats.journal import Record
+from tailsrv_runtime.directory import SyncFailedError, sync_failed
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.files import begin_writeback
 

@@ -1,8 +1,8 @@
-"""FILE.producers on disk: one record a commit, compacted when it grows.
+"""The journal (FILE.producers) on disk: one record for each commit, rewritten smaller when it has grown.
 
-Blocks are written with zeros before they are needed: a record then changes no metadata, its sync is cheaper, and a
-full disk does not stop it soon. A new journal is written and renamed over the old one, at each start, when the old one
-has grown (compaction), and when somebody has removed it; a crash at any point leaves one of the two.
+Zeros are written ahead of the records. A record then changes no metadata, so its sync is cheaper, and a full disk does
+not stop the journal at once. A new journal is written and renamed over the old one at each start, when the old one has
+grown (compaction), and when another program has removed it. A crash at any point leaves one of the two.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from tailsrv_formats.journal import BY_NUMBER, Header, Record, encode_named, encode_record, seed
+from tailsrv_runtime.directory import NewFile
 from tailsrv_runtime.files import begin_writeback, write_at
 from tailsrv_runtime.shortage import is_shortage
 
@@ -20,26 +21,26 @@ if TYPE_CHECKING:
 
     from collator.acks import Progress
     from collator.batch_builder import Piece
-    from collator.beside import Directory, NewFile
+    from tailsrv_runtime.directory import Directory
 
 SUFFIX: Final = ".producers"
 AHEAD_BYTES: Final = 1 << 16
-"""How far ahead zeros are written."""
+"""Zeros are written up to the next multiple of this."""
 
 GROWTH_BYTES: Final = 1 << 20
-"""A journal that has grown by this much is compacted,"""
+"""A journal of this size is compacted, unless `GROWTH_FACTOR` makes the limit larger."""
 GROWTH_FACTOR: Final = 8
-"""unless it began so large that this many times its beginning is more."""
+"""A journal is not compacted before it has this many times its first size."""
 
 Standing = tuple[bytes, "Progress", int, int]
-"""A named producer, and how far it is at some commit: its name, itself, its ACKED and AT by then."""
+"""A named producer at a commit: its name, its progress, and its ACKED and AT after that commit."""
 
 SAMPLE_BYTES: Final = 1 << 16
-"""How much of FILE's end the first record covers."""
+"""The most bytes at the end of FILE that the first record covers."""
 
 
 def boot_id() -> bytes:
-    """Which boot this is, 16 bytes; empty where the kernel does not say. Raises `OSError` when something is short."""
+    """The kernel's identifier of this boot, 16 bytes; empty if it has none. Raises `OSError` at a shortage."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))
@@ -58,7 +59,7 @@ def sample(fd: int, end: int) -> Record:
 
 
 def checksum(pieces: Iterable[Piece]) -> int:
-    """The CRC-32 of all pieces, one behind the other."""
+    """The CRC-32 of all pieces in order."""
     crc = 0
     for piece in pieces:
         crc = zlib.crc32(piece, crc)
@@ -68,38 +69,51 @@ def checksum(pieces: Iterable[Piece]) -> int:
 class JournalFile:
     """The journal of one stream, open for appending."""
 
-    def __init__(self, path: str, directory: Directory, framing: str, sync: str) -> None:
-        """Of the stream at `path`. Nothing is on disk before `begin`. Raises `OSError` when something is short."""
+    def __init__(
+        self,
+        path: str,
+        directory: Directory,
+        *,
+        framing: str,
+        sync: str,
+        sample: Record,
+        producers: Sequence[Standing],
+    ) -> None:
+        """Write a new journal for the stream at `path`, in place of an old one. For the arguments see `rewrite`.
+
+        Raises `OSError`, and then the old journal is in place; or `SyncFailedError`.
+        """
         self.path = path + SUFFIX
         self.name = os.path.basename(self.path)
         self._directory = directory
         self._boot = boot_id()  # now: later, there may be no descriptor to ask by
         self._framing = framing
         self._sync = sync
-        self.fd = -1
-        """-1 before `begin`."""
-        self._seed = 0
-        self._position = 0
-        self._allocated = 0
-        self._numbered = 0
-        self._compact_at = 0
+        content = self._content(sample, producers)
+        self.fd = NewFile(directory, self.name).put(_padded(content))
+        try:
+            self._began(content, producers)
+        except BaseException:
+            self.close()
+            raise
 
-    def begin(self, new: NewFile, sample: Record, producers: Sequence[Standing]) -> None:
-        """Start a new journal in `new`, durable when this returns, in place of the one that was there.
+    def rewrite(self, new: NewFile, sample: Record, producers: Sequence[Standing]) -> None:
+        """Write a new journal to `new`, durable when this returns, in place of the present one.
 
-        `sample` covers the last bytes of FILE; `producers` are all that have anything committed. Raises `OSError`, and
-        then the old journal is in place and in use; or `SyncFailedError`, after which nothing can be trusted.
+        `sample` covers the last bytes of FILE; `producers` are all that have committed bytes. Raises `OSError`, and
+        then the present journal stays in use; or `SyncFailedError`, after which neither can be trusted.
         """
         content = self._content(sample, producers)
-        padded = content + bytes(AHEAD_BYTES - len(content) % AHEAD_BYTES)
-        fd = new.put(padded)
-        # The name means the new file from here on, whatever happens next: nothing may go to the old one any more.
-        if self.fd >= 0:
-            os.close(self.fd)
+        fd = new.put(_padded(content))
+        # The name means the new file from here on, so nothing may go to the old one, whatever happens next.
+        os.close(self.fd)
         self.fd = fd
+        self._began(content, producers)
+
+    def _began(self, content: bytes, producers: Sequence[Standing]) -> None:
         self._seed = seed(content)
         self._position = len(content)
-        self._allocated = len(padded)
+        self._allocated = len(_padded(content))
         self._compact_at = max(GROWTH_BYTES, GROWTH_FACTOR * len(content))
         for number, (_, progress, _, _) in enumerate(producers):
             progress.number = number
@@ -113,11 +127,11 @@ class JournalFile:
 
     @property
     def has_grown(self) -> bool:
-        """Whether it is worth a new beginning."""
+        """Whether it should be compacted."""
         return self._position > self._compact_at
 
     def postpone(self) -> None:
-        """A new beginning was not possible: go on for as long again."""
+        """After a failed compaction: do not try again before the journal has twice its present size."""
         self._compact_at = 2 * self._position
 
     def entries(self, moved: Iterable[Standing]) -> tuple[list[bytes], list[bytes]]:
@@ -152,7 +166,10 @@ class JournalFile:
         os.fdatasync(self.fd)
 
     def close(self) -> None:
-        """Give the descriptor back."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the descriptor; the file stays."""
+        os.close(self.fd)
+
+
+def _padded(content: bytes) -> bytes:
+    """`content`, and zeros up to the next multiple of `AHEAD_BYTES`."""
+    return content + bytes(AHEAD_BYTES - len(content) % AHEAD_BYTES)

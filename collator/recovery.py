@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from collator.acks import Progress
-from collator.beside import NewFile
 from collator.decision import RefusedError, decide
 from collator.journal import SUFFIX, JournalFile, boot_id, sample
 from collator.obstacles import obstacle
@@ -29,6 +28,7 @@ from tailsrv_formats.errors import reason
 from tailsrv_formats.framing import FramingError
 from tailsrv_formats.journal import JournalError, decode, producers
 from tailsrv_runtime.commit_mark import MarkReader, MarkWriter
+from tailsrv_runtime.directory import NewFile
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.files import open_beside
 
@@ -138,10 +138,15 @@ def recover(
     file.end = end
     tracker.advance(0)
     file.sync()
-    journal_file = JournalFile(file.path, file.directory, framing.name, sync)
     standing = [(name, progress, progress.acked, progress.at) for name, progress in known.items()]
-    first = sample(file.fd, end)
-    journal_file.begin(NewFile(file.directory, journal_file.name), first, standing)
+    journal_file = JournalFile(
+        file.path,
+        file.directory,
+        framing=framing.name,
+        sync=sync,
+        sample=sample(file.fd, end),
+        producers=standing,
+    )
     try:
         return Recovered(journal_file, _open_mark(file, end), known, end, finding, content is None and not size)
     except BaseException:

@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from collator.beside import sync_failed
+from tailsrv_runtime.directory import sync_failed
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.files import open_beside
 

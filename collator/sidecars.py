@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from collator.beside import NewFile
 from collator.startup import GONE_EVENTS
 from collator.streamfile import is_other
 from tailsrv_formats.commit_mark import SUFFIX as MARK_SUFFIX
 from tailsrv_formats.commit_mark import encode_line
 from tailsrv_runtime.commit_mark import MarkWriter
+from tailsrv_runtime.directory import NewFile
 from tailsrv_runtime.shortage import Retried, spare_descriptors
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Sidecars:
 
         Raises `OSError`, after which it can be tried again from `open` on; or `SyncFailedError`.
         """
-        self.journal.begin(self._new.pop(self.journal.name), first, producers)
+        self.journal.rewrite(self._new.pop(self.journal.name), first, producers)
         mark = self._new.pop(self._mark_name, None)
         if mark is not None:  # after the journal: what is seen is journalled
             self._new_mark = MarkWriter(mark.put(encode_line(first.end) * 2), first.end)

@@ -14,9 +14,9 @@ import resource
 import stat
 from typing import TYPE_CHECKING, Final
 
-from collator.beside import Directory, sync_failed
 from collator.obstacles import obstacle
 from tailsrv_formats.errors import reason
+from tailsrv_runtime.directory import Directory, sync_failed
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.files import GONE, MODE, append, lock
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from tailsrv_formats.commit_mark import LINE_BYTES, MARK_BYTES, decode, decode_line, encode_line
-from tailsrv_runtime.files import create_beside, open_beside, open_regular, write_at
+from tailsrv_runtime.directory import create_file
+from tailsrv_runtime.files import open_beside, open_regular, write_at
 
 
 class MarkReader:
@@ -43,7 +44,7 @@ class MarkWriter:
             try:
                 self.fd = open_beside(file, os.O_RDWR)
             except FileNotFoundError:
-                self.fd = create_beside(file, encode_line(length) * 2)
+                self.fd = create_file(file, encode_line(length) * 2)
         # The line to overwrite first is the larger one: a mark that goes back must not be outvoted by what it was.
         lines = os.pread(self.fd, MARK_BYTES, 0)
         first, second = decode_line(lines[:LINE_BYTES]), decode_line(lines[LINE_BYTES:])

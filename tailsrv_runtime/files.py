@@ -5,7 +5,6 @@ Nothing here retries a failed sync: after one, the kernel's cache can't be trust
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
@@ -33,8 +32,6 @@ KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-TEMPORARY_NAME_BYTES: Final = 200
 
 IOV_MAX: Final = 1024  # pieces a writev takes, IOV_MAX of limits.h
 
@@ -71,38 +68,6 @@ def _check_regular(mode: int, path: str) -> None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "something else")
         raise OSError(errno.EINVAL, f"it is not a regular file but {kind}", path)
-
-
-def create_beside(path: str, content: bytes) -> int:
-    """Create `path` with `content`, atomically: whoever sees it sees all of it. Replaces what was there.
-
-    Returns a descriptor open for reading and writing. The content is durable, its name once the directory is synced.
-    """
-    fd, temporary = _create_temporary(path)
-    try:
-        write_at(fd, content, 0)
-        os.fdatasync(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        os.close(fd)
-        with contextlib.suppress(OSError):  # the error that matters is the first one
-            os.unlink(temporary)
-        raise
-    return fd
-
-
-def _create_temporary(path: str) -> tuple[int, str]:
-    """A new file in the directory of `path`, with `MODE` within the umask: the kernel applies it.
-
-    (mkstemp gives 0600; to widen that one has to know the umask, which a process can read only by setting it: for a
-    moment other threads would create files that anybody may write. And O_TMPFILE can't be renamed over a file.)
-    """
-    directory, name = os.path.split(os.fsencode(path))
-    while True:
-        # Part of a name is enough for somebody who finds it after a crash, and a whole one could be too long.
-        temporary = os.path.join(directory, b".%s.%s" % (name[:TEMPORARY_NAME_BYTES], os.urandom(6).hex().encode()))
-        with contextlib.suppress(FileExistsError):
-            return open_beside(os.fsdecode(temporary), os.O_RDWR | os.O_CREAT | os.O_EXCL), os.fsdecode(temporary)
 
 
 def write_at(fd: int, content: bytes, offset: int) -> None:

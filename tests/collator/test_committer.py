@@ -154,7 +154,7 @@ RETRIES: list[tuple[object, str, list[State]]] = [
     (streamfile, "append", [IDLE, WRITING, BLOCKED, WRITING, PUBLISHING, IDLE]),
     (committer, "Rescue", [IDLE, WRITING, RESCUING, BLOCKED, WRITING, RESCUING, WRITING, PUBLISHING, IDLE]),
     (Sidecars, "move_mark", [IDLE, WRITING, PUBLISHING, BLOCKED, PUBLISHING, IDLE]),
-    (JournalFile, "begin", [IDLE, WRITING, PUBLISHING, REPLACING, BLOCKED, REPLACING, PUBLISHING, IDLE]),
+    (JournalFile, "rewrite", [IDLE, WRITING, PUBLISHING, REPLACING, BLOCKED, REPLACING, PUBLISHING, IDLE]),
 ]
 FAILURES: list[tuple[object, str, list[State], str]] = [
     (
@@ -167,11 +167,11 @@ FAILURES: list[tuple[object, str, list[State], str]] = [
     (Sidecars, "move_mark", [IDLE, WRITING, PUBLISHING, FAILED], "cannot write the commit mark of .*: Input/output"),
     (
         JournalFile,
-        "begin",
+        "rewrite",
         [IDLE, WRITING, PUBLISHING, REPLACING, FAILED],
         "cannot rewrite the missing .*: Input/output",
     ),
-    (JournalFile, "begin", [*COMMIT, COMPACTING, FAILED], "cannot compact .*producers: Input/output error"),
+    (JournalFile, "rewrite", [*COMMIT, COMPACTING, FAILED], "cannot compact .*producers: Input/output error"),
     (Sidecars, "open", [*COMMIT, FAILED], "cannot compact .*producers: Input/output error"),
 ]
 LATE_FAILURE = [IDLE, WRITING, BLOCKED, FAILED]
@@ -236,7 +236,7 @@ def test_a_journal_that_has_grown_is_compacted_after_a_commit(bench: Bench) -> N
 
 def test_a_compaction_that_meets_a_full_disk_leaves_the_old_journal_in_use(bench: Bench, once: Any) -> None:
     bench.sidecars.journal._compact_at = 0
-    once(JournalFile, "begin", DISK_FULL)
+    once(JournalFile, "rewrite", DISK_FULL)
     bench.commit()
     turn_until(bench.reactor, lambda: bench.log.of("journal compaction failed") != [])
     assert bench.until_idle()[-2:] == [COMPACTING, IDLE]

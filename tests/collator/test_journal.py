@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collator.acks import Progress
-from collator.beside import Directory, NewFile, SyncFailedError
 from collator.journal import JournalFile, boot_id
 from tailsrv_formats.journal import Record, decode, producers
+from tailsrv_runtime.directory import Directory, NewFile, SyncFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,14 @@ def directory(tmp_path: Path) -> Iterator[Directory]:
 @pytest.fixture
 def journal(tmp_path: Path, directory: Directory) -> Iterator[JournalFile]:
     """A journal with one producer in it."""
-    journal = JournalFile(str(tmp_path / "stream"), directory, "newline", "always")
-    journal.begin(NewFile(directory, journal.name), FIRST, [(b"ada", Progress(), 5, 5)])
+    journal = JournalFile(
+        str(tmp_path / "stream"),
+        directory,
+        framing="newline",
+        sync="always",
+        sample=FIRST,
+        producers=[(b"ada", Progress(), 5, 5)],
+    )
     yield journal
     journal.close()
 
@@ -55,7 +61,7 @@ def test_after_a_rename_that_worked_and_a_sync_that_failed_the_new_one_is_in_use
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(SyncFailedError, match="nothing more is acknowledged"):  # whatever its number
-        journal.begin(NewFile(directory, journal.name), FIRST, [(b"bob", Progress(), 7, 7)])
+        journal.rewrite(NewFile(directory, journal.name), FIRST, [(b"bob", Progress(), 7, 7)])
     assert is_in_use(journal)
     journal.append(Record(0, 9, 0, 1), *journal.entries([(b"eve", Progress(), 9, 9)]))
     assert content(journal) == {b"bob": (7, 7), b"eve": (9, 9)}
@@ -70,13 +76,13 @@ def test_when_the_new_one_cannot_be_made_the_old_one_stays_in_use(
 
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(OSError, match="No space"):
-        journal.begin(NewFile(directory, journal.name), FIRST, [(b"bob", Progress(), 7, 7)])
+        journal.rewrite(NewFile(directory, journal.name), FIRST, [(b"bob", Progress(), 7, 7)])
     monkeypatch.undo()
     assert is_in_use(journal)
     journal.append(Record(0, 9, 0, 1), *journal.entries([(b"eve", Progress(), 9, 9)]))
     assert content(journal) == {b"ada": (5, 5), b"eve": (9, 9)}
     assert sorted(os.listdir(directory.path)) == ["stream.producers"]
-    journal.begin(NewFile(directory, journal.name), FIRST, [(b"bob", Progress(), 7, 7)])
+    journal.rewrite(NewFile(directory, journal.name), FIRST, [(b"bob", Progress(), 7, 7)])
     assert content(journal) == {b"bob": (7, 7)}
 
 
