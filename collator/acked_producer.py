@@ -242,7 +242,7 @@ class AckedProducer:
         elif not seen and not self._name_line:
             self.close("unfinished")
         elif not seen:
-            self._reject("name", "the name line has no end", name=printable(self._name_line))
+            self._reject("name", "the name line has no newline", name=printable(self._name_line))
 
     def _named(self, name: bytes) -> None:
         self._deadlines.cancel(self)

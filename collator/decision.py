@@ -1,18 +1,18 @@
-"""Where the stream goes on after whatever ended the last collator.
+"""The decision of a recovery: where the stream ends after the last collator stopped or crashed.
 
-`decide` is pure: from what the journal, the commit mark and FILE say it takes the offset where the stream ends. It goes
-back to the last record that FILE bears out, and never below what consumers have seen while FILE still has those bytes:
-rather than that it refuses, and an operator decides.
+`decide` is a pure function of the journal, the commit mark and FILE. The stream ends with the last record that FILE
+verifies. It never ends below what consumers have seen while FILE still has those bytes: `decide` refuses instead, and
+an operator decides.
 
-How each order of a crash looks, with `--sync always`:
+The traces of a crash, with `--sync always`:
 
-    killed while or after FILE is written       FILE is longer than the last record says: rescued
-    power cut, FILE's blocks came first         the same
-    power cut, the journal's blocks came first  FILE does not bear out the last record: the one before counts
-    killed before the mark moved                the mark is behind the journal: it is moved
+    killed during or after the append to FILE   FILE is longer than the last record states: its end is rescued
+    power cut, FILE's blocks were written first the same
+    power cut, the journal's blocks came first  FILE does not verify the last record: the one before it counts
+    killed before the commit mark moved         the commit mark is below the journal's end: it moves
 
-In all of them there is a mark. It tells a record that a crash tore, which nobody has seen, from one that was damaged
-later: without a mark, a stream is taken only if all is in order, to the byte.
+In all of these cases there is a commit mark. It distinguishes a record that a crash has torn, whose bytes no consumer
+has seen, from a record that was damaged later. Without a commit mark, a stream is only accepted if every byte agrees.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
 
 class RefusedError(Exception):
-    """Nothing that could be done by itself would keep what was promised."""
+    """No automatic decision would keep all promises; an operator has to decide."""
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Where the stream ends."""
+    """The end of the stream."""
 
     end: int
     records: int
-    """How many of the journal's records hold."""
+    """The number of valid records in the journal."""
     finding: str
-    """What happened, for the log."""
+    """The reason, for the log."""
     lost: int = 0
-    """Bytes that consumers may have seen and that are gone."""
+    """Bytes that consumers may have seen and that FILE does not have any more."""
 
 
 def decide(
     journal: Journal, size: int, mark: int | None, verifies: Callable[[Record], bool], *, same_boot: bool
 ) -> Decision:
-    """Where the stream ends that has this journal.
+    """Decide where the stream with this journal ends.
 
-    `size`: bytes in FILE. `mark`: how far consumers may have read, if known. ``verifies(record)``: whether FILE
-    holds that record's bytes. `same_boot`: no power was lost since. Raises `RefusedError`.
+    `size`: the length of FILE. `mark`: the commit mark, if there is one. ``verifies(record)``: whether FILE has the
+    bytes that the record covers. `same_boot`: whether the journal was written in this boot. Raises `RefusedError`.
     """
     records = journal.records
     last = len(records) - 1
@@ -65,7 +65,7 @@ def decide(
         raise RefusedError(f"FILE holds none of the {seen} bytes that the journal and the commit mark record")
     if seen > end and size >= seen and not (power_lost and last_valid < last):
         if power_lost:
-            return Decision(seen, last_valid + 1, "the mark reached the disk and the journal did not")
+            return Decision(seen, last_valid + 1, "the commit mark reached the disk and the journal did not")
         raise RefusedError(f"consumers may have seen FILE up to byte {seen}, but the journal verifies only {end} bytes")
     if mark is None and (journal.torn or last_valid < last or size != end):
         raise RefusedError(
@@ -82,11 +82,11 @@ def decide(
 
 
 def _last_valid(journal: Journal, verifies: Callable[[Record], bool], *, same_boot: bool) -> int:
-    """The last record up to which FILE bears out all; -1 when it bears out none."""
+    """The index of the last record up to which FILE verifies all; -1 if it verifies none."""
     records = journal.records
     last = len(records) - 1
     if same_boot and journal.header.sync == "never":
-        # The kernel that took these bytes still runs, and took them in this order: what is there has all before it.
+        # The kernel that accepted these bytes in this order still runs: if a record is there, so are all before it.
         return next((index for index in range(last, -1, -1) if verifies(records[index])), -1)
     durable = last
     while durable > 0 and records[durable].end > records[last].synced:

@@ -1,9 +1,9 @@
-"""A start: FILE, journal and mark are brought in order.
+"""Recovery: at each start, FILE, its journal and its commit mark are made consistent.
 
-What FILE, the journal and the commit mark say decides where the stream goes on (decision.py). What lies beyond is moved
-aside, FILE is made durable, and only then a new journal and the mark say so. Each step can be killed, or ended by an
-error; the next try decides the same again. It may take long, and runs on a thread of its own: `Tracker` is what the
-loop sees of it, and how the loop ends it.
+The content of the three decides where the stream ends (decision.py). Then bytes after that offset are rescued, FILE is
+made durable, and only then a new journal and the commit mark are written. Each step may be killed or fail; the next
+attempt comes to the same decision. A recovery may take long, so it runs on a thread: the loop reads its progress from
+a `Tracker`, and stops it there.
 """
 
 from __future__ import annotations
@@ -44,40 +44,40 @@ ADOPT: Final = "--adopt accepts FILE as it is and discards the journal (all prod
 
 
 class StoppedError(Exception):
-    """The daemon ends; recovery is left where it is."""
+    """The daemon stops, and so does the recovery."""
 
 
 class Tracker:
-    """How far a recovery is. The loop reads it, and may end the recovery at its next block."""
+    """The progress of a recovery. The loop reads it, and may stop the recovery at its next block."""
 
     def __init__(self) -> None:
         self.done = 0
-        """Bytes read and copied in the present step,"""
+        """Bytes read and copied in the present step."""
         self.total = 0
-        """and how many there are."""
+        """All bytes of the present step."""
         self.stopped = False
         """Set by the loop."""
 
     def begin(self, total: int) -> None:
-        """A step begins that goes over `total` bytes."""
+        """Begin a step that reads `total` bytes."""
         self.done, self.total = 0, total
         self.advance(0)
 
     def advance(self, count: int) -> None:
-        """So many more are done. Raises `StoppedError`."""
+        """Add `count` bytes to the progress. Raises `StoppedError`."""
         self.done += count
         if self.stopped:
             raise StoppedError
 
 
 def _unsure(journal: Journal) -> int:
-    """From where on FILE may hold less than the page cache shows."""
+    """The offset in FILE after which the disk may hold less than the page cache shows."""
     last = journal.records[-1]
     return min((record.start for record in journal.records if record.end > last.synced), default=last.start)
 
 
 class Recovered(msgspec.Struct):
-    """What a start has come to."""
+    """The result of a recovery."""
 
     journal: JournalFile
     mark: MarkWriter
@@ -97,13 +97,14 @@ class Recovered(msgspec.Struct):
 def recover(
     file: StreamFile, framing: Framing, sync: str, tracker: Tracker, facts: dict[str, object], *, adopt: bool
 ) -> Recovered:
-    """Bring FILE, journal and mark in order. What is lost or moved aside is noted in `facts`, for the log.
+    """Recover a stream. Lost and rescued bytes are noted in `facts`, for the log.
 
-    Raises `FatalError` where only an operator can decide, `OSError` otherwise, and `StoppedError`. It can be called
+    Raises `FatalError` if an operator has to decide, `OSError` for other failures, and `StoppedError`. It can be called
     again after each of them.
     """
+    directory = file.directory
     for suffix in (SUFFIX, MARK_SUFFIX, RESCUE_SUFFIX):
-        file.directory.sweep(file.name + suffix)
+        directory.sweep(file.name + suffix)
     mark = read_mark(file.path)
     content = None if adopt else read_journal(file.path)
     known: dict[bytes, Progress] = {}
@@ -141,7 +142,7 @@ def recover(
     standing = [(name, progress, progress.acked, progress.at) for name, progress in known.items()]
     journal_file = JournalFile(
         file.path,
-        file.directory,
+        directory,
         framing=framing.name,
         sync=sync,
         sample=sample(file.fd, end),
@@ -155,12 +156,12 @@ def recover(
 
 
 def _open_mark(file: StreamFile, end: int) -> MarkWriter:
-    path = file.path + MARK_SUFFIX
+    directory, path = file.directory, file.path + MARK_SUFFIX
     if not os.path.lexists(path):
-        os.close(NewFile(file.directory, file.name + MARK_SUFFIX).put(encode_line(end) * 2))
+        os.close(NewFile(directory, file.name + MARK_SUFFIX).put(encode_line(end) * 2))
     mark = MarkWriter(path, end)
     try:
-        file.directory.sync()  # without its mark, a stream is shown as far as it goes
+        directory.sync()  # without a commit mark, consumers would read all of FILE
     except BaseException:
         mark.close()
         raise
@@ -168,7 +169,7 @@ def _open_mark(file: StreamFile, end: int) -> MarkWriter:
 
 
 def _adopt(file: StreamFile, framing: Framing, mark: int | None, tracker: Tracker, *, adopt: bool) -> tuple[int, str]:
-    """Take FILE without a journal: where its last whole message ends, after completing one that can be."""
+    """Accept FILE without a journal: complete its last message if possible. Returns the end of the last whole one."""
     size = file.size()
     if not size:
         return 0, "a new stream"
@@ -190,11 +191,11 @@ def _adopt(file: StreamFile, framing: Framing, mark: int | None, tracker: Tracke
         raise FatalError(
             f"cannot adopt {file.path} with --framing {framing.name}: {why}; give its real framing, or {ADOPT}"
         )
-    return end, "adopted" if end == size else "adopted, without its torn end"
+    return end, "adopted" if end == size else "adopted, without its incomplete last message"
 
 
 def walk_file(fd: int, size: int, framing: Framing, advance: Callable[[int], None]) -> int:
-    """Where the last whole message of a file ends. Raises `FramingError` with the offset of one that is none.
+    """The end of the last whole message of a file. Raises `FramingError` with the offset of invalid framing.
 
     ``advance(count)`` is called after each block, and may raise.
     """
@@ -215,7 +216,7 @@ def walk_file(fd: int, size: int, framing: Framing, advance: Callable[[int], Non
 
 
 def read_mark(path: str) -> int | None:
-    """What the commit mark says; None without a mark that says anything."""
+    """The committed length in the commit mark; None without a valid one."""
     try:
         reader = MarkReader(path + MARK_SUFFIX)
     except FileNotFoundError:
@@ -234,9 +235,9 @@ def read_mark(path: str) -> int | None:
 
 
 def read_journal(path: str) -> bytes | None:
-    """All bytes of the journal; None when there is none."""
+    """The content of the journal; None if it does not exist."""
     try:
-        fd = open_beside(path + SUFFIX, os.O_RDONLY | os.O_NONBLOCK)  # not to wait at a FIFO
+        fd = open_beside(path + SUFFIX, os.O_RDONLY | os.O_NONBLOCK)  # O_NONBLOCK: never wait at a FIFO
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -254,7 +255,7 @@ def read_journal(path: str) -> bytes | None:
 
 
 def verify_record(fd: int, record: Record, advance: Callable[[int], None] = lambda _count: None) -> bool:
-    """Whether the file holds the bytes that the record covers; ``advance(count)`` is called after each block."""
+    """Whether the file has the bytes that the record covers; ``advance(count)`` is called after each block."""
     position, crc = record.start, 0
     while position < record.end:
         data = os.pread(fd, min(READ_BYTES, record.end - position), position)
@@ -263,5 +264,5 @@ def verify_record(fd: int, record: Record, advance: Callable[[int], None] = lamb
         crc = zlib.crc32(data, crc)
         position += len(data)
         advance(len(data))
-    # A record of no bytes says that FILE is at least so long.
+    # A record that covers no bytes still states the least length of FILE.
     return crc == record.crc and os.fstat(fd).st_size >= record.end

@@ -1,9 +1,9 @@
-"""Moving bytes out of FILE that are not the stream's: they are never destroyed, somebody may have appended by hand.
+"""Rescue: foreign bytes are moved out of FILE into a file of their own, because somebody may have appended by hand.
 
-Another process may append at any moment, also in the middle of this. So all that is there is copied and made durable,
-then what came meanwhile is copied, and the cut follows the look that found nothing more: between these two calls of
-the kernel, about a microsecond apart, a byte that somebody appends is lost. Nothing closes that gap while others may
-write to the file; the collator's own bytes can't get into it.
+Another process may append at any moment, also during a rescue. So all foreign bytes are copied and made durable, then
+the bytes that came meanwhile are copied, and FILE is truncated right after a read that found no more. A byte that is
+appended between these last two system calls, about a microsecond apart, is lost. Nothing can close that gap while other
+programs may write to FILE. Bytes of producers cannot get into it.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ SUFFIX: Final = ".rescued"
 
 
 class Rescue:
-    """The bytes of FILE from `start` on, on their way to a file of their own."""
+    """Moves the bytes of FILE from `start` on to a new file."""
 
     def __init__(self, file: StreamFile, start: int) -> None:
-        """Create that file. Raises `OSError`."""
+        """Create the new file. Raises `OSError`."""
         self._file = file
         self.start = start
         self.copied = 0
-        """Bytes moved."""
+        """The number of bytes moved."""
         name = f"{file.path}{SUFFIX}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{start}"
         number, self.path = 0, name
         while os.path.lexists(self.path):
             number += 1
             self.path = f"{name}.{number}"
-        # Until it is whole and durable it has a name that the next start sweeps: FILE still holds the bytes.
+        # Until it is complete and durable its name is temporary and swept by the next start: FILE still has the bytes.
         self._name = os.path.join(os.path.dirname(file.path), f".{file.name}{SUFFIX}.new")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._name)
         self._fd = open_beside(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
     def run(self, advance: Callable[[int], None] = lambda _count: None) -> None:
-        """Move them; ``advance(count)`` is called with each part, and may raise to end it.
+        """Move the bytes. ``advance(count)`` is called after each part, and may raise to stop.
 
-        Raises `OSError` where there is no room, and what `advance` raises, and then nothing has been moved.
+        Raises `OSError`, and what `advance` raises, and then FILE is unchanged.
         """
         file = self._file
         try:
@@ -72,7 +72,7 @@ class Rescue:
             raise sync_failed(self.path, error) from None
         finally:
             os.close(self._fd)
-        if not self.copied:  # they were gone again
+        if not self.copied:  # another program has removed them meanwhile
             os.unlink(self.path)
 
     def _cut(self) -> None:
@@ -84,13 +84,13 @@ class Rescue:
         os.ftruncate(self._file.fd, self.start)
 
     def discard(self) -> None:
-        """Let it come to nothing."""
+        """Close and remove the new file."""
         os.close(self._fd)
         with contextlib.suppress(OSError):
             os.unlink(self._name)
 
     def _copy(self, advance: Callable[[int], None]) -> None:
-        """Copy what is there; FILE may become longer and shorter meanwhile."""
+        """Copy all bytes; FILE may become longer or shorter meanwhile."""
         while data := os.pread(self._file.fd, COPY_BYTES, self.start + self.copied):
             view = memoryview(data)
             while view:

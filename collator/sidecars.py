@@ -1,10 +1,10 @@
-"""The journal and the commit mark while the collator runs: each is the file that its name means, or is made again.
+"""The journal and the commit mark (the sidecar files) while the collator runs.
 
-Both hold what the collator knows anyway. So when somebody removes, moves or replaces one, which inotify tells at once,
-it is written again from memory before anything more is acknowledged: what producers and consumers were promised needs
-these names. The journal is also written again, smaller, when it has grown (compaction).
+Producers and consumers rely on these two files, and the collator knows their whole content. When another program
+removes, moves or replaces one, inotify reports it, and the collator writes it again from memory before it acknowledges
+anything more. It also writes a smaller journal when the journal has grown (compaction).
 
-Either way the temporary files are opened on the loop, where descriptors are held back for it, and written on a worker.
+In both cases the loop opens the temporary files, because descriptors are reserved for it, and a worker writes them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Sidecars:
-    """Journal and mark of one stream, from recovery on."""
+    """The journal and the commit mark of one stream, after its recovery."""
 
     def __init__(
         self,
@@ -45,23 +45,26 @@ class Sidecars:
         log: Log,
         noticed: Callable[[], None],
     ) -> None:
-        """``noticed()`` is called in the loop when something is lost that no event has told of."""
+        """``noticed()`` is called in the loop when a file is found missing without an inotify event."""
         self._reactor = reactor
         self._noticed = noticed
         self.journal = recovered.journal
         self.mark = recovered.mark
-        self._file = file
+        self._directory = file.directory
+        self._path = file.path
         self._mark_name = file.name + MARK_SUFFIX
         self._watches = watches
         self._log = log
         self._new: dict[str, NewFile] = {}
         self._new_mark: MarkWriter | None = None
         self.lost: set[str] = set()
-        """Names that no longer mean our files."""
-        self._watch = Retried(reactor, log, "watching the journal and the mark", self._watch_both, file=file.path)
+        """The names that do not mean our files any more."""
+        self._watch = Retried(
+            reactor, log, "watching the journal and the commit mark", self._watch_both, file=file.path
+        )
         self._watch()
 
-    # --- noticing
+    # --- looking
 
     def _watch_both(self) -> None:
         for fd in (self.journal.fd, self.mark.fd):
@@ -71,15 +74,15 @@ class Sidecars:
             self._reactor.call_later(0, self._noticed)
 
     def look(self) -> bool:
-        """Compare names and files, after an event; whether something is lost that was not known to be."""
+        """Compare names and files. Returns whether more of them are missing than before."""
         before = set(self.lost)
         for name, fd in ((self.journal.name, self.journal.fd), (self._mark_name, self.mark.fd)):
-            if is_other(fd, name, self._file.directory):
+            if is_other(fd, name, self._directory):
                 self.lost.add(name)
         for name in self.lost - before:
             self._log.error(
                 "sidecar file missing",
-                file=os.path.join(os.path.dirname(self._file.path), name),
+                file=os.path.join(os.path.dirname(self._path), name),
                 advice="the collator rewrites it from memory; stop the collator before you move or delete its files",
             )
         return self.lost != before
@@ -88,33 +91,33 @@ class Sidecars:
         """Let consumers read up to byte `length`. Raises `OSError`; the commit mark is then where it was."""
         self.mark.move(length)
 
-    # --- writing again
+    # --- writing
 
     @property
     def is_open(self) -> bool:
-        """Whether the temporary files are open that `replace` writes."""
+        """Whether the temporary files for `replace` are open."""
         return all(name in self._new for name in {self.journal.name} | self.lost)
 
     def open(self) -> None:
-        """Open them, in the loop. Raises `OSError`; those that are open stay so for the next try."""
+        """Open them, in the loop. Raises `OSError`; the files that are open stay open for the next attempt."""
         with spare_descriptors():
             for name in {self.journal.name} | self.lost:
                 if name not in self._new:
-                    self._new[name] = NewFile(self._file.directory, name)
+                    self._new[name] = NewFile(self._directory, name)
 
     def replace(self, first: Record, producers: Sequence[Standing]) -> None:
-        """Write a new journal and, where it is lost, a new mark, on any thread while nobody uses the old ones.
+        """Write a new journal and, if it is missing, a new commit mark. Runs on a worker while nothing is committed.
 
-        Raises `OSError`, after which it can be tried again from `open` on; or `SyncFailedError`.
+        Raises `OSError`, after which the caller may begin again with `open`; or `SyncFailedError`.
         """
         self.journal.rewrite(self._new.pop(self.journal.name), first, producers)
         mark = self._new.pop(self._mark_name, None)
-        if mark is not None:  # after the journal: what is seen is journalled
+        if mark is not None:  # after the journal: consumers may only see bytes that the journal records
             self._new_mark = MarkWriter(mark.put(encode_line(first.end) * 2), first.end)
-            self._file.directory.sync()
+            self._directory.sync()
 
     def replaced(self, *, failed: bool) -> None:
-        """In the loop, after `replace`: use and watch what there is now."""
+        """In the loop, after `replace`: use the new files, and watch them."""
         if self._new_mark is not None:
             self.mark.close()
             self.mark, self._new_mark = self._new_mark, None
@@ -125,7 +128,7 @@ class Sidecars:
         self._watch()
 
     def close(self) -> None:
-        """Close both files; their names stay."""
+        """Close both files, which stay on the disk."""
         self._watch.cancel()
         for new in self._new.values():
             new.discard()

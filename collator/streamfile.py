@@ -1,9 +1,8 @@
-"""The stream FILE as its one writer sees it.
+"""The stream FILE, as its only writer sees it.
 
-Every append is checked against where it must stand: a line that somebody appends by hand while the collator runs
-would shift everything that producers are told. Such bytes are noticed before anybody has seen them
-(`ForeignBytesError`), are moved aside (rescue.py), with what of ours came to stand after them, and then ours are
-written again.
+Every append is checked against its expected offset: a line that another program appends while the collator runs would
+shift all offsets that producers receive. The collator notices such foreign bytes before a consumer can see them
+(`ForeignBytesError`). They are rescued (rescue.py) together with our bytes after them, and ours are written again.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
     from collator.batch_builder import Piece
 
 OPEN_TRIES: Final = 100
-"""How often FILE is opened again because its name came to mean another file before it was locked."""
+"""Attempts to open FILE while another program replaces it before it is locked."""
 
 
 class ForeignBytesError(Exception):
-    """FILE has bytes where the next one of ours must stand."""
+    """FILE has bytes of another program at the offset of our next append."""
 
     def __init__(self, start: int) -> None:
         super().__init__(f"foreign bytes at byte {start}")
@@ -39,9 +38,9 @@ class StreamFile:
     """FILE, open for appending and locked, and its directory, from construction to `close`."""
 
     def __init__(self, path: str) -> None:
-        """Open or create `path`. Raises `FatalError` when it can't be written, is no file, or has a writer.
+        """Open or create `path`. Raises `FatalError` if it cannot be written, is no regular file, or has a writer.
 
-        Raises `OSError` when something is short: descriptors, space. May take a moment: not for the loop.
+        Raises `OSError` at an obstacle (see obstacles.py). It may wait for the disk, so it must not run in the loop.
         """
         self.path = path
         self.name = os.path.basename(path)
@@ -52,7 +51,7 @@ class StreamFile:
             self.directory.close()
             raise
         self.end = os.fstat(self.fd).st_size
-        """Where the next byte has to stand."""
+        """The offset of the next append."""
 
     def _open_directory(self) -> Directory:
         try:
@@ -63,12 +62,12 @@ class StreamFile:
             raise self._unwritable(error) from None
 
     def _open_locked(self) -> int:
-        """FILE, locked, and certainly the file that the name means: two that start at once agree on one."""
+        """Open and lock FILE, then check its name: two collators that start at once must open the same file."""
         for _ in range(OPEN_TRIES):
             try:
                 fd = self._open()
             except FileExistsError:
-                continue  # another one creates it at this moment
+                continue  # another process has just created it
             except IsADirectoryError:
                 raise self._not_regular() from None
             except OSError as error:
@@ -93,10 +92,10 @@ class StreamFile:
         lock(fd, self.path)
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # not to wait at a FIFO
+        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: never wait at a FIFO
         with contextlib.suppress(FileNotFoundError):
             return os.open(self.path, flags)
-        fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, MODE)  # O_EXCL follows no link
+        fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, MODE)  # O_EXCL does not follow a symbolic link
         try:
             self.directory.sync()
         except BaseException:
@@ -115,21 +114,21 @@ class StreamFile:
         )
 
     def size(self) -> int:
-        """How many bytes FILE holds."""
+        """The length of FILE in bytes."""
         return os.lseek(self.fd, 0, os.SEEK_END)
 
     def evict(self, start: int) -> None:
-        """Let the next read from `start` on ask the disk: after a failed sync, the page cache shows what is not there.
+        """Drop the page cache from `start` on: after a failed sync it may hold bytes that are not on the disk.
 
-        What lies before stays cached: consumers read it.
+        The bytes before `start` stay cached for consumers.
         """
         os.posix_fadvise(self.fd, start - start % resource.getpagesize(), 0, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
-        """Make all that the file holds durable, its size too. Raises `OSError`, or `SyncFailedError`.
+        """Make the content and the size of the file durable. Raises `OSError`, or `SyncFailedError`.
 
-        When a writeback fails, the kernel forgets that the inode was to be written as well: a sync then succeeds and
-        the size is not on the disk. Setting the times to what they are makes the inode worth writing again.
+        After a failed writeback the kernel also forgets that the inode is dirty: a sync then succeeds although the size
+        is not on the disk. Setting the times to their present values makes the inode dirty again.
         """
         found = os.fstat(self.fd)
         os.utime(self.fd, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -139,10 +138,10 @@ class StreamFile:
             raise sync_failed(self.path, error) from None
 
     def append(self, pieces: list[Piece]) -> None:
-        """Append all of `pieces`, and remove from the list what is written.
+        """Append all of `pieces`, and remove the written ones from the list.
 
-        Raises `OSError` when the file system takes no more, and `ForeignBytesError` when somebody else has appended;
-        a further call goes on from there. Raises `FatalError` when FILE became shorter.
+        Raises `OSError` if the file system takes no more, and `ForeignBytesError` if another program has appended; a
+        further call continues. Raises `FatalError` if FILE became shorter.
         """
         while pieces:
             self.expect_end(self.size())
@@ -156,7 +155,7 @@ class StreamFile:
             _advance(pieces, written)
 
     def expect_end(self, size: int) -> None:
-        """Compare FILE's size with where it must end."""
+        """Compare the size of FILE with its expected end."""
         if size < self.end:
             raise FatalError(
                 f"{self.path} was truncated to {size} bytes although {self.end} bytes are committed; find the program"
@@ -166,17 +165,17 @@ class StreamFile:
             raise ForeignBytesError(self.end)
 
     def is_gone(self) -> bool:
-        """Whether the name no longer means the file that we write."""
+        """Whether its name does not mean this file any more."""
         return is_other(self.fd, self.path)
 
     def close(self) -> None:
-        """Close the file, which gives its lock back, and the directory."""
+        """Close the file, which releases its lock, and the directory."""
         os.close(self.fd)
         self.directory.close()
 
 
 def is_other(fd: int, path: str, directory: Directory | None = None) -> bool:
-    """Whether `path` means no file, or another one than `fd` is, as far as can be told."""
+    """Whether `path` certainly means no file, or another file than `fd`."""
     try:
         found = os.stat(path, dir_fd=None if directory is None else directory.fd)
     except OSError as error:

@@ -1,14 +1,14 @@
-"""Which clients that were meant for another port the raw port can tell by their first bytes.
+"""Clients of other ports, recognised by their first bytes on the raw port.
 
-Bytes in, a verdict out; knows no sockets. Three clients say something first that no producer is likely to say and then
-be silent after:
+This module takes bytes and returns a verdict; it knows no sockets. It recognises three clients, whose first bytes a
+producer is unlikely to send:
 
-    tailsrv's       START [STOP] or `where`, with the blanks, signs and carriage return that tailsrv accepts
-    ours, acked     its name line, which ends with a carriage return and a newline: a name alone may be a message
-    HTTP            METHOD target HTTP/1.x, whatever follows
+    a consumer          START [STOP] or `where`, with the blanks, signs and carriage return that tailsrv accepts
+    an acked producer   its name line with a carriage return; a name without one may be a message
+    an HTTP client      METHOD target HTTP/1.x, whatever follows
 
-The first two are recognised only while nothing follows them. The patterns agree with
-tailsrv_formats/header.py and acknowledgement.py, and are a little wider.
+The first two are recognised only while nothing follows them. The patterns agree with tailsrv_formats/header.py and
+acknowledgement.py, and are a little wider.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 FIRST_BYTES: Final = 1024
-"""How far the first line is looked at."""
+"""The number of first bytes that are examined."""
 
 _HEADER: Final = re.compile(
     rb"[ \t\r]*(?:\+?[0-9]{1,19}|-[0-9]{1,19}|end|first|where)(?:[ \t]+(?:[0-9]{1,19}|now))?[ \t\r]*\n"
@@ -34,13 +34,13 @@ _BEGINNING: Final = re.compile(
 
 
 class WrongClient(msgspec.Struct, frozen=True):
-    """A client that another port is for."""
+    """A client of another port."""
 
     looks_like: str
     wanted: str
-    """Which port, in words."""
+    """The port that it should use, in words."""
     at_once: bool = False
-    """Whether it is certain, whatever follows."""
+    """Whether the verdict holds whatever follows."""
 
 
 HEADER: Final = WrongClient("the header of a client of tailsrv", "tailsrv's (4321 by default)")
@@ -49,7 +49,7 @@ HTTP: Final = WrongClient("an HTTP request", "--metrics", at_once=True)
 
 
 def recognise(first: bytes) -> WrongClient | None:
-    """The client that `first`, all that a connection has sent so far, looks like; None for a producer's messages."""
+    """The client that sent `first`, the bytes of a connection so far; None for a producer."""
     if _HTTP.match(first):
         return HTTP
     if _HEADER.fullmatch(first):
@@ -60,5 +60,5 @@ def recognise(first: bytes) -> WrongClient | None:
 
 
 def may_become(first: bytes) -> bool:
-    """Whether further bytes may make `first` a line that `recognise` knows."""
+    """Whether more bytes may turn `first` into a line that `recognise` knows."""
     return len(first) < FIRST_BYTES and _BEGINNING.fullmatch(first) is not None

@@ -1,13 +1,13 @@
-"""What a whole message is: the one place that knows.
+"""Framings: where a message begins and ends.
 
-A stream is messages, each with its terminator or its length prefix, one right behind the other. A framing finds
-the boundaries between them: bytes in, boundaries out. It knows nothing of sockets, files or clocks, keeps no
-state between calls, and copies nothing. "Not enough bytes yet" is a value; only bytes that no further byte can
-mend raise `FramingError`.
+A stream is a sequence of messages without gaps, each with its terminator or its length prefix. A framing finds the
+boundaries between them: it takes bytes and returns boundaries. It knows no sockets, files or clocks, keeps no state
+between calls, and copies nothing. "More bytes needed" is a value; `FramingError` is raised only for bytes that no
+further byte can turn into a message.
 
 | name               | a message is                                             | source                            |
 | ------------------ | -------------------------------------------------------- | --------------------------------- |
-| newline, nul       | payload, then the terminator; the payload is free of it  | text files; ``xargs -0``          |
+| newline, nul       | payload, then the terminator, which no payload contains  | text files; ``xargs -0``          |
 | u16be u32be u32le  | length of the payload, fixed width, then the payload     |                                   |
 | varint             | length as unsigned LEB128 (10 bytes at most), payload    | protobuf's delimited messages     |
 
@@ -23,30 +23,30 @@ from typing import Final
 from tailsrv_formats.errors import TailsrvError
 
 FRAMINGS: Final = ("newline", "nul", "u16be", "u32be", "u32le", "varint")
-"""The framings that `make_framing` knows, the default one first."""
+"""The names that `make_framing` accepts; the first is the default."""
 
 DEFAULT_MAX_MESSAGE_BYTES: Final = 1 << 20
-"""What a collator accepts unless told otherwise: Kafka's and NATS's default, too."""
+"""The default limit of a collator, and also that of Kafka and NATS."""
 
 NO_LIMIT: Final = 1 << 62
-"""More messages than a file can hold: `walk` without a limit on their number."""
+"""More messages than a file can hold, for a `walk` without a limit on their number."""
 
 VARINT_MAX_BYTES: Final = 10
 """A 64-bit number in groups of seven bits: protobuf's limit."""
 
 PROBE_BYTES: Final = 256
 FEW: Final = 5
-"""Terminators in so many bytes, up to which removing beats counting: messages of 50 bytes and more."""
+"""Up to this many terminators in `PROBE_BYTES` (messages of 50 bytes or more), removing is faster than counting."""
 
 SPLIT_BYTES: Final = 1 << 14
-"""Up to here, what a split copies costs less than it saves."""
+"""Up to this size in bytes, the copies of a split cost less than they save."""
 
 Buffer = bytes | bytearray
-"""What framings read: types that search themselves (a memoryview does not)."""
+"""The types that framings read. They have search methods, and a memoryview has none."""
 
 
 class FramingError(TailsrvError, ValueError):
-    """The bytes at a boundary are not, and can't become, a message: too long, or no length at all."""
+    """The bytes at a boundary cannot become a message: too long, or an invalid length."""
 
 
 class Framing(ABC):
@@ -54,7 +54,7 @@ class Framing(ABC):
 
     name: str
     terminator: bytes = b""
-    """What completes an unfinished message; empty where nothing can (length prefixes)."""
+    """The byte that completes an unfinished message; empty for length prefixes, where nothing can."""
 
     def __init__(self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
         self.max_message_bytes = max_message_bytes
@@ -65,16 +65,16 @@ class Framing(ABC):
     ) -> tuple[int, int]:
         """Step over whole messages, from the boundary `start`, within ``data[:stop]``.
 
-        Stops at the first boundary at or behind `until` (default: `stop`, so as far as the messages go), after
-        `most` messages, or before the first message that is incomplete or impossible.
-        Returns the boundary reached and the number of messages stepped over.
+        Stops at the first boundary at or after `until` (default: `stop`, so at the last boundary), after `most`
+        messages, or before the first message that is incomplete or invalid. Returns the boundary reached and the number
+        of messages stepped over.
         """
 
     @abstractmethod
     def missing(self, data: Buffer, start: int, stop: int) -> int:
-        """How many more bytes, at least, complete the message that begins at `start` and ends behind `stop`.
+        """The least number of bytes that complete the message that begins at `start` and ends after `stop`.
 
-        Raises `FramingError` when no number of them would: that is how a caller learns why `walk` stopped.
+        Raises `FramingError` if no bytes can complete it: so a caller finds out why `walk` stopped.
         """
 
     @abstractmethod
@@ -83,10 +83,10 @@ class Framing(ABC):
 
     @abstractmethod
     def wrap(self, payload: bytes) -> bytes:
-        """The message that carries `payload`. Raises `FramingError` when none can (too long, holds the terminator)."""
+        """The message that carries `payload`. Raises `FramingError` if none can: too long, or it has the terminator."""
 
     def reach(self, data: Buffer, start: int, stop: int) -> int:
-        """The boundary that `walk` reaches without limits; cheaper where nobody needs to know how many messages."""
+        """The boundary that `walk` reaches without limits; faster, because it need not count messages."""
         return self.walk(data, start, stop)[0]
 
     def too_long(self, what: str) -> FramingError:
@@ -95,7 +95,7 @@ class Framing(ABC):
 
 
 class Terminated(Framing):
-    """Messages that end with a byte that no payload holds."""
+    """Messages that end with a byte that no payload contains."""
 
     def __init__(self, name: str, terminator: bytes, max_message_bytes: int) -> None:
         super().__init__(max_message_bytes)
@@ -105,11 +105,11 @@ class Terminated(Framing):
     def walk(
         self, data: Buffer, start: int, stop: int, until: int | None = None, most: int = NO_LIMIT
     ) -> tuple[int, int]:
-        """See `Framing.walk`. Searches and counts at memory speed; never visits messages one by one without need."""
+        """See `Framing.walk`. Searches and counts at memory speed, and visits single messages only for `most`."""
         if until is not None and until < stop:
             if until <= start:
                 return start, 0
-            # The first boundary at or behind `until` ends with a terminator at until - 1 or later.
+            # The first boundary at or after `until` ends with a terminator at until - 1 or later.
             found = data.find(self.terminator, until - 1, stop)
             if found >= 0:
                 stop = found + 1
@@ -121,9 +121,9 @@ class Terminated(Framing):
         return boundary, self._count(data, start, boundary)
 
     def _count(self, data: Buffer, start: int, stop: int) -> int:
-        """How many terminators there are.
+        """The number of terminators.
 
-        CPython counts at 2.5 to 4 GB/s, however many there are; it removes them at memory speed where they are few.
+        CPython counts at 2.5 to 4 GB/s whatever their number; it removes them at memory speed if they are few.
         """
         if stop - start > 4 * PROBE_BYTES and data.count(self.terminator, start, start + PROBE_BYTES) <= FEW:
             piece = data[start:stop]
@@ -192,7 +192,7 @@ class FixedPrefix(Framing):
     def walk(
         self, data: Buffer, start: int, stop: int, until: int | None = None, most: int = NO_LIMIT
     ) -> tuple[int, int]:
-        """See `Framing.walk`. One unpack a message."""
+        """See `Framing.walk`. It costs one unpack for each message."""
         width, unpack, longest = self._prefix.size, self._prefix.unpack_from, self.max_message_bytes
         readable = stop - width + 1  # a prefix that begins here or later is not whole
         until = readable if until is None or until > readable else until
@@ -234,7 +234,7 @@ class FixedPrefix(Framing):
 
 
 class Varint(Framing):
-    """Messages behind an unsigned LEB128 length: seven bits a byte, the lowest first, the top bit for "more"."""
+    """Messages after an unsigned LEB128 length: seven bits a byte, lowest first; the top bit means that more follow."""
 
     name = "varint"
 
@@ -264,7 +264,7 @@ class Varint(Framing):
         """See `Framing.missing`."""
         begin, length = _read_varint(data, start, stop)
         if begin == _MALFORMED:
-            raise FramingError(f"no varint: more than {VARINT_MAX_BYTES} bytes, or more than 64 bits")
+            raise FramingError(f"invalid varint: more than {VARINT_MAX_BYTES} bytes, or more than 64 bits")
         if begin == _INCOMPLETE:
             return 1
         size = begin + length - start
@@ -299,7 +299,7 @@ _MALFORMED: Final = -2
 
 
 def _read_varint(data: Buffer, start: int, stop: int) -> tuple[int, int]:
-    """Where the payload begins and how long it is; or `_INCOMPLETE` or `_MALFORMED`, and 0."""
+    """The start and the length of the payload; or `_INCOMPLETE` or `_MALFORMED`, and 0."""
     length = shift = 0
     for position in range(start, min(stop, start + VARINT_MAX_BYTES)):
         byte = data[position]
@@ -313,8 +313,8 @@ def _read_varint(data: Buffer, start: int, stop: int) -> tuple[int, int]:
 def make_framing(name: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> Framing:
     """The framing called `name`, one of `FRAMINGS`.
 
-    `max_message_bytes`: how long a message may be, its terminator or prefix included (at least 1 byte).
-    Raises `ValueError` for a name that is none.
+    `max_message_bytes`: the longest message in bytes, including its terminator or prefix (at least 1).
+    Raises `ValueError` for an unknown name.
     """
     if name == "newline":
         return Terminated(name, b"\n", max_message_bytes)
@@ -324,5 +324,5 @@ def make_framing(name: str, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) 
         return Varint(max_message_bytes)
     layouts = {"u16be": ">H", "u32be": ">I", "u32le": "<I"}
     if name not in layouts:
-        raise ValueError(f"no framing is called {name!r}; there are {', '.join(FRAMINGS)}")
+        raise ValueError(f"unknown framing {name!r}; choose one of {', '.join(FRAMINGS)}")
     return FixedPrefix(name, layouts[name], max_message_bytes)

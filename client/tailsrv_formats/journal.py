@@ -1,34 +1,34 @@
-"""The journal's format: bytes in, records out. All numbers are little-endian and unsigned.
+"""The format of the journal. All numbers are little-endian and unsigned.
 
     header, 64 bytes
         0   8  "tsrvjrn1"
-        8  16  random: no two journals are alike
-       24  16  the boot in which it was written (random/boot_id of Linux); zeros: not known
-       40  16  the stream's framing, padded with zeros
-       56   1  how it is synced: 0 always, 1 interval, 2 never
+        8  16  random, so that no two journals are equal
+       24  16  the boot in which it was written (random/boot_id of Linux); zeros if unknown
+       40  16  the framing of the stream, padded with zeros
+       56   1  --sync: 0 always, 1 interval, 2 never
        57   3  zeros
        60   4  CRC-32 of these 60 bytes
     record
         0   4  bytes of the body
-        4   4  CRC-32 of the body, begun with the header's CRC-32
+        4   4  CRC-32 of the body; its initial value is the header's CRC-32
         8      body
     body
-        0   8  start: where the bytes of the commit begin in FILE
-        8   8  end: where they end; FILE is so long
+        0   8  start: the offset in FILE of the bytes of the commit
+        8   8  end: the offset after them, and the length of FILE
        16   8  synced: FILE and this journal are durable up to this offset
        24   4  CRC-32 of the bytes from start to end
-       28   4  how many producers follow by number
-       32   4  how many producers follow by name
+       28   4  number of producers that follow by number
+       32   4  number of producers that follow by name
        36      by number, 20 bytes each: number 4, ACKED 8, AT 8
                by name: length 1, name, ACKED 8, AT 8; they are numbered from 0 in the order in which they appear
 
-The first record stands for all that was before it: its bytes are the last ones of FILE then (a sample that tells
-whether this is the journal's file), and it names every producer. From there on each commit begins where the one before
-ended. Behind the last record there are zeros, written beforehand, so that a record overwrites blocks that are there.
+The first record replaces all records before it: it covers the last bytes of FILE at that time (a sample that shows
+whether the journal belongs to FILE), and it names every producer. Each later commit begins where the one before it
+ended. Zeros follow the last record; they are written beforehand, so that a record overwrites blocks that exist.
 
-A record that does not check out, with nothing valid behind it, is the torn end that a crash leaves. One that had been
-durable when a later record was written is damage, and so is a lost header. A claimed length is checked against what is
-there before it is believed.
+An invalid record that no valid one follows is the torn end that a crash leaves. An invalid record that was durable
+when a later record was written is damage, and so is an invalid header. A length is checked against the size of the
+journal before it is used.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ _SHORTEST_NAMED: Final = 2 + PROGRESS.size
 
 
 class JournalError(ValueError):
-    """The journal is damaged where a crash damages nothing."""
+    """The journal is damaged in a way that no crash causes."""
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Whose journal it is."""
+    """The header: the identity of the journal and of its stream."""
 
     ident: bytes
     boot: bytes
@@ -84,28 +84,28 @@ class Record(msgspec.Struct):
 
 
 class Journal(msgspec.Struct):
-    """What a journal says, as far as it can be believed."""
+    """The valid content of a journal."""
 
     header: Header
     records: list[Record]
     positions: list[int]
-    """Where in the journal each record ends, in bytes."""
+    """The offset in the journal at which each record ends."""
     torn: int = 0
-    """Bytes behind the last record that are not zeros."""
+    """The length of the torn end: bytes after the last record up to the last one that is not zero."""
 
 
 def seed(header: bytes) -> int:
-    """What the checksums of a journal with this header begin with."""
+    """The initial value of the checksums of a journal with this header."""
     return int.from_bytes(header[60:64], "little")
 
 
 def encode_named(name: bytes, acked: int, at: int) -> bytes:
-    """A producer's progress under its name (1 to 128 bytes)."""
+    """Encode the progress of a producer by its name (1 to 128 bytes)."""
     return bytes((len(name),)) + name + PROGRESS.pack(acked, at)
 
 
 def encode_record(seeded: int, record: Record, numbered: Iterable[bytes], named: Iterable[bytes]) -> bytes:
-    """One record; `numbered` and `named` are its producers, each encoded."""
+    """Encode a record; `numbered` and `named` are its encoded producers."""
     numbered, named = list(numbered), list(named)
     body = b"".join(
         (
@@ -118,22 +118,23 @@ def encode_record(seeded: int, record: Record, numbered: Iterable[bytes], named:
 
 
 def decode_header(data: bytes) -> Header:
-    """The header of a journal. Raises `JournalError` when there is none, or one of another version."""
+    """Decode the header of a journal. Raises `JournalError` if it is invalid or of another version."""
     if len(data) < HEADER.size:
-        raise JournalError(f"it has {len(data)} bytes; its header alone has {HEADER.size}")
+        raise JournalError(f"the journal has {len(data)} bytes, fewer than its header ({HEADER.size})")
     magic, ident, boot, framing, sync, crc = HEADER.unpack_from(data)
     if magic != MAGIC:
-        raise JournalError("it does not begin as a journal does")
+        raise JournalError("bad magic: not a journal")
     if crc != zlib.crc32(data[: HEADER.size - 4]) or sync >= len(SYNCS):
-        raise JournalError("its header is damaged")
+        raise JournalError("the header of the journal is damaged")
     return Header(ident, boot, framing.rstrip(b"\0").decode("ascii", "replace"), SYNCS[sync])
 
 
 def decode(data: bytes, boot: bytes = b"") -> Journal:
-    """Read a whole journal. `boot`: the present one.
+    """Decode a whole journal. `boot`: the identifier of the present boot.
 
-    Raises `JournalError` for damage. Within the boot that wrote it nothing that was written can be missing, so there
-    any record behind a bad one shows damage; after a power cut only those do that knew the bad one to be durable.
+    Raises `JournalError` for damage. Within the boot that wrote the journal no written record can be missing, so any
+    valid record after an invalid one proves damage. After a power cut, only a record that states the invalid one to be
+    durable proves it.
     """
     header = decode_header(data)
     seeded = seed(data)
@@ -147,7 +148,7 @@ def decode(data: bytes, boot: bytes = b"") -> Journal:
         journal.positions.append(after)
         position, end = after, record.end
     if not journal.records:
-        raise JournalError(f"its first record, at byte {position}, is damaged")
+        raise JournalError(f"the first record of the journal, at byte {position}, is damaged")
     rest = data[position:]
     torn = len(rest.rstrip(b"\0"))
     if torn:
@@ -155,12 +156,14 @@ def decode(data: bytes, boot: bytes = b"") -> Journal:
         same_boot = header.boot == boot and bool(boot.strip(b"\0"))
         later = _later_record(data, position, seeded, end, same_boot=same_boot)
         if later is not None:
-            raise JournalError(f"the record at byte {position} is damaged, while one at byte {later} is whole")
+            raise JournalError(
+                f"the record at byte {position} of the journal is damaged, but a later one at byte {later} is valid"
+            )
     return journal
 
 
 def producers(data: bytes, journal: Journal, count: int) -> dict[bytes, tuple[int, int]]:
-    """Every producer's ACKED and AT as of the first `count` records."""
+    """The ACKED and AT of every producer after the first `count` records."""
     names: list[bytes] = []
     progress: list[tuple[int, int]] = []
     position = HEADER.size
@@ -182,7 +185,7 @@ def producers(data: bytes, journal: Journal, count: int) -> dict[bytes, tuple[in
 
 
 def _record_at(data: bytes, position: int, seeded: int) -> tuple[Record | None, int]:
-    """The record that begins at `position` and where it ends; None where there is no valid one."""
+    """The record at `position`, and its end; None without a valid record."""
     begin = position + FRAME.size
     if begin + BODY.size > len(data):
         return None, position
@@ -196,15 +199,14 @@ def _record_at(data: bytes, position: int, seeded: int) -> tuple[Record | None, 
 
 
 def _later_record(data: bytes, position: int, seeded: int, end: int, *, same_boot: bool) -> int | None:
-    """Where after `position` a valid record begins that shows the one there to be damaged; None if nowhere.
+    """The offset after `position` of a valid record that proves the one at `position` to be damaged; None without one.
 
-    A record may begin at any byte. The pattern leaves out the bytes that can't be the beginning of one, ten times as
-    fast as looking at each; what it lets through is compared with what a record says of itself before its checksum is
-    computed.
+    A record may begin at any byte. The pattern skips bytes at which no record can begin, ten times faster than a test
+    of each. The fields of a candidate are checked before its checksum is computed.
     """
     last = len(data.rstrip(b"\0"))
     largest = len(data) - position
-    # The highest byte of a length and of two counts is bounded by the bytes there are; offsets lie below 2**63.
+    # The remaining bytes limit the highest byte of the length and of the two counts; offsets are below 2**63.
     high = b"[\\x00-\\x%02x]" % min(0xFF, largest >> 24)
     begins = re.compile(
         b"(?s)(?=.{3}%b.{11}[\\x00-\\x7f].{7}[\\x00-\\x7f].{7}[\\x00-\\x7f].{7}%b.{3}%b)" % (high, high, high)

@@ -135,7 +135,9 @@ def test_damage_in_a_record_of_many_producers_is_told_from_a_torn_end_by_what_fo
     damaged[position] ^= 1
     later = encode_record(seed(header), Record(50, 60, 50, 3), numbered[:1], ())
     begin = len(content) + len(damaged)
-    with pytest.raises(JournalError, match=f"byte {len(content)} is damaged, while one at byte {begin} is whole"):
+    with pytest.raises(
+        JournalError, match=f"byte {len(content)} of the journal is damaged, but a later one at byte {begin} is valid"
+    ):
         decode(content + damaged + later + bytes(500), BOOT)
     journal = decode(content + damaged + bytes(500), BOOT)
     assert len(journal.records) == 1
