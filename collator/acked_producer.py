@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from collator.acks import Progress, note_run
 from collator.batch_builder import Inbox
+from collator.names import Names
 from collator.port_events import PortEvents
 from tailsrv_formats.acknowledgement import NAME_LINE_BYTES, InvalidNameError, error_line, read_name, run_lines
 from tailsrv_formats.errors import reason
@@ -73,16 +74,12 @@ class AckedPort:
     """The acknowledged port: its connections, the names that they use, and its counters."""
 
     def __init__(self, reactor: Reactor, scheduler: IngressScheduler, known: dict[bytes, Progress], log: Log) -> None:
-        """`known`: the progress of every name that the journal holds."""
+        """`known`: the progress of each name in the journal; new names are added to it."""
         self._reactor = reactor
         self._scheduler = scheduler
-        self._known = known
+        self._names = Names(known)
         self.events = PortEvents(log)
         self.connections: set[AckedProducer] = set()
-        self._streaming: dict[bytes, AckedProducer] = {}
-        """The connection that currently uses each name."""
-        self._waiting: dict[Progress, AckedProducer] = {}
-        """The connections whose predecessor has uncommitted bytes."""
         self._deadlines: Deadlines[AckedProducer] = Deadlines(
             reactor, REPLY_SECONDS, lambda late: late.expired(), lambda late: late.abort()
         )
@@ -96,6 +93,7 @@ class AckedPort:
             peer,
             reactor=self._reactor,
             scheduler=self._scheduler,
+            names=self._names,
             deadlines=self._deadlines,
             events=self.events,
         )
@@ -104,40 +102,9 @@ class AckedPort:
         self.connections.add(connection)
         self._deadlines.start(connection)
 
-    # --- names
-
-    def claim(self, producer: AckedProducer) -> Progress:
-        """Let `producer` use its name; returns the progress of the name.
-
-        A connection that uses the name is closed: a producer may notice a broken connection before the collator does.
-        """
-        name = producer.name
-        predecessor = self._streaming.get(name)
-        if predecessor is not None:
-            predecessor.superseded(by=producer)
-        progress = self._known.get(name)
-        if progress is None:
-            progress = self._known[name] = Progress()
-        self._streaming[name] = producer
-        return progress
-
-    def wait(self, producer: AckedProducer) -> None:
-        """Call ``producer.greet()`` as soon as no bytes of its name are uncommitted."""
-        self._waiting[producer.progress] = producer
-
-    def release(self, producer: AckedProducer) -> None:
-        """Let others use the name of `producer`, which is read from no more."""
-        if producer.name and self._streaming.get(producer.name) is producer:
-            del self._streaming[producer.name]
-
-    def closed(self, producer: AckedProducer) -> None:
-        """Forget `producer`, whose socket is about to be closed."""
-        self.connections.discard(producer)
-        name, progress = producer.name, producer.progress
-        if self._waiting.get(progress) is producer:
-            del self._waiting[progress]
-        if name and not progress.gathered and name not in self._streaming:
-            self._known.pop(name, None)  # a name without a message is not remembered
+    def closed(self, connection: AckedProducer) -> None:
+        """Forget `connection`, whose socket is about to be closed."""
+        self.connections.discard(connection)
 
     # --- commits
 
@@ -151,6 +118,7 @@ class AckedPort:
 
     def committed(self, batch: Batch) -> None:
         """Acknowledge `batch` to every producer that has bytes in it."""
+        waiting = self._names.waiting
         for producer, runs in batch.runs.items():
             progress = producer.progress
             progress.acked, progress.at = runs[-2], runs[-1]
@@ -159,8 +127,8 @@ class AckedPort:
                 producer.committed(runs)
             except Exception as error:  # noqa: BLE001 - contained, or raised again: the others are acknowledged all the same
                 self._reactor.contain(error, producer.abort)
-            if not progress.in_flight:
-                successor = self._waiting.pop(progress, None) if self._waiting else None
+            if waiting and not progress.in_flight:
+                successor = waiting.pop(progress, None)
                 if successor is not None:
                     try:
                         successor.greet()
@@ -177,7 +145,7 @@ class AckedProducer:
     """One connection of the acknowledged port."""
 
     __slots__ = (
-        "_deadlines", "_events", "_final_line", "_name_line", "_outgoing", "_port", "_reactor", "_reading",
+        "_deadlines", "_events", "_final_line", "_name_line", "_names", "_outgoing", "_port", "_reactor", "_reading",
         "_scheduler", "fd", "inbox", "name", "peer", "progress", "sock", "state",
     )  # fmt: skip
 
@@ -189,12 +157,14 @@ class AckedProducer:
         *,
         reactor: Reactor,
         scheduler: IngressScheduler,
+        names: Names,
         deadlines: Deadlines[AckedProducer],
         events: PortEvents,
     ) -> None:
         self._port = port
         self._reactor = reactor
         self._scheduler = scheduler
+        self._names = names
         self._deadlines = deadlines
         self._events = events
         self.peer = peer
@@ -248,11 +218,11 @@ class AckedProducer:
         self._deadlines.cancel(self)
         self.name = name
         if name:
-            self.progress = self._port.claim(self)
+            self.progress = self._names.claim(self)
         self._reactor.unregister(self.fd)
         if self.progress.in_flight:
             self._enter(State.COMMIT_AWAITED)
-            self._port.wait(self)
+            self._names.wait(self)
         else:
             self.greet()
 
@@ -298,9 +268,9 @@ class AckedProducer:
         """Close after a reset; its whole messages are committed all the same."""
         self.close("reset", error=reason(error))
 
-    def superseded(self, by: AckedProducer) -> None:
+    def superseded(self, by: str) -> None:
         """Close because another connection uses its name."""
-        self._events.producer_superseded(name=self.name.decode(), peer=self.peer, by=by.peer)
+        self._events.producer_superseded(name=self.name.decode(), peer=self.peer, by=by)
         self.close("superseded")
 
     def misframed(self, error: FramingError) -> None:
@@ -421,7 +391,7 @@ class AckedProducer:
         if self._reading:
             self._reading = False
             self._scheduler.remove(self)
-        self._port.release(self)
+        self._names.release(self)
 
     def abort(self) -> None:
         """Close after an unexpected error in the work for this producer."""
@@ -436,6 +406,7 @@ class AckedProducer:
         self._deadlines.cancel(self)
         self._reactor.unregister(self.fd)
         self._port.closed(self)
+        self._names.forget(self)
         self._enter(State.CLOSED)
         self._outgoing = b""
         self.sock.close()

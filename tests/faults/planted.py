@@ -80,15 +80,15 @@ def withdraw() -> None:
 
 def no_takeover() -> None:
     """A second connection with the same name leaves the first one alone."""
-    from collator.acked_producer import AckedPort, AckedProducer  # noqa: PLC0415  # as above
+    from collator.names import Holder, Names  # noqa: PLC0415  # as above
 
-    honest = AckedPort.claim
+    honest = Names.claim
 
-    def claim(self: AckedPort, producer: AckedProducer) -> Any:
-        self._streaming.pop(producer.name, None)
-        return honest(self, producer)
+    def claim(self: Names, holder: Holder) -> Any:
+        self._holders.pop(holder.name, None)
+        return honest(self, holder)
 
-    _replace(AckedPort, "claim", claim)
+    _replace(Names, "claim", claim)
 
 
 def forget() -> None:
