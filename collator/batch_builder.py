@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 1 << 20
 """The size of a chunk: it should stay in the processor's cache between recv and writev."""
 
-RECEIVE_BYTES: Final = 1 << 18
+READ_QUANTUM_BYTES: Final = 1 << 18
 """The read quantum: the most that is read from one producer before the others."""
 
 SMALL_BYTES: Final = 1 << 14
@@ -116,9 +116,9 @@ class BatchBuilder:
         self._budget = buffer_bytes
         self._count = count or not framing.terminator
         self._chunk_bytes = min(CHUNK_BYTES, buffer_bytes // 4)
-        self._receive_bytes = min(RECEIVE_BYTES, self._chunk_bytes // 2)
-        self._least_bytes = self._receive_bytes // 4
-        self._small_bytes = min(SMALL_BYTES, self._receive_bytes // 4)
+        self._quantum_bytes = min(READ_QUANTUM_BYTES, self._chunk_bytes // 2)
+        self._least_bytes = self._quantum_bytes // 4
+        self._small_bytes = min(SMALL_BYTES, self._quantum_bytes // 4)
         self._batch_chunks = batch_chunks
         self._no_chunk = _Chunk(0)
         self._no_chunk.used = self._no_chunk.segment = self._chunk_bytes  # it counts as full
@@ -136,7 +136,7 @@ class BatchBuilder:
 
         Raises `MemoryError`, and then nothing has changed: see `reserve`.
         """
-        if self.held + self._receive_bytes > self._budget:
+        if self.held + self._quantum_bytes > self._budget:
             return None
         chunk = self._chunk
         front = 0 if inbox.oversized else len(inbox.partial)
@@ -148,7 +148,7 @@ class BatchBuilder:
         self._at = at = used + front
         if front:
             chunk.data[used:at] = inbox.partial
-        return chunk.view[at : at + self._receive_bytes]
+        return chunk.view[at : at + self._quantum_bytes]
 
     def received(self, inbox: Inbox, count: int) -> int:
         """Add the `count` bytes received into the space. Returns the length of the messages that they complete.
@@ -240,7 +240,7 @@ class BatchBuilder:
         batch = self.batch
         if len(batch.chunks) >= self._batch_chunks:
             return False
-        if self.held + self._chunk_bytes + self._receive_bytes > self._budget:
+        if self.held + self._chunk_bytes + self._quantum_bytes > self._budget:
             return False
         self._seal()
         self._chunk = self._spare.pop() if self._spare else _Chunk(self._chunk_bytes)

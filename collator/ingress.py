@@ -1,9 +1,9 @@
 """Which producer is read from, and when.
 
-A connection that is ready is read from once a round, up to the read quantum (`RECEIVE_BYTES` of batch_builder.py). When
-the buffer is full, or nothing can be written, the connection is parked: it is taken off the loop, so that it costs
-nothing. Parked connections are read from before all others as soon as there is room, in the order of parking. The
-scheduler reads nothing that the buffer cannot hold.
+A ready connection is read from once a round, up to the read quantum (batch_builder.py). When the buffer is full, or
+nothing can be written, the connection is parked: it is taken off the loop, so that it costs nothing. Parked
+connections are read from before all others as soon as there is room, in the order of parking. The scheduler reads
+nothing that the buffer cannot hold.
 
 When the machine is out of memory, all reading pauses until there is some. A message that cannot grow for lack of memory
 closes its producer.

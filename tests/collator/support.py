@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RAW, ACK = 0, 1
-"""The numbers of the lanes' addresses."""
+"""The numbers of the ports' addresses."""
 
 
 def collate(path: Path, *options: str, **settings: Any) -> Daemon:
-    """A collator with both lanes on ports of their own."""
+    """A collator with both ports."""
     return Daemon(
         "tailsrv-collate", path, "--listen", "127.0.0.1:0", "--ack-listen", "127.0.0.1:0", *options, **settings
     )
 
 
 class Producer:
-    """A client of the acknowledged lane."""
+    """A client of the acknowledged port."""
 
     def __init__(self, collator: Daemon, name: str = "", number: int = ACK) -> None:
         self.sock = collator.connect(number)
@@ -69,7 +69,7 @@ class Producer:
 
 
 def raw(collator: Daemon, data: bytes, *, number: int = RAW) -> None:
-    """Send bytes on the raw lane, and end cleanly."""
+    """Send bytes on the raw port, and end cleanly."""
     with collator.connect(number) as sock:
         sock.sendall(data)
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Lane:
-    """A raw lane in a loop of its own, without a daemon around it."""
+class PortBench:
+    """A raw port in a loop of its own, without a daemon around it."""
 
     def __init__(self) -> None:
         self.reactor = Reactor()
@@ -50,77 +50,77 @@ class Lane:
 
 
 @pytest.fixture
-def lane() -> Iterator[Lane]:
-    made = Lane()
+def bench() -> Iterator[PortBench]:
+    made = PortBench()
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("place", ["on_first", "ended", "appended"])
 def test_an_unexpected_error_is_kept_to_the_producer_or_ends_the_daemon(
-    lane: Lane, place: str, monkeypatch: pytest.MonkeyPatch
+    bench: PortBench, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from collator.raw_producer import RawProducer  # noqa: PLC0415 - patched here
 
     def fail(*_: object) -> None:
         raise ValueError("a bug")
 
-    good, bad = lane.connect(), lane.connect()
+    good, bad = bench.connect(), bench.connect()
     good.sendall(b"fine\n")
-    lane.reactor.run()
+    bench.reactor.run()
     monkeypatch.setattr(RawProducer, place, fail)
     if place == "on_first":
-        third = lane.connect()
+        third = bench.connect()
         third.sendall(b"x")
-        lane.reactor.run()
+        bench.reactor.run()
     elif place == "ended":
         bad.sendall(b"more\n")
-        lane.reactor.run()
+        bench.reactor.run()
         bad.close()
-        lane.reactor.run()
+        bench.reactor.run()
     else:
         bad.sendall(b"more\n")
         with pytest.raises(FatalError, match=r"unexpected error while gathering.*next start recovers"):
-            lane.reactor.run()
+            bench.reactor.run()
         return
-    assert [str(error) for error in lane.errors] == ["a bug"]
+    assert [str(error) for error in bench.errors] == ["a bug"]
     monkeypatch.undo()
     good.sendall(b"still fine\n")
-    lane.reactor.run()
-    assert lane.builder.batch.size == (16 if place == "on_first" else 21)
+    bench.reactor.run()
+    assert bench.builder.batch.size == (16 if place == "on_first" else 21)
 
 
-def test_an_error_in_a_turn_of_a_parked_producer_is_its_own(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_read_of_a_parked_producer_is_its_own(bench: PortBench, monkeypatch: pytest.MonkeyPatch) -> None:
     from collator.raw_producer import RawProducer  # noqa: PLC0415 - patched here
 
     def fail(*_: object) -> None:
         raise ValueError("a bug")
 
-    one = lane.connect()
-    lane.ingress.closed = True
+    one = bench.connect()
+    bench.ingress.closed = True
     one.sendall(b"a line\n")
-    lane.reactor.run()
+    bench.reactor.run()
     one.close()
-    assert lane.ingress.crowded
-    lane.ingress.closed = False
+    assert bench.ingress.crowded
+    bench.ingress.closed = False
     monkeypatch.setattr(RawProducer, "interest", fail)
     with pytest.raises(ValueError, match="a bug"):
-        lane.ingress.resume()
+        bench.ingress.resume()
 
 
 def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
-    lane: Lane, monkeypatch: pytest.MonkeyPatch
+    bench: PortBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While nothing can be taken, producers are off the loop; fs.epoll.max_user_watches may be used up meanwhile."""
-    unlucky, lucky = lane.connect(), lane.connect()
+    unlucky, lucky = bench.connect(), bench.connect()
     for peer in (unlucky, lucky):
         peer.sendall(b"one\n")
-        lane.reactor.run()
-    lane.ingress.closed = True
+        bench.reactor.run()
+    bench.ingress.closed = True
     for peer in (unlucky, lucky):
         peer.sendall(b"two\n")
-        lane.reactor.run()
-    register = lane.reactor.register
+        bench.reactor.run()
+    register = bench.reactor.register
     refused: list[int] = []
 
     def full(fd: int, *arguments: Any) -> None:
@@ -129,21 +129,23 @@ def test_a_producer_that_the_loop_has_no_room_for_after_a_pause_is_closed_alone(
             raise OSError(errno.ENOSPC, "No space left on device")
         register(fd, *arguments)
 
-    monkeypatch.setattr(lane.reactor, "register", full)
-    lane.ingress.closed = False
-    lane.ingress.resume()
+    monkeypatch.setattr(bench.reactor, "register", full)
+    bench.ingress.closed = False
+    bench.ingress.resume()
     assert unlucky.recv(1) == b""
-    assert not lane.errors
-    assert len(lane.raw.producers) == len(lane.ingress.producers) == 1
+    assert not bench.errors
+    assert len(bench.raw.producers) == len(bench.ingress.producers) == 1
     lucky.sendall(b"three\n")
-    lane.reactor.run()
-    assert lane.builder.batch.size == len(b"one\ntwo\n" * 2 + b"three\n")
+    bench.reactor.run()
+    assert bench.builder.batch.size == len(b"one\ntwo\n" * 2 + b"three\n")
 
 
-def test_a_producer_of_the_acknowledged_port_that_is_late_or_has_no_room_is_told_that_this_passes(lane: Lane) -> None:
+def test_an_acked_producer_that_is_late_or_has_no_room_learns_that_it_may_try_again(
+    bench: PortBench,
+) -> None:
     from collator.acked_producer import AckedPort  # noqa: PLC0415 - one use
 
-    acknowledged = AckedPort(lane.reactor, lane.ingress, {}, configure("test", "error"))
+    acknowledged = AckedPort(bench.reactor, bench.ingress, {}, configure("test", "error"))
     theirs = []
     for _ in range(2):
         ours, peer = socket.socketpair()
@@ -151,7 +153,7 @@ def test_a_producer_of_the_acknowledged_port_that_is_late_or_has_no_room_is_told
         acknowledged.connected(ours, "a peer")
         theirs.append(peer)
     theirs[1].sendall(b"name\n")
-    lane.reactor.run()
+    bench.reactor.run()
     for connection in tuple(acknowledged.connections):
         if connection.name:
             connection.evicted("busy, --buffer-bytes is full")

@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @contextlib.contextmanager
 def crowd(collator: Daemon, count: int, number: int, greeting: bytes = b"") -> Iterator[list[socket.socket]]:
-    """So many connections to one lane."""
+    """A number of connections to one port."""
     socks = []
     try:
         for _ in range(count):
@@ -66,8 +66,8 @@ def test_huge_lengths_are_refused_and_nothing_is_allocated_for_them(tmp_path: Pa
     assert messages(path, "u32be") == [b"a"]
 
 
-@pytest.mark.parametrize("lane", [RAW, ACK])
-def test_lines_without_an_end_stay_within_the_buffer_and_the_longest_has_to_go(tmp_path: Path, lane: int) -> None:
+@pytest.mark.parametrize("port", [RAW, ACK])
+def test_lines_without_an_end_stay_within_the_buffer_and_the_longest_has_to_go(tmp_path: Path, port: int) -> None:
     path = tmp_path / "stream"
     options = ("--buffer-bytes", str(8 * MIB), "--max-message-bytes", str(64 * MIB))
     with collate(path, *options) as collator:
@@ -79,7 +79,7 @@ def test_lines_without_an_end_stay_within_the_buffer_and_the_longest_has_to_go(t
                 while True:
                     sock.sendall(b"x" * 65_536)
 
-        with crowd(collator, 12, lane, b"\n" if lane == ACK else b"") as socks:
+        with crowd(collator, 12, port, b"\n" if port == ACK else b"") as socks:
             threads = [threading.Thread(target=flood, args=(sock,), daemon=True) for sock in socks]
             for thread in threads:
                 thread.start()
@@ -89,7 +89,7 @@ def test_lines_without_an_end_stay_within_the_buffer_and_the_longest_has_to_go(t
                 peak = max(peak, collator.memory())
                 return any(not thread.is_alive() for thread in threads)
 
-            if lane == RAW:
+            if port == RAW:
                 wait_until(one_is_gone, "a connection is closed")
             closed = collator.wait_log("producer disconnected")
             assert "--buffer-bytes" in closed["error"]

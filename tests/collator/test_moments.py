@@ -61,10 +61,10 @@ class Looped:
         self.begin()
         self.turn_until(lambda: self.ready)
 
-    def connect(self, lane: str = "raw") -> socket.socket:
+    def connect(self, port: str = "raw") -> socket.socket:
         peer = socket.socket(socket.AF_UNIX)
         peer.settimeout(PATIENCE)
-        peer.connect(str(self.path.with_name(lane)))
+        peer.connect(str(self.path.with_name(port)))
         self._peers.append(peer)
         return peer
 
@@ -226,16 +226,16 @@ def pipeline_of(looped: Looped) -> pipeline.Pipeline:
     return stage
 
 
-def test_a_closed_producer_that_waited_for_its_turn_is_forgotten(looped: Looped) -> None:
+def test_a_closed_producer_that_was_parked_is_forgotten(looped: Looped) -> None:
     looped.start()
-    intake = pipeline_of(looped)._scheduler
+    scheduler = pipeline_of(looped)._scheduler
     looped.reactor._after_round = ()  # which would open it again
-    intake.closed = True  # as while nothing can be written
-    lane = pipeline_of(looped).acknowledged
+    scheduler.closed = True  # as while nothing can be written
+    port = pipeline_of(looped).acknowledged
     for number in range(20):
         looped.connect("ack").sendall(b"ada\nx\n")
-        looped.turn_until(lambda: lane.events.rejected["superseded"] == number and intake.crowded)  # noqa: B023
-    assert len(intake._parked) == 1
+        looped.turn_until(lambda: port.events.rejected["superseded"] == number and scheduler.crowded)  # noqa: B023
+    assert len(scheduler._parked) == 1
 
 
 def test_memory_that_is_used_up_pauses_the_reading_and_nothing_else(

@@ -1,4 +1,4 @@
-"""The raw lane: whole messages of many producers, each in its order, and nothing else."""
+"""The raw port: whole messages of many producers, each in its order, and nothing else."""
 
 from __future__ import annotations
 

@@ -83,16 +83,16 @@ def test_who_has_completed_its_message_is_not_among_them() -> None:
 
 
 @contextlib.contextmanager
-def holders(collator: Daemon, count: int, size: int, *, lane: int, trickle: bool) -> Iterator[None]:
+def holders(collator: Daemon, count: int, size: int, *, port: int, trickle: bool) -> Iterator[None]:
     """Connections that hold incomplete messages, and come again when they are closed."""
     stop = threading.Event()
-    greeting = b"\n" if lane == ACK else b""
+    greeting = b"\n" if port == ACK else b""
 
     def hold() -> None:
         socks: list[socket.socket] = []
         while not stop.is_set():
             while len(socks) < count:
-                sock = collator.connect(lane)
+                sock = collator.connect(port)
                 sock.setblocking(True)
                 with contextlib.suppress(OSError):
                     sock.sendall(greeting + b"x" * size)
@@ -103,7 +103,7 @@ def holders(collator: Daemon, count: int, size: int, *, lane: int, trickle: bool
                 try:
                     if trickle:
                         sock.send(b"x")
-                    if lane == RAW and not sock.recv(100):
+                    if port == RAW and not sock.recv(100):
                         raise ConnectionResetError  # closed, one way or the other
                     alive.append(sock)
                 except BlockingIOError:
@@ -126,12 +126,12 @@ def holders(collator: Daemon, count: int, size: int, *, lane: int, trickle: bool
 
 
 @pytest.mark.parametrize("trickle", [False, True])
-@pytest.mark.parametrize("lane", [RAW, ACK])
-def test_large_messages_get_through_beside_many_incomplete_ones(tmp_path: Path, lane: int, trickle: bool) -> None:
+@pytest.mark.parametrize("port", [RAW, ACK])
+def test_large_messages_get_through_among_many_incomplete_ones(tmp_path: Path, port: int, trickle: bool) -> None:
     path = tmp_path / "stream"
     with (
         collate(path, "--sync", "never", "--buffer-bytes", str(4 * MIB)) as collator,
-        holders(collator, 60, 90 * 1024, lane=lane, trickle=trickle),
+        holders(collator, 60, 90 * 1024, port=port, trickle=trickle),
     ):
         collator.wait_log("producer disconnected")  # the buffer is full of them
         producer = Producer(collator, "honest")
