@@ -16,7 +16,7 @@ from collator.journal import SUFFIX as JOURNAL_SUFFIX
 from collator.journal import boot_id
 from compose.report import Producer, Report, Rescued
 from compose.walk import Walk
-from indexer.verify import verify
+from indexer.verifier import verify
 from tailsrv_formats.commit_mark import MARK_BYTES
 from tailsrv_formats.commit_mark import SUFFIX as MARK_SUFFIX
 from tailsrv_formats.commit_mark import decode as decode_mark

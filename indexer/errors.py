@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-class UnknownError(Exception):
+class NotFoundError(Exception):
     """There is no answer: the message does not exist, or is not known yet."""
 
 
-class MismatchError(Exception):
+class CorruptIndexError(Exception):
     """The index and the stream contradict each other."""
 
     def __init__(self, why: str, position: int) -> None:

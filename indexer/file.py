@@ -17,8 +17,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from indexer.errors import IndexFileError, MismatchError
-from indexer.search import NUMBER, OFFSET, TIME, Place, Sought, search
+from indexer.errors import CorruptIndexError, IndexFileError
+from indexer.search import NUMBER, OFFSET, TIME, Bracket, search
 from tailsrv_formats.errors import reason
 from tailsrv_formats.index_file import (
     ENTRY_BYTES,
@@ -56,14 +56,16 @@ _KIND: Final = MAGIC[:-1]  # without the version
 
 
 class IndexFile:
-    """The index at `path`, locked. `header` is None until `begin`, or `load` where the file holds an index."""
+    """The index at `path`, locked. It is written and searched after `load` or `begin`."""
 
-    def __init__(self, path: str) -> None:
-        """Open or create it, and become its one writer. Raises `FatalError`.
+    def __init__(self, path: str, header: Header) -> None:
+        """Open or create it, and become its one writer. `header` is that of a new index. Raises `FatalError`.
 
-        Where there is no room to create it, it is created later, with the first entries that can be written.
+        If there is no room to create it, it is created later, with the first entries that can be written.
         """
         self.path = path
+        self.header = header
+        """What the file says about itself, or will say when it can be written."""
         self._fd = -1
         self._forget()
         try:
@@ -71,13 +73,12 @@ class IndexFile:
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise FatalError(f"cannot open the index {path}: {reason(error)}; {_advice_to_open(error)}") from None
-            self._note_trouble(error)
+            self._note_write_error(error)
 
     def _forget(self) -> None:
-        self.header: Header | None = None
         self.count = 0
         """How many entries are in use."""
-        self.trouble: str | None = None
+        self.write_error: str | None = None
         """Why entries can't be written at the moment."""
         self.advice = ""
         """What an operator can do about it."""
@@ -106,9 +107,10 @@ class IndexFile:
 
     def load(self) -> bool:
         """Take up what the file holds. False when that is no index. A torn last entry is cut off."""
-        self.header = decode_header(self._read(0, HEADER_BYTES))
-        if self.header is None:
+        header = decode_header(self._read(0, HEADER_BYTES))
+        if header is None:
             return False
+        self.header = header
         self._stored = (self.size() - HEADER_BYTES) // ENTRY_BYTES
         self.cut(self._stored)
         return True
@@ -125,7 +127,7 @@ class IndexFile:
                 os.fdatasync(self._fd)
         except OSError as error:
             # It is tried again with the next entries; until then the index is what memory holds.
-            self._note_trouble(error)
+            self._note_write_error(error)
 
     def _create(self) -> None:
         """Make sure that there is a file."""
@@ -178,7 +180,7 @@ class IndexFile:
 
     def append(self, packed: bytes) -> None:
         """Add entries. What the disk has no room for is kept; see `trouble` and `is_full`."""
-        self.drop_early()
+        self.drop_ahead()
         self._unwritten += packed
         self.count += len(packed) // ENTRY_BYTES
         self.flush()
@@ -193,20 +195,18 @@ class IndexFile:
 
     def flush(self) -> None:
         """Write what is not written yet."""
-        if self.header is None:
-            raise ValueError("an index begins with a header")
         end = HEADER_BYTES + self._stored * ENTRY_BYTES
         try:
-            if self.trouble is not None:
+            if self.write_error is not None:
                 self._create()
                 write_at(self._fd, self.header.encode(), 0)
                 self._shorten(end)
             # What a full disk tore is written again from its beginning: only what was taken whole counts as written.
             write_at(self._fd, bytes(self._unwritten), end)
         except OSError as error:
-            self._note_trouble(error)
+            self._note_write_error(error)
             return
-        self.trouble = None
+        self.write_error = None
         self._stored += len(self._unwritten) // ENTRY_BYTES
         self._unwritten.clear()
 
@@ -217,7 +217,7 @@ class IndexFile:
             self._create()
             write_at(self._fd, header.encode(), 0)
         except OSError as error:
-            self._note_trouble(error)
+            self._note_write_error(error)
 
     def overwrite(self, position: int, packed: bytes) -> None:
         """Replace the entry at `position`. Raises `IndexFileError`."""
@@ -241,24 +241,24 @@ class IndexFile:
         try:
             self._shorten(HEADER_BYTES + self._stored * ENTRY_BYTES)
         except OSError as error:
-            self._note_trouble(error)
+            self._note_write_error(error)
 
     def _shorten(self, size: int) -> None:
         if self.size() > size:
             os.ftruncate(self._fd, size)
 
-    def _note_trouble(self, error: OSError) -> None:
-        self.trouble = reason(error)
+    def _note_write_error(self, error: OSError) -> None:
+        self.write_error = reason(error)
         self.advice = _ADVICE.get(error.errno or 0, "make it and its directory writable")
 
     # --- entries that are ahead of the stream
 
     @property
-    def early(self) -> int:
+    def ahead(self) -> int:
         """How many entries follow those that are in use."""
         return max(0, self._stored - self.count)
 
-    def hide(self, count: int) -> None:
+    def retract(self, count: int) -> None:
         """Use no more than the first `count` entries. Those in the file stay there, as early ones."""
         if count < self._stored:
             self._unwritten.clear()
@@ -266,7 +266,7 @@ class IndexFile:
             del self._unwritten[(count - self._stored) * ENTRY_BYTES :]
         self.count = count
 
-    def reveal(self) -> None:
+    def restore(self) -> None:
         """Use all entries that there are."""
         self.count = max(self.count, self._stored)
 
@@ -277,23 +277,23 @@ class IndexFile:
         """
         adopted, last = 0, None
         for at in range(0, len(raw), RAW_FIELDS):
-            if not self.early:
+            if not self.ahead:
                 break
-            number, offset, mark = raw[at : at + RAW_FIELDS]
+            number, offset, fingerprint = raw[at : at + RAW_FIELDS]
             try:
                 words = self._words(self.count)
-            except (MismatchError, IndexFileError):
+            except (CorruptIndexError, IndexFileError):
                 words = (0, 0, 0)
-            if words[0] >> 16 != number or words[1] != offset or not holds(words, mark):
-                self.drop_early()
+            if words[0] >> 16 != number or words[1] != offset or not holds(words, fingerprint):
+                self.drop_ahead()
                 break
             self.count += 1
             adopted, last = adopted + 1, decode_entry(words)
         return adopted, last
 
-    def drop_early(self) -> None:
+    def drop_ahead(self) -> None:
         """Forget the entries that are not in use."""
-        if self.early:
+        if self.ahead:
             self.cut(self.count)
 
     # --- searching
@@ -301,54 +301,52 @@ class IndexFile:
     def words(self, position: int, count: int = 1) -> tuple[Words, ...]:
         """Some entries as they are stored, 0 ≤ position, position + count ≤ `self.count`.
 
-        Raises `MismatchError` where the file ends before, `IndexFileError`.
+        Raises `CorruptIndexError` where the file ends before, `IndexFileError`.
         """
-        block = self._block(position, count)
-        return tuple(unpack(block[at : at + ENTRY_BYTES]) for at in range(0, len(block), ENTRY_BYTES))
+        packed = self._packed(position, count)
+        return tuple(unpack(packed[at : at + ENTRY_BYTES]) for at in range(0, len(packed), ENTRY_BYTES))
 
     def entry(self, position: int) -> Entry:
         """What an entry says; the one before the first is the beginning of the stream. Raises as `words` does."""
         if position < 0:
-            return Entry(0, 0, 0 if self.header is None else self.header.created, exact=False)
+            return Entry(0, 0, self.header.created, exact=False)
         return decode_entry(self._words(position))
 
-    def find_number(self, number: int, end: int) -> Place:
+    def find_number(self, number: int, end: int) -> Bracket:
         """The last entry at or before message `number` of `end` messages, and the next one."""
         return self._find(number << 16 | 0xFFFF, 0, end << 16, NUMBER)
 
-    def find_offset(self, offset: int, end: int) -> Place:
+    def find_offset(self, offset: int, end: int) -> Bracket:
         """The last entry at or before the byte `offset` of `end` bytes, and the next one."""
         return self._find(offset, 0, end, OFFSET)
 
-    def find_time(self, time: int, end: int) -> Place:
+    def find_time(self, time: int, end: int) -> Bracket:
         """The last entry before `time`, and the next one. The latest is of about `end`."""
-        return self._find(time - 1, 0 if self.header is None else self.header.created, end, TIME)
+        return self._find(time - 1, self.header.created, end, TIME)
 
-    def at(self, position: int) -> Place:
+    def at(self, position: int) -> Bracket:
         """The entry at `position`, which is -1 or more, and the next one. Raises as `words` does."""
         begin, end = max(0, position), min(position + 2, self.count)
         words = self.words(begin, end - begin) if begin < end else ()
-        return Place(position, words[0] if position >= 0 else None, words[-1] if position + 1 < self.count else None)
+        return Bracket(position, words[0] if position >= 0 else None, words[-1] if position + 1 < self.count else None)
 
-    def _find(self, value: int, first: int, last: int, word: int) -> Place:
-        found = search(self._block, self.count, Sought(value, first, last, word))
+    def _find(self, value: int, first: int, last: int, word: int) -> Bracket:
+        found = search(self._packed, self.count, value, first=first, last=last, word=word)
         return self.at(found) if isinstance(found, int) else found
 
     def _words(self, position: int) -> Words:
-        return unpack(self._block(position, 1))
+        return unpack(self._packed(position, 1))
 
-    def _block(self, position: int, count: int) -> bytes:
+    def _packed(self, position: int, count: int) -> bytes:
         """The bytes of some entries."""
-        inside = min(count, self._stored - position)
-        data = b""
-        if inside > 0:
-            data = self._read(HEADER_BYTES + position * ENTRY_BYTES, inside * ENTRY_BYTES)
-            if len(data) < inside * ENTRY_BYTES:
-                raise MismatchError("the index was cut while it was in use", position)
-        if inside < count:
-            begin = (max(position, self._stored) - self._stored) * ENTRY_BYTES
-            data += self._unwritten[begin : (position + count - self._stored) * ENTRY_BYTES]
-        return data
+        inside = max(0, min(count, self._stored - position))
+        packed = self._read(HEADER_BYTES + position * ENTRY_BYTES, inside * ENTRY_BYTES) if inside else b""
+        if len(packed) < inside * ENTRY_BYTES:
+            raise CorruptIndexError("the index was cut while it was in use", position)
+        if inside == count:
+            return packed
+        begin = (position + inside - self._stored) * ENTRY_BYTES
+        return packed + self._unwritten[begin : begin + (count - inside) * ENTRY_BYTES]
 
     def _read(self, offset: int, count: int) -> bytes:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from indexer.errors import IndexFileError, MismatchError
+from indexer.errors import CorruptIndexError, IndexFileError
 from tailsrv_formats.index_file import CONTEXT_BYTES, HEAD_BYTES, Header, fingerprint, holds
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def identify(header: Header, read: Read) -> Header:
     return msgspec.structs.replace(header, head_bytes=len(head), head_crc=zlib.crc32(head))
 
 
-def disagreement(header: Header, read: Read) -> str | None:
+def head_mismatch(header: Header, read: Read) -> str | None:
     """Why an index with entries can't be that of the stream, whose first bytes are read; None when it can.
 
     A header that does not say what the stream begins with, as a power cut may leave it, says nothing.
@@ -44,7 +44,7 @@ def disagreement(header: Header, read: Read) -> str | None:
     return None
 
 
-def last_fitting(index: IndexFile, read: Read, size: int) -> int:
+def last_match(index: IndexFile, read: Read, size: int) -> int:
     """The last entry that fits the stream, which is `size` bytes long, where all that follow do not; -1 without one.
 
     It is looked for backwards, in steps that double, and then between the last two of them: pages of zeros at the end,
@@ -69,10 +69,9 @@ def samples(count: int) -> list[int]:
 
 def fits(index: IndexFile, position: int, read: Read, size: int) -> bool:
     """Whether the entry at `position` was made for an offset in the stream with the bytes that are before it now."""
-    assert index.header is not None  # noqa: S101 - for the type checker: it has entries
     try:
         (words,) = index.words(position)
-    except (MismatchError, IndexFileError):
+    except (CorruptIndexError, IndexFileError):
         return False
     offset = words[1]
     if offset > size:

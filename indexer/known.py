@@ -11,12 +11,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from indexer.errors import MismatchError
+from indexer.arrival_log import ArrivalLog
+from indexer.errors import CorruptIndexError
 from indexer.file import IndexFile
-from indexer.identity import disagreement, fits, identify, last_fitting, samples
-from indexer.lookup import Arrivals, Lookup
-from indexer.place import free_name, is_default, refuse_companion
-from indexer.repair import last_right, mend
+from indexer.identity import fits, head_mismatch, identify, last_match, samples
+from indexer.lookup import Lookup
+from indexer.paths import free_name, is_default, refuse_companion
+from indexer.repair import last_valid, mend
 from tailsrv_formats.errors import reason
 from tailsrv_formats.index_file import RAW_FIELDS, Entry, Header, encode_entries
 from tailsrv_runtime.errors import FatalError
@@ -61,8 +62,8 @@ class Known:
         self._read = read
         self._written = written
         refuse_companion(options.file, options.index)
-        self.index = IndexFile(options.index)
-        self.arrivals: Arrivals
+        self.index = IndexFile(options.index, Header(framing.name, options.interval_bytes, time.time_ns()))
+        self.arrivals: ArrivalLog
         self.lookup: Lookup
         self.rebuilt = 0
         """How often an index was set aside."""
@@ -83,9 +84,7 @@ class Known:
 
     def header(self) -> Header:
         """The index's."""
-        header = self.index.header
-        assert header is not None  # noqa: S101 - for the type checker: it was loaded, or has begun
-        return header
+        return self.index.header
 
     # --- beginning
 
@@ -117,7 +116,7 @@ class Known:
             )
         if self._options.rebuild:
             return "--rebuild"
-        if not loaded or index.header is None:
+        if not loaded:
             return "its header is damaged" if is_ours else "it is no index"
         header = index.header
         if header.framing != self._framing.name or header.interval != self._options.interval_bytes:
@@ -130,11 +129,11 @@ class Known:
         Raises `OSError` where the stream can't be read; it is to be called again then.
         """
         index, header, size = self.index, self.header(), os.fstat(fd).st_size
-        index.reveal()
+        index.restore()
         why = None
         if index.count:
-            why = disagreement(header, self._read)
-            last = -1 if why else last_fitting(index, self._read, size)
+            why = head_mismatch(header, self._read)
+            last = -1 if why else last_match(index, self._read, size)
             if last < 0:
                 self.set_aside(why or "the stream has other bytes before every entry")
             elif last + 1 < index.count:
@@ -143,7 +142,7 @@ class Known:
         self._resume(end)
         for position in samples(index.count):
             if not fits(index, position, self._read, size):
-                error = MismatchError("a sample of its entries does not fit the stream", position)
+                error = CorruptIndexError("a sample of its entries does not fit the stream", position)
                 count = self.mend(error)
                 if count is not None:
                     self.cut(count, error)
@@ -164,7 +163,7 @@ class Known:
         header = Header(self._framing.name, self._options.interval_bytes, time.time_ns())
         # Only its first bytes show that a file of another name is ours: a power cut must not take them.
         self.index.begin(header, durable=not is_default(self._options.file, self.index.path))
-        if self.index.trouble is not None:
+        if self.index.write_error is not None:
             self._retry_later()
         self._start_at(-1)
 
@@ -172,50 +171,48 @@ class Known:
         """Go on behind the last entry within the stream's end that the stream verifies."""
         index = self.index
         if index.count and index.entry(index.count - 1).offset > end:
-            index.hide(index.find_offset(end, index.entry(index.count - 1).offset).position + 1)
-        bounds = Arrivals()
-        bounds.add(Entry(_ANYWHERE, end, _ANYWHERE << 15, exact=False))
-        position = last_right(index, self._lookup_in(bounds), index.count - 1)
-        index.hide(position + 1)
+            index.retract(index.find_offset(end, index.entry(index.count - 1).offset).position + 1)
+        bounds = ArrivalLog(Entry(_ANYWHERE, end, _ANYWHERE << 15, exact=False))
+        position = last_valid(index, self._lookup_in(bounds), index.count - 1)
+        index.retract(position + 1)
         self._start_at(position)
-        if index.early:
-            self._log.info("index ahead of the stream", index=index.path, end=end, entries=index.early)
+        if index.ahead:
+            self._log.info("index ahead of the stream", index=index.path, end=end, entries=index.ahead)
 
     def _start_at(self, position: int) -> None:
         """Go on behind this entry."""
         last = self.index.entry(position)
-        self.arrivals = Arrivals()
-        self.arrivals.add(last)
+        self.arrivals = ArrivalLog(last)
         self.lookup = self._lookup_in(self.arrivals)
 
-    def _lookup_in(self, arrivals: Arrivals) -> Lookup:
-        return Lookup(self._framing, self.index, arrivals, self.header().seed(), self._read)
+    def _lookup_in(self, arrivals: ArrivalLog) -> Lookup:
+        return Lookup(self._framing, self.index, arrivals, self._read)
 
     # --- repairing
 
-    def mend(self, error: MismatchError) -> int | None:
+    def mend(self, error: CorruptIndexError) -> int | None:
         """Write the wrong entries again. Where that is too much, returns how many are right before them."""
         wrong = self.place(error)
-        right = last_right(self.index, self.lookup, wrong)
+        right = last_valid(self.index, self.lookup, wrong)
         try:
             mended = mend(self.index, self._framing, self._read, right=right, wrong=wrong, end=self.arrivals.last())
-        except MismatchError:
+        except CorruptIndexError:
             return self.right_before(error)
         self.repaired += mended
         self._log.warning("index repaired", index=self.index.path, entries=mended, because=str(error))
         return None
 
-    def place(self, error: MismatchError) -> int:
+    def place(self, error: CorruptIndexError) -> int:
         """The entry that it is about."""
         return min(error.position, self.index.count - 1)
 
-    def right_before(self, error: MismatchError) -> int:
+    def right_before(self, error: CorruptIndexError) -> int:
         """How many entries are right, and in order, before the wrong one."""
-        return last_right(self.index, self.lookup, self.place(error), in_order=True) + 1
+        return last_valid(self.index, self.lookup, self.place(error), in_order=True) + 1
 
-    def cut(self, count: int, error: MismatchError) -> None:
+    def cut(self, count: int, error: CorruptIndexError) -> None:
         """Forget all entries but the first `count`."""
-        cut = self.index.count + self.index.early - count
+        cut = self.index.count + self.index.ahead - count
         self._log.warning("index repaired", index=self.index.path, cut=cut, because=str(error))
         self.index.cut(count)
 
@@ -234,7 +231,7 @@ class Known:
     def _put_down(self, raw: Sequence[int], now: int, *, exact: bool) -> int:
         """Write entries, or find that they are there already. Returns by when these messages were there."""
         index = self.index
-        if index.early:
+        if index.ahead:
             adopted, last = index.adopt(raw)
             if last is not None:
                 # As after a start: of what is before this one, the index knows best when it arrived.
@@ -246,20 +243,20 @@ class Known:
         if not index.count:
             index.identify(identify(self.header(), self._read))
         index.append(encode_entries(raw, now, exact=exact))
-        if index.trouble is not None:
+        if index.write_error is not None:
             self._retry_later()
         return now
 
     def _retry_later(self) -> None:
         if self._retry is None:
             self._log.warning(
-                "index not written", index=self.index.path, error=self.index.trouble, advice=self.index.advice
+                "index not written", index=self.index.path, error=self.index.write_error, advice=self.index.advice
             )
             self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)
 
     def _try_again(self) -> None:
         self.index.flush()
-        if self.index.trouble is not None:
+        if self.index.write_error is not None:
             self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)
             return
         self._retry = None

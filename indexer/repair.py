@@ -14,7 +14,7 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from indexer.errors import IndexFileError, MismatchError
+from indexer.errors import CorruptIndexError, IndexFileError
 from indexer.walker import RewrittenError, Walker
 from tailsrv_formats.index_file import RAW_FIELDS, Words, decode_entry, encode_entries, holds
 
@@ -37,7 +37,7 @@ REPAIR_SECONDS: Final = 0.05
 """and more within this time: the loop does nothing else meanwhile."""
 
 
-def last_right(index: IndexFile, lookup: Lookup, position: int, *, in_order: bool = False) -> int:
+def last_valid(index: IndexFile, lookup: Lookup, position: int, *, in_order: bool = False) -> int:
     """An entry at or before `position` that the stream verifies, with the messages before it; -1: its beginning.
 
     Looked for in steps that double. `in_order`: the entries before it are in order, too. Raises `OSError` where the
@@ -51,7 +51,7 @@ def last_right(index: IndexFile, lookup: Lookup, position: int, *, in_order: boo
             if ordered == position:
                 return position
             position = ordered
-        except (MismatchError, IndexFileError):
+        except (CorruptIndexError, IndexFileError):
             position -= step
             step *= 2
     return -1
@@ -81,11 +81,11 @@ class _Fixes:
 
     def __init__(self, index: IndexFile) -> None:
         self._index = index
-        self._raw: list[tuple[int, int, int, int]] = []  # position, number, offset, mark: what has no time yet
+        self._raw: list[tuple[int, int, int, int]] = []  # position, number, offset, fingerprint: what has no time yet
         self._ready: list[tuple[int, bytes]] = []
 
-    def add(self, position: int, number: int, offset: int, mark: int) -> None:
-        self._raw.append((position, number, offset, mark))
+    def add(self, position: int, number: int, offset: int, fingerprint: int) -> None:
+        self._raw.append((position, number, offset, fingerprint))
 
     def date(self, when: int) -> None:
         """A right entry with this time follows those that were added."""
@@ -104,36 +104,35 @@ def mend(
 ) -> int:
     """Write the entries again that are wrong between the right one at `right` and one behind `wrong`; how many.
 
-    `end` is how far the stream is known. Raises `MismatchError` where that would not do: too much is wrong, or the
+    `end` is how far the stream is known. Raises `CorruptIndexError` where that would not do: too much is wrong, or the
     numbers do not fit. Nothing has been written then. Raises `OSError` where something can't be read or written.
     """
-    assert index.header is not None  # noqa: S101 - for the type checker: it has entries
     start = index.entry(right)
     walker = Walker(framing, index.header.interval, index.header.seed(), start.offset, start.number)
     fixes, position, latest = _Fixes(index), right + 1, start.time
     deadline = time.monotonic() + REPAIR_SECONDS
-    while walker.wanted <= end.offset and walker.nonsense is None:
+    while walker.wanted <= end.offset and walker.framing_error is None:
         if walker.boundary - start.offset > REPAIR_BYTES and time.monotonic() > deadline:
-            raise MismatchError("too much of the index is wrong", right)
+            raise CorruptIndexError("too much of the index is wrong", right)
         wanted = min(PIECE_BYTES, end.offset - walker.position)
         data = read(walker.position, wanted)
         if len(data) < wanted:
-            raise MismatchError("the stream is being cut", right)
+            raise CorruptIndexError("the stream is being cut", right)
         try:
             raw = walker.feed(data)
         except RewrittenError:
-            raise MismatchError("the stream is being rewritten", right) from None
+            raise CorruptIndexError("the stream is being rewritten", right) from None
         for at in range(0, len(raw), RAW_FIELDS):
             if position >= index.count:
-                raise MismatchError("entries are missing", right)
-            number, offset, mark = raw[at : at + RAW_FIELDS]
+                raise CorruptIndexError("entries are missing", right)
+            number, offset, fingerprint = raw[at : at + RAW_FIELDS]
             words = _stored(index, position)
             entry = None if words is None else decode_entry(words)
             if (
                 words is not None
                 and entry is not None
                 and (entry.number, entry.offset) == (number, offset)
-                and holds(words, mark)
+                and holds(words, fingerprint)
                 and latest <= entry.time <= end.time
             ):
                 latest = entry.time
@@ -141,10 +140,10 @@ def mend(
                 if position > wrong:
                     return fixes.write()
             else:
-                fixes.add(position, number, offset, mark)
+                fixes.add(position, number, offset, fingerprint)
             position += 1
     if position != index.count or (walker.number, walker.boundary) != (end.number, end.offset):
-        raise MismatchError("the stream has other messages than were counted", right)
+        raise CorruptIndexError("the stream has other messages than were counted", right)
     fixes.date(end.time)
     return fixes.write()
 
@@ -152,5 +151,5 @@ def mend(
 def _stored(index: IndexFile, position: int) -> Words | None:
     try:
         return index.words(position)[0]
-    except (MismatchError, IndexFileError):
+    except (CorruptIndexError, IndexFileError):
         return None

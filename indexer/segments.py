@@ -28,18 +28,18 @@ PIECE_BYTES: Final = 1 << 18
 PROBE_BYTES: Final = 4096
 
 
-class Found(NamedTuple):
+class SegmentResult(NamedTuple):
     """What is in one segment. Numbers of messages count from `first`."""
 
     first: int
     """The first boundary in it; -1 where there is none, because one message spans it."""
-    mark: int
+    fingerprint: int
     """The fingerprint of `first`."""
     boundary: int
     """The last boundary in it; its end where there is none."""
     messages: int
     """Messages from `first` to `boundary`."""
-    impossible: bool
+    corrupt: bool
     """Whether the bytes at `boundary` can't be a message."""
     entries: Sequence[int]
     """Raw entries behind `first`."""
@@ -47,40 +47,40 @@ class Found(NamedTuple):
 
 def walk_terminated(
     read: Read, framing: Framing, interval: int, seed: int, segments: Iterator[tuple[int, int]]
-) -> Iterator[Found]:
+) -> Iterator[SegmentResult]:
     """Walk each of the segments (begin and end, both in bytes) by itself."""
     for begin, end in segments:
         first = _first_boundary(read, framing.terminator, begin, end)
         if first < 0:
-            yield Found(-1, 0, end, 0, False, ())
+            yield SegmentResult(-1, 0, end, 0, False, ())
             continue
         context = read(max(0, first - CONTEXT_BYTES), min(first, CONTEXT_BYTES))
         walker = Walker(framing, interval, seed, first)
         entries: list[int] = []
-        while walker.nonsense is None and walker.wanted <= end:
+        while walker.framing_error is None and walker.wanted <= end:
             entries += _feed(walker, read, end)
-        yield Found(
+        yield SegmentResult(
             first,
             fingerprint(context, seed),
             walker.boundary,
             walker.number,
-            walker.nonsense is not None,
+            walker.framing_error is not None,
             entries,
         )
 
 
 def walk_prefixed(
     read: Read, framing: Framing, interval: int, seed: int, segments: Iterator[tuple[int, int]]
-) -> Iterator[Found]:
+) -> Iterator[SegmentResult]:
     """Walk the segments, each behind the one before; the first begins at a boundary."""
     walker: Walker | None = None
     for begin, end in segments:
         walker = walker or Walker(framing, interval, seed, begin)
         first, walker.number = walker.boundary, 0
         entries: list[int] = []
-        while walker.nonsense is None and walker.wanted <= end:
+        while walker.framing_error is None and walker.wanted <= end:
             entries += _feed(walker, read, end)
-        yield Found(first, 0, walker.boundary, walker.number, walker.nonsense is not None, entries)
+        yield SegmentResult(first, 0, walker.boundary, walker.number, walker.framing_error is not None, entries)
 
 
 def _feed(walker: Walker, read: Read, end: int) -> Sequence[int]:
@@ -114,9 +114,9 @@ class Joiner:
         self._interval = interval
         self._longest = framing.max_message_bytes
         self._terminated = bool(framing.terminator)
-        self._cell = boundary // interval
+        self._interval_number = boundary // interval
 
-    def join(self, found: Found) -> list[int] | None:
+    def join(self, found: SegmentResult) -> list[int] | None:
         """Raw entries with their numbers. None where the messages end to make sense in this segment or before it.
 
         Even then `boundary` and `number` are right: they say how far they do.
@@ -129,12 +129,12 @@ class Joiner:
         if self._terminated:
             # One message more: it began in an earlier segment, or right at the beginning of this one.
             self.number += 1
-            if found.first // self._interval > self._cell:
-                raw += (self.number, found.first, found.mark)
+            if found.first // self._interval > self._interval_number:
+                raw += (self.number, found.first, found.fingerprint)
         inner = list(found.entries)
         inner[0::RAW_FIELDS] = [number + self.number for number in inner[0::RAW_FIELDS]]
         raw += inner
         self.boundary = found.boundary
         self.number += found.messages
-        self._cell = self.boundary // self._interval
+        self._interval_number = self.boundary // self._interval
         return raw

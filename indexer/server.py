@@ -7,10 +7,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from indexer.answers import Answers
 from indexer.clients import Clients
-from indexer.following import Follower
+from indexer.follower import Follower
 from indexer.known import RETRY_SECONDS
+from indexer.query_handler import QueryHandler
 from tailsrv_formats.framing import make_framing
 from tailsrv_runtime.acceptor import Acceptor
 from tailsrv_runtime.access import AllowList
@@ -45,7 +45,7 @@ class IndexServer:
         self._reopening: Timer | None = None
         self._gone_fd = -1
         self._follower: Follower | None = None
-        self._answers: Answers | None = None
+        self._answers: QueryHandler | None = None
         self._clients = Clients(reactor, self._answer, self._look)
 
     # --- life
@@ -57,7 +57,7 @@ class IndexServer:
         framing = make_framing(options.framing, options.max_message_bytes)
         self._follower = Follower(self._reactor, options, framing, self._log)
         self._follower.reopen = self._reopen
-        self._answers = Answers(self._reactor, options.file, self._follower)
+        self._answers = QueryHandler(self._reactor, options.file, self._follower)
         if options.rebuild and sys.stderr is not None and sys.stderr.isatty():
             from indexer.progress import Progress  # noqa: PLC0415 - for eyes only
 
@@ -249,9 +249,9 @@ class IndexServer:
         if follower.fd < 0:
             yield f"waiting for {file}"
         index = follower.known.index
-        if index.trouble is not None:
-            yield f"{self._options.index} cannot be written: {index.trouble}; {index.advice}"
-        if follower.walker.nonsense is not None:
+        if index.write_error is not None:
+            yield f"{self._options.index} cannot be written: {index.write_error}; {index.advice}"
+        if follower.walker.framing_error is not None:
             yield f"{file} makes no sense at offset {follower.walker.boundary}"
         if not follower.live:
             yield f"indexing: {follower.known.arrivals.last().offset} of {follower.end} bytes"

@@ -43,7 +43,7 @@ class Walker:
         """Where the bytes have to begin that `feed` gets next."""
         self.wanted = boundary + 1
         """Nothing more can be known before the stream has so many bytes."""
-        self.nonsense: str | None = None
+        self.framing_error: str | None = None
         """Why the bytes at `boundary` can't be a message. Nothing more will be read then."""
 
         self._framing = framing
@@ -84,7 +84,7 @@ class Walker:
                 context = data[start - CONTEXT_BYTES if start > CONTEXT_BYTES else 0 : start]
                 entries += (number, at + start, fingerprint(context, seed))
                 due = ((at + start) // interval + 1) * interval - at
-            # Most of a build is here: a whole cell of messages with a terminator, none of which can be too long.
+            # Most of a build is here: a whole interval of messages with a terminator, none of which can be too long.
             end = data.find(terminator, due - 1) + 1 if terminator else 0
             if 0 < end <= start + longest:
                 if few:
@@ -111,7 +111,9 @@ class Walker:
             end = data.find(framing.terminator, seen) + 1
             length = (at + end if end else at + len(data)) - self.boundary
             if length > framing.max_message_bytes or (not end and length == framing.max_message_bytes):
-                self.nonsense = f"a message of {length} bytes or more; the limit is {framing.max_message_bytes} bytes"
+                self.framing_error = (
+                    f"a message of {length} bytes or more exceeds the limit of {framing.max_message_bytes} bytes"
+                )
                 return -1
             if not end:
                 self._look_on(data, len(data))
@@ -129,7 +131,7 @@ class Walker:
         try:
             missing = self._framing.missing(data, start, stop)
         except FramingError as error:
-            self.nonsense = str(error)
+            self.framing_error = str(error)
             return
         if self._framing.terminator:
             self._look_on(data, stop)

@@ -31,7 +31,9 @@ Pure: bytes in, values out.
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
+from array import array
 from binascii import crc_hqx
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -55,6 +57,12 @@ RAW_FIELDS: Final = 3
 _HEADER: Final = struct.Struct(">8s8sQQII20x")
 _SEEDED: Final = 32  # what of the header never changes
 _ENTRY: Final = struct.Struct(">QQQ")
+NUMBER_SHIFT: Final = 16
+"""An entry's first word is its number, shifted by this, and its check."""
+
+TIME_MASK: Final = (1 << 63) - 1
+"""The bits of an entry's last word that are its time."""
+
 _INEXACT: Final = 1 << 63
 _PRIME: Final = 65521
 
@@ -102,17 +110,16 @@ class Entry(NamedTuple):
     """Whether they were seen to arrive; otherwise `time` is when they were indexed."""
 
 
-def fingerprint(context: bytes, seed: int) -> int:
-    """Of the offset that these (up to `CONTEXT_BYTES`) bytes stand before."""
-    return crc_hqx(context, seed)
+fingerprint: Final = crc_hqx
+"""``fingerprint(context, seed)``: of the offset that these (up to `CONTEXT_BYTES`) bytes are before."""
 
 
 def encode_entries(raw: Sequence[int], time: int, *, exact: bool) -> bytes:
     """The bytes of raw entries that were found at the same time."""
     stamp = time if exact else time | _INEXACT
     words: list[int] = []
-    for number, offset, mark in zip(raw[0::3], raw[1::3], raw[2::3], strict=True):
-        words += (number << 16 | mark ^ (number + offset + stamp) % _PRIME, offset, stamp)
+    for number, offset, printed in zip(raw[0::3], raw[1::3], raw[2::3], strict=True):
+        words += (number << 16 | printed ^ (number + offset + stamp) % _PRIME, offset, stamp)
     return struct.pack(f">{len(words)}Q", *words)
 
 
@@ -125,17 +132,21 @@ def unpack(packed: bytes | bytearray) -> Words:
     return _ENTRY.unpack(packed)
 
 
-unpack_from: Final = _ENTRY.unpack_from
-"""The words of the entry at an offset in bytes."""
+def unpack_all(packed: bytes) -> Sequence[int]:
+    """The words of several entries' bytes, in a row."""
+    words = array("Q", packed)
+    if sys.byteorder == "little":
+        words.byteswap()
+    return words
 
 
 def decode_entry(words: Words) -> Entry:
     """What an entry says, right or wrong: see `holds`."""
     number, offset, stamp = words
-    return Entry(number >> 16, offset, stamp & ~_INEXACT, stamp < _INEXACT)
+    return Entry(number >> NUMBER_SHIFT, offset, stamp & TIME_MASK, stamp < _INEXACT)
 
 
-def holds(words: Words, mark: int) -> bool:
+def holds(words: Words, printed: int) -> bool:
     """Whether an entry is whole, and was made for an offset with this fingerprint."""
     number, offset, stamp = words
-    return number & 0xFFFF == mark ^ ((number >> 16) + offset + stamp) % _PRIME
+    return number & 0xFFFF == printed ^ ((number >> 16) + offset + stamp) % _PRIME

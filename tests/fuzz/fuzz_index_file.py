@@ -14,8 +14,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Self
 
-from indexer.errors import MismatchError
-from indexer.following import Follower
+from indexer.errors import CorruptIndexError
+from indexer.follower import Follower
 from indexer.identity import identify
 from indexer.options import Options
 from tailsrv_formats.framing import make_framing
@@ -91,11 +91,11 @@ class Indexer:
         follower = self.follower
         try:
             return follower.known.lookup.answer(query)
-        except MismatchError as error:
+        except CorruptIndexError as error:
             follower.repair(error)
         try:
             return follower.known.lookup.answer(query)
-        except MismatchError as error:
+        except CorruptIndexError as error:
             follower.give_up(error)
         return None
 

@@ -32,12 +32,12 @@ class Truth:
         self.end = len(self.content)
 
     def entries(self, interval: int, seed: int) -> list[int]:
-        """The raw entries that its index has to hold: the first boundary in each cell, but for offset 0."""
+        """The raw entries that its index has to hold: the first boundary in each interval, but for offset 0."""
         raw: list[int] = []
-        cell = 0
+        current = 0
         for number, offset in enumerate(self.offsets):
-            if offset // interval > cell:
-                cell = offset // interval
+            if offset // interval > current:
+                current = offset // interval
                 raw += (number, offset, fingerprint(self.content[max(0, offset - CONTEXT_BYTES) : offset], seed))
         return raw
 
@@ -51,7 +51,7 @@ def framings() -> st.SearchStrategy[str]:
 
 
 def payload_lists() -> st.SearchStrategy[list[bytes]]:
-    """Messages of every length that matters to an index with cells of some dozen bytes: empty, short, many cells."""
+    """Messages of every length that matters where an interval has some dozen bytes: empty, short, many intervals."""
     sizes = st.one_of(st.just(0), st.integers(0, 12), st.integers(50, 70), st.sampled_from((127, 128, 129, 300, 1000)))
     return st.lists(sizes.map(lambda size: random.Random(size).randbytes(size).translate(_PLAIN)), max_size=60)
 

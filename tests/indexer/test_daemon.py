@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer.verify import verify
+from indexer.verifier import verify
 from tailsrv_formats.framing import FRAMINGS
 from tailsrv_runtime.commit_mark import MarkWriter
 from tests.indexer.support import Asker, Truth, index, lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer.verify import verify
+from indexer.verifier import verify
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES, decode_entry, unpack
 from tests.indexer.support import Asker, Truth, index, lines

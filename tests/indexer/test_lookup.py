@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.errors import MismatchError, UnknownError
+from indexer.arrival_log import ArrivalLog
+from indexer.errors import CorruptIndexError, NotFoundError
 from indexer.file import IndexFile
 from indexer.identity import identify
-from indexer.lookup import Arrivals, Lookup
+from indexer.lookup import Lookup
 from indexer.walker import Walker
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.index_file import Entry, Header, encode_entries
@@ -34,14 +35,12 @@ class Known:
         self.truth = truth
         self.content = truth.content
         framing = make_framing(truth.framing, limit)
-        self.index = IndexFile(f"{directory}/index")
-        self.index.begin(Header(truth.framing, interval, 0))
-        assert self.index.header is not None
-        seed = self.index.header.seed()
-        self.walker = Walker(framing, interval, seed)
-        self.arrivals = Arrivals()
-        self.arrivals.add(Entry(0, 0, 0, exact=False))
-        self.lookup = Lookup(framing, self.index, self.arrivals, seed, self.read)
+        header = Header(truth.framing, interval, 0)
+        self.index = IndexFile(f"{directory}/index", header)
+        self.index.begin(header)
+        self.walker = Walker(framing, interval, header.seed())
+        self.arrivals = ArrivalLog(Entry(0, 0, 0, exact=False))
+        self.lookup = Lookup(framing, self.index, self.arrivals, self.read)
         self.time = 0
 
     def read(self, offset: int, count: int) -> bytes:
@@ -52,7 +51,6 @@ class Known:
         while self.walker.wanted <= end:
             raw = self.walker.feed(self.content[self.walker.position : end])
             if raw and not self.index.count:
-                assert self.index.header is not None
                 self.index.identify(identify(self.index.header, self.read))
             self.index.append(encode_entries(raw, self.time, exact=True))
         if self.walker.number > self.arrivals.last().number:
@@ -93,7 +91,7 @@ def test_every_answer_is_that_of_a_naive_reading(
         assert known.ask("count", 1) == known.told(truth.count)
         assert known.ask("last", truth.count + 7) == known.told(0)
         for kind, value in (("number", truth.count + 1), ("offset", truth.end + 1)):
-            with pytest.raises(UnknownError):
+            with pytest.raises(NotFoundError):
                 known.ask(kind, value)
         known.index.close()
 
@@ -113,9 +111,9 @@ def test_a_time_is_answered_by_the_message_or_one_of_the_same_interval_before_it
         for forgotten in (False, True):
             if forgotten:
                 # After a restart there is the index alone, and when it was restarted.
-                known.lookup._arrivals = later = Arrivals()
                 last = known.index.entry(known.index.count - 1)
-                later.add(last)
+                later = ArrivalLog(last)
+                known.lookup = Lookup(make_framing(name), known.index, later, known.read)
                 if live.last().number > last.number:
                     later.add(live.last()._replace(time=known.time + SECOND, exact=False))
             for time in range(0, known.time + SECOND, SECOND // 2):
@@ -123,7 +121,7 @@ def test_a_time_is_answered_by_the_message_or_one_of_the_same_interval_before_it
                 number = known.ask("time", time)[0]
                 assert number <= first
                 if forgotten:
-                    # Between the answer and the message there is no boundary that begins a cell.
+                    # Between the answer and the message there is no boundary that begins a interval.
                     bases = [0, *known.truth.entries(interval, 0)[0::3]]
                     assert number >= max(base for base in bases if base <= first)
                 else:
@@ -154,7 +152,7 @@ def test_a_look_up_reads_two_intervals_at_most_however_long_the_messages_are(nam
         asked.append(count)
         return known.content[offset : offset + count]
 
-    known.lookup._read = read
+    known.lookup = Lookup(make_framing(name), known.index, known.arrivals, read)
     for number in range(truth.count + 1):
         assert known.ask("number", number) == known.told(number)
         assert known.ask("offset", truth.offsets[number])[0] == number
@@ -169,7 +167,7 @@ def test_a_stream_that_was_rewritten_gets_no_answer_where_it_was(directory: str)
     place = truth.offsets[50]
     # A line is cut in two: nothing moves, but all numbers behind it are wrong from here on.
     known.content = truth.content[: place + 5] + b"\n" + truth.content[place + 6 :]
-    with pytest.raises(MismatchError):
+    with pytest.raises(CorruptIndexError):
         known.ask("number", 50)
     assert known.ask("number", 3) == known.told(3)
     known.index.close()
@@ -186,7 +184,7 @@ def test_whatever_an_index_file_holds_no_answer_is_wrong(directory: str) -> None
 
 def test_the_same_inputs_find_an_index_that_is_not_checked(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above: without the entries' checks some answers are wrong, and it sees them."""
-    monkeypatch.setattr("indexer.lookup.holds", lambda *_: True)
+    monkeypatch.setattr("indexer.blocks.holds", lambda *_: True)
     monkeypatch.setattr("indexer.identity.holds", lambda *_: True)
     rng = random.Random(1)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer import repair
-from indexer.verify import verify
+from indexer.verifier import verify
 from tailsrv_formats.framing import FRAMINGS
 from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES, Header
 from tailsrv_formats.index_query import Query

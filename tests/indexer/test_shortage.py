@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer.verify import verify
+from indexer.verifier import verify
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import Daemon, wait_until
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer.verify import verify
+from indexer.verifier import verify
 from tests.indexer.support import Asker, Truth, index, lines
 from tests.support.daemons import wait_until
 

@@ -27,7 +27,7 @@ def grow(walker: Walker, content: bytes, ends: Iterable[int], piece: int = 1 << 
     """Let the stream grow to each of `ends`; all raw entries."""
     raw: list[int] = []
     for end in ends:
-        while walker.wanted <= end and walker.nonsense is None:
+        while walker.wanted <= end and walker.framing_error is None:
             raw += walker.feed(content[walker.position : min(end, walker.position + piece)])
     return raw
 
@@ -56,7 +56,7 @@ def test_a_walk_goes_on_from_any_boundary(name: str, payloads: list[bytes], inte
     truth = Truth(name, payloads)
     number = data.draw(st.integers(0, truth.count))
     whole = truth.entries(interval, SEED)
-    # Entries are made where a cell's first boundary is; whoever goes on starts at an entry.
+    # Entries are made where a interval's first boundary is; whoever goes on starts at an entry.
     starts = [(0, 0), *zip(whole[0::3], whole[1::3], strict=True)]
     number, offset = max(start for start in starts if start[0] <= number)
     walker = Walker(make_framing(name, LIMIT), interval, SEED, offset, number)
@@ -104,7 +104,7 @@ def test_what_cannot_be_a_message_ends_the_walk_at_its_first_byte(name: str) -> 
     grow(walker, truth.content + nonsense, range(0, truth.end + 52, 7))
     grow(walker, truth.content + nonsense, [truth.end + 51])
     assert (walker.number, walker.boundary) == (truth.count, truth.end)
-    assert walker.nonsense is not None
+    assert walker.framing_error is not None
 
 
 def test_joined_segments_end_where_a_message_is_too_long() -> None:

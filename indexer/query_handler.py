@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from indexer.errors import MismatchError, UnknownError
+from indexer.errors import CorruptIndexError, NotFoundError
 from tailsrv_formats.errors import reason
 from tailsrv_formats.index_query import KINDS, Malformed, Query, parse, render, render_error
 from tailsrv_runtime.metrics import Histogram, Metric
@@ -18,7 +18,7 @@ from tailsrv_runtime.metrics import Histogram, Metric
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from indexer.following import Follower
+    from indexer.follower import Follower
     from tailsrv_formats.index_file import Entry
     from tailsrv_runtime.reactor import Reactor
 
@@ -27,8 +27,8 @@ QUERY_SECONDS: Final = (
 )  # fmt: skip
 
 
-class Answers:
-    """Answers about the stream `file`, which `follower` follows."""
+class QueryHandler:
+    """QueryHandler about the stream `file`, which `follower` follows."""
 
     def __init__(self, reactor: Reactor, file: str, follower: Follower) -> None:
         self._reactor = reactor
@@ -48,7 +48,7 @@ class Answers:
         self._asked[query.kind] += 1
         try:
             reply = self._reply(query)
-        except UnknownError as error:
+        except NotFoundError as error:
             reply = render_error(str(error), query.is_json)
         except OSError as error:
             # A place of the disk that can't be read is no reason to take the other answers away.
@@ -64,14 +64,14 @@ class Answers:
         """The answer; where the index contradicts the stream, it is repaired before."""
         try:
             return self._find(query)
-        except MismatchError as error:
+        except CorruptIndexError as error:
             self._failed += 1
             self._follower.repair(error)
         try:
             return self._find(query)
-        except MismatchError as error:
+        except CorruptIndexError as error:
             self._follower.give_up(error)
-            raise UnknownError(f"{error}; the index is being rebuilt, ask again") from None
+            raise NotFoundError(f"{error}; the index is being rebuilt, ask again") from None
 
     def _find(self, query: Query) -> bytes:
         follower = self._follower
@@ -84,7 +84,7 @@ class Answers:
                 return render(answer if follower.is_current() else replace(answer, partial=True))
             number = query.value if query.kind == "number" else max(0, known.number - query.value)
             return b"%d\n" % lookup.offset_of(number)
-        except UnknownError:
+        except NotFoundError:
             if follower.is_current() or follower.fd < 0:
                 raise
             raise self._not_yet(known) from None
@@ -94,11 +94,11 @@ class Answers:
         follower, (kind, value) = self._follower, query[:2]
         if follower.fd < 0:
             # An index without entries is that of a stream without messages, which is what there is so far.
-            if follower.known.index.count or follower.known.index.early or (kind == "number" and value > 0):
-                raise UnknownError(f"{self._file} is not there yet; ask again later")
+            if follower.known.index.count or follower.known.index.ahead or (kind == "number" and value > 0):
+                raise NotFoundError(f"{self._file} is not there yet; ask again later")
             return
         if not follower.is_verified():
-            raise UnknownError(f"{follower.unreadable or 'the index is being compared'}; ask again later")
+            raise NotFoundError(f"{follower.unreadable or 'the index is being compared'}; ask again later")
         is_known = (
             (kind == "number" and value < known.number)
             or (kind == "offset" and value < known.offset)
@@ -107,14 +107,14 @@ class Answers:
         if not is_known:
             raise self._not_yet(known)
 
-    def _not_yet(self, known: Entry) -> UnknownError:
+    def _not_yet(self, known: Entry) -> NotFoundError:
         follower = self._follower
         state = "ask again later"
         if follower.known.index.is_full():
             state = "stopped: the index cannot be written"
         elif follower.unreadable is not None:
             state = f"stopped: {follower.unreadable}"
-        return UnknownError(
+        return NotFoundError(
             f"not indexed yet: {known.number} messages in {known.offset} of {follower.end} bytes so far; {state}"
         )
 

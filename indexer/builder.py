@@ -17,7 +17,7 @@ from array import array
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from indexer.segments import Found, walk_prefixed, walk_terminated
+from indexer.segments import SegmentResult, walk_prefixed, walk_terminated
 from indexer.walker import RewrittenError
 from tailsrv_runtime.reactor import READ
 from tailsrv_runtime.shortage import spare_descriptors
@@ -51,7 +51,7 @@ _FRAME: Final = struct.Struct("<qqqqqq")
 class Builder:
     """Walks from a boundary to `end`, and tells what it finds, segment by segment and in order.
 
-    ``found(Found)`` for each segment, until it returns False; then, or at the end, ``ended()`` once.
+    ``found(SegmentResult)`` for each segment, until it returns False; then, or at the end, ``ended()`` once.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Builder:
         seed: int,
         begin: int,
         end: int,
-        found: Callable[[Found], bool],
+        found: Callable[[SegmentResult], bool],
         ended: Callable[[], None],
     ) -> None:
         """Start the workers. Raises `OSError` where that can't be."""
@@ -80,7 +80,7 @@ class Builder:
         workers = min(WORKERS, len(os.sched_getaffinity(0))) if framing.terminator else 1
         walk_all = walk_terminated if framing.terminator else walk_prefixed
 
-        def walk(worker: int) -> Iterator[Found]:
+        def walk(worker: int) -> Iterator[SegmentResult]:
             mine = islice(_segments(begin, end, size), worker, None, workers)
             return walk_all(lambda offset, count: os.pread(fd, count, offset), framing, interval, seed, mine)
 
@@ -93,7 +93,7 @@ class Builder:
             self.stop()
             raise
 
-    def _start(self, fd: int, walk: Iterator[Found]) -> None:
+    def _start(self, fd: int, walk: Iterator[SegmentResult]) -> None:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         self._pipes.append(read_end)
         self._buffers.append(bytearray())
@@ -182,27 +182,27 @@ def _segments(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
 # --- frames: six numbers, the last of which says how many follow
 
 
-def _encode_frame(found: Found) -> bytes:
-    first, mark, boundary, messages, impossible, entries = found
-    return _FRAME.pack(first, mark, boundary, messages, impossible, len(entries)) + array("Q", entries).tobytes()
+def _encode_frame(found: SegmentResult) -> bytes:
+    first, fingerprint, boundary, messages, corrupt, entries = found
+    return _FRAME.pack(first, fingerprint, boundary, messages, corrupt, len(entries)) + array("Q", entries).tobytes()
 
 
 def _is_whole(buffer: bytearray) -> bool:
     return len(buffer) >= _FRAME.size and len(buffer) >= _FRAME.size + 8 * _FRAME.unpack_from(buffer)[5]
 
 
-def _cut_frame(buffer: bytearray) -> Found:
-    first, mark, boundary, messages, impossible, length = _FRAME.unpack_from(buffer)
+def _cut_frame(buffer: bytearray) -> SegmentResult:
+    first, fingerprint, boundary, messages, corrupt, length = _FRAME.unpack_from(buffer)
     end = _FRAME.size + 8 * length
     entries = array("Q", bytes(buffer[_FRAME.size : end]))
     del buffer[:end]
-    return Found(first, mark, boundary, messages, bool(impossible), entries)
+    return SegmentResult(first, fingerprint, boundary, messages, bool(corrupt), entries)
 
 
 # --- the worker
 
 
-def _work(fd: int, pipe: int, walk: Iterator[Found]) -> NoReturn:
+def _work(fd: int, pipe: int, walk: Iterator[SegmentResult]) -> NoReturn:
     """The child's life. Whatever goes wrong in it, the parent notices by the end of the pipe and goes on by itself."""
     code = 1
     try:

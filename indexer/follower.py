@@ -22,11 +22,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from indexer.building import Builder
-from indexer.errors import IndexFileError, MismatchError
-from indexer.identity import disagreement
+from indexer.builder import Builder
+from indexer.errors import CorruptIndexError, IndexFileError
+from indexer.identity import head_mismatch
 from indexer.known import RETRY_SECONDS, Known
-from indexer.segments import Found, Joiner
+from indexer.segments import Joiner, SegmentResult
 from indexer.walker import RewrittenError, Walker
 from tailsrv_formats.errors import reason
 from tailsrv_runtime.errors import FatalError
@@ -145,9 +145,9 @@ class Follower:
 
     # --- repairing
 
-    def repair(self, error: MismatchError) -> None:
+    def repair(self, error: CorruptIndexError) -> None:
         """Repair the index around the entry that the stream contradicts. Raises `OSError` where it can't be read."""
-        why = disagreement(self.known.header(), self.read)
+        why = head_mismatch(self.known.header(), self.read)
         if why is not None:
             self.start_over(why)
             return
@@ -155,11 +155,11 @@ class Follower:
         if count is not None:
             self._cut_back(count, error)
 
-    def give_up(self, error: MismatchError) -> None:
+    def give_up(self, error: CorruptIndexError) -> None:
         """The index was repaired, and is contradicted there still: make all that follows again."""
         self._cut_back(self.known.right_before(error), error)
 
-    def _cut_back(self, count: int, error: MismatchError) -> None:
+    def _cut_back(self, count: int, error: CorruptIndexError) -> None:
         self._stop_building()
         self.known.cut(count, error)
         self._verified = self.live = False
@@ -173,7 +173,8 @@ class Follower:
         return os.pread(self.fd, count, offset) if self.fd >= 0 else b""
 
     def advance(self, end: int) -> None:
-        """The stream ends here now: read on, for as long as a turn may take."""
+        """The stream's file has changed, and ends here now: read on, for as long as a turn may take."""
+        self.known.lookup.forget_blocks()
         self._advance(end, TURN_SECONDS)
 
     def catch_up(self) -> None:
@@ -251,7 +252,7 @@ class Follower:
 
     def is_behind(self) -> bool:
         """Whether there is something to read that has not been read yet."""
-        return self.end >= self.walker.wanted and self.walker.nonsense is None
+        return self.end >= self.walker.wanted and self.walker.framing_error is None
 
     def is_current(self) -> bool:
         """Whether all that the stream holds is known."""
@@ -324,14 +325,14 @@ class Follower:
         self._lag()
         return True
 
-    def _on_found(self, joiner: Joiner, found: Found) -> bool:
+    def _on_found(self, joiner: Joiner, found: SegmentResult) -> bool:
         raw = joiner.join(found)
         try:
             self.known.note(raw or (), joiner.number, joiner.boundary, exact=False)
         except OSError:
             return False  # the loop goes on from here, and meets the same
         self._lag()
-        return raw is not None and not found.impossible and not self.known.index.is_full()
+        return raw is not None and not found.corrupt and not self.known.index.is_full()
 
     def _on_built(self, begin: int) -> None:
         """The workers are done, or got as far as they could; the rest is for the loop."""
@@ -358,13 +359,13 @@ class Follower:
     # --- trouble
 
     def _tell_nonsense(self) -> None:
-        if self.walker.nonsense is not None and not self._told_nonsense:
+        if self.walker.framing_error is not None and not self._told_nonsense:
             self._told_nonsense = True
             self._log.error(
                 "stream makes no sense",
                 file=self._options.file,
                 offset=self.walker.boundary,
                 number=self.walker.number,
-                error=self.walker.nonsense,
+                error=self.walker.framing_error,
                 advice="what lies before is answered; is --framing right?",
             )

@@ -116,7 +116,7 @@ def _compare(stream: int, end: int, index: int, header: Header, max_message_byte
     count = (os.fstat(index).st_size - HEADER_BYTES) // ENTRY_BYTES
     walker = Walker(make_framing(header.framing, max_message_bytes), header.interval, header.seed())
     position, time = 0, 0
-    while position < count and walker.nonsense is None and walker.wanted <= end:
+    while position < count and walker.framing_error is None and walker.wanted <= end:
         data = os.pread(stream, min(PIECE_BYTES, end - walker.position), walker.position)
         if walker.position + len(data) < walker.wanted:
             raise RewrittenError  # it has just been cut, and would be waited for for ever
@@ -124,7 +124,7 @@ def _compare(stream: int, end: int, index: int, header: Header, max_message_byte
         for at in range(0, len(raw), RAW_FIELDS):
             if position == count:
                 return
-            number, offset, mark = raw[at : at + RAW_FIELDS]
+            number, offset, fingerprint = raw[at : at + RAW_FIELDS]
             packed = os.pread(index, ENTRY_BYTES, HEADER_BYTES + position * ENTRY_BYTES)
             if len(packed) < ENTRY_BYTES:
                 return  # it has just been cut
@@ -136,7 +136,7 @@ def _compare(stream: int, end: int, index: int, header: Header, max_message_byte
                     f"{where} says that message {entry.number} starts at {entry.offset}; "
                     f"message {number} starts at {offset}, and should have this entry"
                 )
-            elif not holds(words, mark):
+            elif not holds(words, fingerprint):
                 yield f"{where} is damaged"
             elif entry.time < time:
                 yield f"{where} has an earlier time than the one before"

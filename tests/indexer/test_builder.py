@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer import following
-from indexer.following import Follower
+from indexer import follower
+from indexer.follower import Follower
 from indexer.options import Options
-from indexer.verify import verify
+from indexer.verifier import verify
 from tailsrv_formats.framing import make_framing
 from tailsrv_formats.index_query import Query
 from tailsrv_runtime.reactor import Reactor
@@ -124,7 +124,7 @@ def test_workers_and_the_loop_make_the_same_index(path: Path, large: Truth, monk
     made = []
     monkeypatch.setattr(time, "time_ns", lambda: 10**18)
     for alone in (False, True):
-        monkeypatch.setattr(following, "FAR_BYTES", GIB if alone else 16 << 20)
+        monkeypatch.setattr(follower, "FAR_BYTES", GIB if alone else 16 << 20)
         story = Story(path)
         story.attach()
         story.run()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer.place import COPIES
+from indexer.paths import COPIES
 from tests.indexer.support import Asker, index
 from tests.support.daemons import Daemon, wait_until
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from indexer.verify import verify
+from indexer.verifier import verify
 from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES
 from tailsrv_runtime.commit_mark import MarkWriter
 from tests.fuzz.fuzz_index_file import RIGHT, TRUTH, Indexer
