@@ -1,10 +1,11 @@
-"""Worker processes that walk a long stretch of the stream while the loop goes on answering.
+"""Builder processes: they walk a long part of the stream while the loop goes on answering.
 
 Processes, not threads: counting and walking hold the interpreter's lock, and two cores count twice as fast. They are
-forked, which costs a millisecond and shares what is loaded already; a worker gives back every descriptor but the
-stream and its pipe, so that it keeps no lock, no listener and no client alive. Without a reader of its pipe it ends.
+forked, which takes a millisecond and shares what is loaded already. A process closes every descriptor but the stream's
+and its pipe's, so that it keeps no lock, no listener and no client alive; it ends when nobody reads its pipe.
 
-Segments are dealt out in turn and taken in turn: the one that is next is waited for, the others wait in their pipes.
+The processes get the segments of the stream in turn, and the loop reads their results in the same order: it waits for
+the next one, and the others wait in their pipes.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
     from tailsrv_formats.framing import Framing
     from tailsrv_runtime.reactor import Reactor
 
-WORKERS: Final = 4
-"""At most; one for each core that we may use, where segments can be walked at the same time."""
+PROCESSES: Final = 4
+"""At most: one for each core that we may use, if segments can be walked at the same time."""
 
 SEGMENT_ENTRIES: Final = 512
-"""What one segment yields: it is put down in one turn of the loop, a quarter of a millisecond."""
+"""Entries of one segment: the loop adds them in one turn, which takes a quarter of a millisecond."""
 
 SEGMENT_BYTES: Final = (1 << 16, 1 << 21)
-"""The least and the most that a segment is."""
+"""The smallest and the largest segment."""
 
 NICENESS: Final = 5
-"""Building makes way for answering."""
+"""Answering has priority over building."""
 
 PIPE_BYTES: Final = 1 << 16
 
@@ -49,9 +50,9 @@ _FRAME: Final = struct.Struct("<qqqqqq")
 
 
 class Builder:
-    """Walks from a boundary to `end`, and tells what it finds, segment by segment and in order.
+    """Walks from a boundary to `end`.
 
-    ``found(SegmentResult)`` for each segment, until it returns False; then, or at the end, ``ended()`` once.
+    Calls ``on_result(result)`` for each segment, in order, until it returns False; then, or at the end, ``on_end()``.
     """
 
     def __init__(
@@ -64,30 +65,30 @@ class Builder:
         seed: int,
         begin: int,
         end: int,
-        found: Callable[[SegmentResult], bool],
-        ended: Callable[[], None],
+        on_result: Callable[[SegmentResult], bool],
+        on_end: Callable[[], None],
     ) -> None:
-        """Start the workers. Raises `OSError` where that can't be."""
+        """Start the processes. Raises `OSError` if there are not enough descriptors or processes."""
         self._reactor = reactor
-        self._found = found
-        self._ended = ended
+        self._on_result = on_result
+        self._on_end = on_end
         self._buffers: list[bytearray] = []
         self._pipes: list[int] = []
         self._pids: list[int] = []
         self._turn = 0
         least, most = SEGMENT_BYTES
         size = min(max(interval * SEGMENT_ENTRIES, least), most)
-        workers = min(WORKERS, len(os.sched_getaffinity(0))) if framing.terminator else 1
+        processes = min(PROCESSES, len(os.sched_getaffinity(0))) if framing.terminator else 1
         walk_all = walk_terminated if framing.terminator else walk_prefixed
 
-        def walk(worker: int) -> Iterator[SegmentResult]:
-            mine = islice(_segments(begin, end, size), worker, None, workers)
+        def walk(process: int) -> Iterator[SegmentResult]:
+            mine = islice(_segments(begin, end, size), process, None, processes)
             return walk_all(lambda offset, count: os.pread(fd, count, offset), framing, interval, seed, mine)
 
         try:
             with spare_descriptors():
-                for worker in range(workers):
-                    self._start(fd, walk(worker))
+                for process in range(processes):
+                    self._start(fd, walk(process))
             self._listen()
         except OSError:
             self.stop()
@@ -109,7 +110,7 @@ class Builder:
             os.close(write_end)
 
     def stop(self) -> None:
-        """End the workers; nothing more is told."""
+        """End the processes; nothing is called any more."""
         for pipe in self._pipes:
             self._reactor.unregister(pipe)
             os.close(pipe)
@@ -120,7 +121,7 @@ class Builder:
         self._pipes, self._pids = [], []
         _reap(self._reactor)
 
-    # --- what they find
+    # --- results
 
     def _listen(self) -> None:
         self._reactor.register(self._pipes[self._turn], READ, self._on_ready)
@@ -131,25 +132,25 @@ class Builder:
         try:
             data = os.read(self._pipes[self._turn], PIPE_BYTES)
         except OSError:
-            data = b""  # what has been told so far is right; the loop goes on from there
+            data = b""  # the results so far are right; the loop goes on from there
         buffer = self._buffers[self._turn]
         buffer += data
         if not data and not _is_whole(buffer):
             self._end()
         elif _is_whole(buffer):
-            self._take()
+            self._read_result()
 
-    def _take(self) -> None:
-        """Tell of one segment, and turn to the next."""
+    def _read_result(self) -> None:
+        """Report one result, and wait for the next."""
         if not self._pipes:
             return
-        if not self._found(_cut_frame(self._buffers[self._turn])):
+        if not self._on_result(_cut_frame(self._buffers[self._turn])):
             self._end()
             return
         self._reactor.unregister(self._pipes[self._turn])
         self._turn = (self._turn + 1) % len(self._pipes)
         if _is_whole(self._buffers[self._turn]):
-            self._reactor.post(self._take)  # the loop has other work too
+            self._reactor.post(self._read_result)  # the loop has other work too
             return
         try:
             self._listen()
@@ -158,14 +159,14 @@ class Builder:
 
     def _end(self) -> None:
         self.stop()
-        self._ended()
+        self._on_end()
 
 
-_killed: list[int] = []  # workers that have not been seen to end
+_killed: list[int] = []  # processes that have not been seen to end
 
 
 def _reap(reactor: Reactor) -> None:
-    """Wait for no worker: one that is inside a read ends when the disk answers, which may take long."""
+    """Reap without waiting: a process that is inside a read ends when the disk answers, which may take long."""
     for pid in tuple(_killed):
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG) == (0, 0):
@@ -182,9 +183,9 @@ def _segments(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
 # --- frames: six numbers, the last of which says how many follow
 
 
-def _encode_frame(found: SegmentResult) -> bytes:
-    first, fingerprint, boundary, messages, corrupt, entries = found
-    return _FRAME.pack(first, fingerprint, boundary, messages, corrupt, len(entries)) + array("Q", entries).tobytes()
+def _encode_frame(result: SegmentResult) -> bytes:
+    first, fingerprint, boundary, messages, is_corrupt, entries = result
+    return _FRAME.pack(first, fingerprint, boundary, messages, is_corrupt, len(entries)) + array("Q", entries).tobytes()
 
 
 def _is_whole(buffer: bytearray) -> bool:
@@ -192,18 +193,18 @@ def _is_whole(buffer: bytearray) -> bool:
 
 
 def _cut_frame(buffer: bytearray) -> SegmentResult:
-    first, fingerprint, boundary, messages, corrupt, length = _FRAME.unpack_from(buffer)
+    first, fingerprint, boundary, messages, is_corrupt, length = _FRAME.unpack_from(buffer)
     end = _FRAME.size + 8 * length
     entries = array("Q", bytes(buffer[_FRAME.size : end]))
     del buffer[:end]
-    return SegmentResult(first, fingerprint, boundary, messages, bool(corrupt), entries)
+    return SegmentResult(first, fingerprint, boundary, messages, bool(is_corrupt), entries)
 
 
-# --- the worker
+# --- the process
 
 
 def _work(fd: int, pipe: int, walk: Iterator[SegmentResult]) -> NoReturn:
-    """The child's life. Whatever goes wrong in it, the parent notices by the end of the pipe and goes on by itself."""
+    """Run the child. Whatever goes wrong in it, the parent sees the end of the pipe and goes on alone."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -214,12 +215,12 @@ def _work(fd: int, pipe: int, walk: Iterator[SegmentResult]) -> NoReturn:
         for begin, end in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(begin, end)
         os.nice(NICENESS)
-        for found in walk:
-            frame = _encode_frame(found)
+        for result in walk:
+            frame = _encode_frame(result)
             while frame:
                 frame = frame[os.write(pipe, frame) :]
         code = 0
     except (EOFError, RewrittenError, OSError):
-        pass  # the stream was cut or rewritten, or nobody listens: the parent sees as much by itself
+        pass  # the stream was cut or rewritten, or nobody reads: the parent finds out by itself
     finally:
         os._exit(code)

@@ -101,7 +101,7 @@ class IndexFile:
         """Whether the file holds nothing at all."""
         return self.size() == 0
 
-    def is_ours(self) -> bool:
+    def is_index(self) -> bool:
         """Whether the file begins as an index does, damaged or not."""
         return self._read(0, len(_KIND)) == _KIND
 

@@ -1,8 +1,8 @@
 """Whether an index belongs to a stream: compared in a few places, in the same time for a stream of any size.
 
 Compared are the stream's first bytes, the bytes before the last entry, and those before some entries in between. Bytes
-that were read once never change in a stream as this toolkit writes it; this is for files that somebody replaced,
-rewrote or cut. What a sample misses, a look-up finds when it gets there: it uses no entry that it has not compared.
+that were committed never change in a stream that this toolkit writes; this is for files that somebody replaced, rewrote
+or cut. A look-up finds what these samples miss: it uses no entry that it has not compared.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     """``read(offset, count)``: as many of the stream's bytes as there are."""
 
 SAMPLES: Final = 8
-"""Entries that are compared, spread over the index, besides the last one."""
+"""Entries that are compared in addition to the last one, spread over the index."""
 
 
-def identify(header: Header, read: Read) -> Header:
-    """The header with what the stream begins with; it has to be as long as the interval at least."""
+def identified(header: Header, read: Read) -> Header:
+    """The header with the checksum of the stream's first bytes. The stream has at least an interval of bytes."""
     head = read(0, min(HEAD_BYTES, header.interval))
     return msgspec.structs.replace(header, head_bytes=len(head), head_crc=zlib.crc32(head))
 
 
 def head_mismatch(header: Header, read: Read) -> str | None:
-    """Why an index with entries can't be that of the stream, whose first bytes are read; None when it can.
+    """Why an index with entries belongs to another stream; None if nothing says so. Raises `OSError`.
 
-    A header that does not say what the stream begins with, as a power cut may leave it, says nothing.
+    A header without the checksum of the stream's first bytes, which a power cut may leave, matches every stream.
     """
     head = read(0, header.head_bytes)
     if len(head) < header.head_bytes or (head and zlib.crc32(head) != header.head_crc):
@@ -45,17 +45,17 @@ def head_mismatch(header: Header, read: Read) -> str | None:
 
 
 def last_match(index: IndexFile, read: Read, size: int) -> int:
-    """The last entry that fits the stream, which is `size` bytes long, where all that follow do not; -1 without one.
+    """The last entry that matches the stream, which is `size` bytes long; -1 if none does.
 
-    It is looked for backwards, in steps that double, and then between the last two of them: pages of zeros at the end,
-    or a stream that is shorter than it was, cost some dozen comparisons.
+    The search goes back in steps that double, and then bisects the last step: pages of zeros at the end, or a stream
+    that is shorter than it was, cost some dozen comparisons.
     """
     low, high, step = index.count - 1, index.count, 1
-    while low >= 0 and not fits(index, low, read, size):
+    while low >= 0 and not matches(index, low, read, size):
         low, high, step = max(-1, low - step), low, step * 2
     while high - low > 1:
         middle = (low + high) // 2
-        if fits(index, middle, read, size):
+        if matches(index, middle, read, size):
             low = middle
         else:
             high = middle
@@ -67,8 +67,8 @@ def samples(count: int) -> list[int]:
     return sorted({count * sample // SAMPLES for sample in range(SAMPLES)}) if count else []
 
 
-def fits(index: IndexFile, position: int, read: Read, size: int) -> bool:
-    """Whether the entry at `position` was made for an offset in the stream with the bytes that are before it now."""
+def matches(index: IndexFile, position: int, read: Read, size: int) -> bool:
+    """Whether the entry at `position` was made for a place of the stream that has these bytes before it."""
     try:
         (words,) = index.words(position)
     except (CorruptIndexError, IndexFileError):

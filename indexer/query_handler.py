@@ -1,14 +1,12 @@
-"""Requests into replies: from what is known, and, where the index turns out to be wrong, from the repaired index.
+"""Turns requests into replies, and has the index repaired if the stream contradicts it.
 
-No request costs more than its own answer: whatever goes wrong with it is an error line.
+A request costs no more than its own reply: whatever goes wrong with it is an error line.
 """
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Final
-
-from msgspec.structs import replace
 
 from indexer.errors import CorruptIndexError, NotFoundError
 from tailsrv_formats.errors import reason
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from indexer.follower import Follower
-    from tailsrv_formats.index_file import Entry
     from tailsrv_runtime.reactor import Reactor
 
 QUERY_SECONDS: Final = (
@@ -28,100 +25,70 @@ QUERY_SECONDS: Final = (
 
 
 class QueryHandler:
-    """QueryHandler about the stream `file`, which `follower` follows."""
+    """Answers requests about the stream `file`, which `follower` indexes."""
 
     def __init__(self, reactor: Reactor, file: str, follower: Follower) -> None:
         self._reactor = reactor
         self._file = file
         self._follower = follower
-        self._asked = dict.fromkeys((*KINDS, "malformed"), 0)
-        self._failed = 0
-        self._duration = Histogram("tailsrv_index_query_seconds", "Time to answer a query.", QUERY_SECONDS)
+        self._queries = dict.fromkeys((*KINDS, "malformed"), 0)
+        self._contradictions = 0
+        self._seconds = Histogram("tailsrv_index_query_seconds", "Time to answer a query.", QUERY_SECONDS)
 
     def answer(self, line: bytes) -> bytes:
-        """The reply to a request; both are lines, the request without its newline."""
+        """The reply to a request; the reply is a line, the request comes without its newline."""
         begin = time.perf_counter()
         query = parse(line)
         if isinstance(query, Malformed):
-            self._asked["malformed"] += 1
+            self._queries["malformed"] += 1
             return render_error(query.reason, query.is_json)
-        self._asked[query.kind] += 1
+        self._queries[query.kind] += 1
         try:
-            reply = self._reply(query)
-        except NotFoundError as error:
-            reply = render_error(str(error), query.is_json)
-        except OSError as error:
-            # A place of the disk that can't be read is no reason to take the other answers away.
-            self._follower.met(error)
-            reply = render_error(f"cannot read {error.filename or self._file}: {reason(error)}", query.is_json)
-        except Exception as error:  # noqa: BLE001 - contained: what was asked costs one answer, whatever it meets
-            self._reactor.contain(error, lambda: None)
-            reply = render_error("no answer because of a bug, which the log has; please report it", query.is_json)
-        self._duration.observe(time.perf_counter() - begin)
+            reply = self._find(query)
+        except CorruptIndexError as error:
+            reply = self._find_repaired(query, error)
+        except (NotFoundError, OSError) as error:
+            reply = self._refusal(query, error)
+        except Exception as error:  # noqa: BLE001 - contained: a query costs one answer, whatever it meets
+            reply = self._bug(query, error)
+        self._seconds.observe(time.perf_counter() - begin)
         return reply
 
-    def _reply(self, query: Query) -> bytes:
-        """The answer; where the index contradicts the stream, it is repaired before."""
-        try:
-            return self._find(query)
-        except CorruptIndexError as error:
-            self._failed += 1
-            self._follower.repair(error)
-        try:
-            return self._find(query)
-        except CorruptIndexError as error:
-            self._follower.give_up(error)
-            raise NotFoundError(f"{error}; the index is being rebuilt, ask again") from None
-
     def _find(self, query: Query) -> bytes:
-        follower = self._follower
-        if not follower.live:
-            self._refuse_unknown(query, follower.known.arrivals.last())
-        lookup, known = follower.known.lookup, follower.known.arrivals.last()
+        if query.is_json:
+            return render(self._follower.answer(query))
+        return b"%d\n" % self._follower.offset_of(query)
+
+    def _find_repaired(self, query: Query, error: CorruptIndexError) -> bytes:
+        """The reply from the repaired index."""
+        self._contradictions += 1
         try:
-            if query.is_json:
-                answer = lookup.answer(query)
-                return render(answer if follower.is_current() else replace(answer, partial=True))
-            number = query.value if query.kind == "number" else max(0, known.number - query.value)
-            return b"%d\n" % lookup.offset_of(number)
-        except NotFoundError:
-            if follower.is_current() or follower.fd < 0:
-                raise
-            raise self._not_yet(known) from None
+            self._follower.repair(error)
+            try:
+                return self._find(query)
+            except CorruptIndexError as second:
+                self._follower.cut(second)
+                raise NotFoundError(f"{second}; the index is being rebuilt, ask again later") from None
+        except (NotFoundError, OSError) as failure:
+            return self._refusal(query, failure)
+        except Exception as bug:  # noqa: BLE001 - as above
+            return self._bug(query, bug)
 
-    def _refuse_unknown(self, query: Query, known: Entry) -> None:
-        """While there is much to read yet, nobody knows where the stream ends, nor what lies beyond what was read."""
-        follower, (kind, value) = self._follower, query[:2]
-        if follower.fd < 0:
-            # An index without entries is that of a stream without messages, which is what there is so far.
-            if follower.known.index.count or follower.known.index.ahead or (kind == "number" and value > 0):
-                raise NotFoundError(f"{self._file} is not there yet; ask again later")
-            return
-        if not follower.is_verified():
-            raise NotFoundError(f"{follower.unreadable or 'the index is being compared'}; ask again later")
-        is_known = (
-            (kind == "number" and value < known.number)
-            or (kind == "offset" and value < known.offset)
-            or (kind == "time" and value <= known.time)
-        )
-        if not is_known:
-            raise self._not_yet(known)
+    def _refusal(self, query: Query, error: NotFoundError | OSError) -> bytes:
+        if isinstance(error, NotFoundError):
+            return render_error(str(error), query.is_json)
+        # A place of the disk that can't be read costs the answers that need it, and no others.
+        self._follower.on_read_error(error)
+        return render_error(f"cannot read {error.filename or self._file}: {reason(error)}", query.is_json)
 
-    def _not_yet(self, known: Entry) -> NotFoundError:
-        follower = self._follower
-        state = "ask again later"
-        if follower.known.index.is_full():
-            state = "stopped: the index cannot be written"
-        elif follower.unreadable is not None:
-            state = f"stopped: {follower.unreadable}"
-        return NotFoundError(
-            f"not indexed yet: {known.number} messages in {known.offset} of {follower.end} bytes so far; {state}"
-        )
+    def _bug(self, query: Query, error: Exception) -> bytes:
+        self._reactor.contain(error, lambda: None)
+        return render_error("no answer because of a bug; the log has its place, please report it", query.is_json)
 
     def metrics(self) -> Iterator[Metric | Histogram]:
-        """What it counts."""
-        for kind, count in self._asked.items():
+        """How many queries there were, and how long they took."""
+        for kind, count in self._queries.items():
             yield Metric("counter", "tailsrv_index_queries", "Queries, by kind.", count, {"kind": kind})
-        withheld = "Answers that the index and the stream disagreed about."
-        yield Metric("counter", "tailsrv_index_mismatches", withheld, self._failed)
-        yield self._duration
+        text = "Queries for which the stream contradicted the index."
+        yield Metric("counter", "tailsrv_index_mismatches", text, self._contradictions)
+        yield self._seconds

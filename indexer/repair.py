@@ -1,11 +1,9 @@
-"""Repair of an index that has wrong entries, from the stream.
+"""Repairs wrong entries of an index from the stream.
 
 Which entries there are, and at which positions, depends on the stream alone. So the entries around a wrong one are made
-again from the last right one before it, and written in its place, up to a right one behind it: what follows is right as
-it is, with its times, which no stream could give again. A repaired entry gets the time of the right one behind it: by
-then its messages had arrived, too.
-
-Knows nothing of what the stream is, nor of who asks.
+again from the last right one before it up to a right one after it, and written in their places. What follows stays as
+it is, with its times, which the stream does not hold. A repaired entry gets the time of the right one after it: its
+messages had arrived by then, too.
 """
 
 from __future__ import annotations
@@ -29,19 +27,19 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 1 << 17
 
 RUN_ENTRIES: Final = 4096
-"""No longer run of entries, 96 KiB, is looked for in a wrong place."""
+"""The longest run of entries in a wrong place that is always found: 96 KiB."""
 
 REPAIR_BYTES: Final = 1 << 20
-"""So much of the stream is walked in any case,"""
+"""Bytes of the stream that a repair may walk however long it takes,"""
 REPAIR_SECONDS: Final = 0.05
-"""and more within this time: the loop does nothing else meanwhile."""
+"""and for how long it may walk more: the loop does nothing else meanwhile."""
 
 
 def last_valid(index: IndexFile, lookup: Lookup, position: int, *, in_order: bool = False) -> int:
-    """An entry at or before `position` that the stream verifies, with the messages before it; -1: its beginning.
+    """The position of an entry at or before `position` that the stream confirms; -1: the stream's beginning.
 
-    Looked for in steps that double. `in_order`: the entries before it are in order, too. Raises `OSError` where the
-    stream can't be read.
+    The search goes back in steps that double. `in_order`: the entries before it are in order, too. Raises `OSError` if
+    the stream can't be read.
     """
     step = 1
     while position >= 0:
@@ -60,8 +58,8 @@ def last_valid(index: IndexFile, lookup: Lookup, position: int, *, in_order: boo
 def _in_order(index: IndexFile, position: int) -> int:
     """The last entry up to `position` that is in the order of the entries before it.
 
-    A run of right entries may have been written in a wrong place, by a disk or a program. Looked at are as many
-    entries before it as such a run is long, and some that are further away.
+    A disk or a program may have written a run of right entries in a wrong place. As many entries as such a run is long
+    are compared, and some that are further away.
     """
     begin = max(0, position - RUN_ENTRIES)
     offsets = [words[1] for words in index.words(begin, position - begin + 1)]
@@ -77,18 +75,18 @@ def _in_order(index: IndexFile, position: int) -> int:
 
 
 class _Fixes:
-    """The entries that are wrong, collected until it is sure that they are, and by when their messages had arrived."""
+    """Entries to be written, collected until a right entry after them is known."""
 
     def __init__(self, index: IndexFile) -> None:
         self._index = index
-        self._raw: list[tuple[int, int, int, int]] = []  # position, number, offset, fingerprint: what has no time yet
+        self._raw: list[tuple[int, int, int, int]] = []  # position, number, offset, fingerprint: no time yet
         self._ready: list[tuple[int, bytes]] = []
 
     def add(self, position: int, number: int, offset: int, fingerprint: int) -> None:
         self._raw.append((position, number, offset, fingerprint))
 
     def date(self, when: int) -> None:
-        """A right entry with this time follows those that were added."""
+        """The next right entry has this time."""
         for position, *raw in self._raw:
             self._ready.append((position, encode_entries(raw, when, exact=False)))
         self._raw.clear()
@@ -99,13 +97,13 @@ class _Fixes:
         return len(self._ready)
 
 
-def mend(
+def repair(
     index: IndexFile, framing: Framing, read: Callable[[int, int], bytes], *, right: int, wrong: int, end: Entry
 ) -> int:
-    """Write the entries again that are wrong between the right one at `right` and one behind `wrong`; how many.
+    """Write the wrong entries between the right one at `right` and one after `wrong` again. Returns how many.
 
-    `end` is how far the stream is known. Raises `CorruptIndexError` where that would not do: too much is wrong, or the
-    numbers do not fit. Nothing has been written then. Raises `OSError` where something can't be read or written.
+    `end` is how far the stream is indexed. Raises `CorruptIndexError` if that does not help: too much is wrong, or the
+    numbers contradict each other; nothing has been written then. Raises `OSError`.
     """
     start = index.entry(right)
     walker = Walker(framing, index.header.interval, index.header.seed(), start.offset, start.number)

@@ -1,10 +1,10 @@
-"""Walking a long stretch of the stream in segments, several at a time, and joining what was found.
+"""Walks a long part of the stream in segments, several at a time, and joins the results.
 
-With a terminator, a segment can be walked without knowing what stands before it: from the first terminator in it on.
-Which message has which number shows when the segments are joined, in order. Behind length prefixes there is only one
-way: one segment after the other, by one walker.
+With a terminator, a segment can be walked without knowing what is before it: from the first terminator in it on. The
+numbers of its messages are known when the results are joined, in order. With length prefixes there is only one way:
+one segment after the other, by one walker.
 
-Pure: `read` is whatever reads the stream, what was found is plain numbers.
+Pure: a function reads the stream, and the results are plain numbers.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ PROBE_BYTES: Final = 4096
 
 
 class SegmentResult(NamedTuple):
-    """What is in one segment. Numbers of messages count from `first`."""
+    """What is in one segment. Messages are numbered from `first`."""
 
     first: int
-    """The first boundary in it; -1 where there is none, because one message spans it."""
+    """The first boundary in it; -1 if there is none, because one message spans it."""
     fingerprint: int
     """The fingerprint of `first`."""
     boundary: int
-    """The last boundary in it; its end where there is none."""
+    """The last boundary in it; its end if there is none."""
     messages: int
     """Messages from `first` to `boundary`."""
-    corrupt: bool
+    is_corrupt: bool
     """Whether the bytes at `boundary` can't be a message."""
     entries: Sequence[int]
-    """Raw entries behind `first`."""
+    """Raw entries after `first`."""
 
 
 def walk_terminated(
@@ -72,7 +72,7 @@ def walk_terminated(
 def walk_prefixed(
     read: Read, framing: Framing, interval: int, seed: int, segments: Iterator[tuple[int, int]]
 ) -> Iterator[SegmentResult]:
-    """Walk the segments, each behind the one before; the first begins at a boundary."""
+    """Walk the segments one after the other; the first begins at a boundary."""
     walker: Walker | None = None
     for begin, end in segments:
         walker = walker or Walker(framing, interval, seed, begin)
@@ -105,10 +105,10 @@ def _first_boundary(read: Read, terminator: bytes, begin: int, end: int) -> int:
 
 
 class Joiner:
-    """Puts what was found, segment by segment, behind what is known already."""
+    """Joins the results, segment by segment, to what is indexed already."""
 
     def __init__(self, framing: Framing, interval: int, boundary: int, number: int) -> None:
-        """Start at the byte `boundary`, before which `number` messages stand: there the first segment begins."""
+        """Start at the byte `boundary`, before which there are `number` messages: the first segment begins there."""
         self.boundary = boundary
         self.number = number
         self._interval = interval
@@ -116,25 +116,25 @@ class Joiner:
         self._terminated = bool(framing.terminator)
         self._interval_number = boundary // interval
 
-    def join(self, found: SegmentResult) -> list[int] | None:
-        """Raw entries with their numbers. None where the messages end to make sense in this segment or before it.
+    def join(self, result: SegmentResult) -> list[int] | None:
+        """Raw entries with their numbers. None if a message in this segment or before it is too long.
 
-        Even then `boundary` and `number` are right: they say how far they do.
+        Even then `boundary` and `number` are right: they are those of the last valid message.
         """
-        if (found.boundary if found.first < 0 else found.first) - self.boundary > self._longest and self._terminated:
+        if (result.boundary if result.first < 0 else result.first) - self.boundary > self._longest and self._terminated:
             return None
-        if found.first < 0:
+        if result.first < 0:
             return []
         raw: list[int] = []
         if self._terminated:
             # One message more: it began in an earlier segment, or right at the beginning of this one.
             self.number += 1
-            if found.first // self._interval > self._interval_number:
-                raw += (self.number, found.first, found.fingerprint)
-        inner = list(found.entries)
+            if result.first // self._interval > self._interval_number:
+                raw += (self.number, result.first, result.fingerprint)
+        inner = list(result.entries)
         inner[0::RAW_FIELDS] = [number + self.number for number in inner[0::RAW_FIELDS]]
         raw += inner
-        self.boundary = found.boundary
-        self.number += found.messages
+        self.boundary = result.boundary
+        self.number += result.messages
         self._interval_number = self.boundary // self._interval
         return raw

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from indexer.errors import CorruptIndexError
 from indexer.follower import Follower
-from indexer.identity import identify
+from indexer.identity import identified
 from indexer.options import Options
 from tailsrv_formats.framing import make_framing
 from tailsrv_formats.index_file import Header, encode_entries
@@ -40,7 +40,7 @@ def read(offset: int, count: int) -> bytes:
 
 def right_index() -> bytes:
     """What the index of the stream holds when nobody has touched it."""
-    header = identify(Header("newline", INTERVAL, 1), read)
+    header = identified(Header("newline", INTERVAL, 1), read)
     raw = TRUTH.entries(INTERVAL, header.seed())
     stamps = range(len(raw) // 3)
     return header.encode() + b"".join(
@@ -63,6 +63,10 @@ def edited(data: bytes) -> bytes:
     return bytes(content)
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 class Indexer:
     """An indexer without sockets, of a stream in `directory`."""
 
@@ -78,7 +82,9 @@ class Indexer:
         self.log = Lines()
         self._reactor = Reactor()
         options = Options(file=self.path, index=self.index_path, framing=truth.framing, interval_bytes=INTERVAL)
-        self.follower = Follower(self._reactor, options, make_framing(truth.framing), self.log)
+        self.follower = Follower(
+            self._reactor, options, make_framing(truth.framing), self.log, on_stale=_nothing, on_progress=_nothing
+        )
         self._fd = os.open(self.path, os.O_RDONLY)
 
     def attach(self, end: int = TRUTH.end) -> Self:
@@ -90,13 +96,13 @@ class Indexer:
         """What the daemon answers; None where it asks for patience."""
         follower = self.follower
         try:
-            return follower.known.lookup.answer(query)
+            return follower.answer(query)
         except CorruptIndexError as error:
             follower.repair(error)
         try:
-            return follower.known.lookup.answer(query)
+            return follower.answer(query)
         except CorruptIndexError as error:
-            follower.give_up(error)
+            follower.cut(error)
         return None
 
     def check(self, truth: Truth = TRUTH) -> int:

@@ -171,7 +171,7 @@ def test_questions_while_the_file_is_not_there_cost_nothing(path: Path) -> None:
     with index(path, *OPTIONS, "--index", elsewhere) as daemon, Asker(daemon) as asker:
         for request in ("5", "0", "-1", '{"number":5}', '{"last":2}', '{"offset":9}', '{"time":0}', '{"count":true}'):
             for _ in range(3):
-                assert f"{path} is not there yet" in asker.line(request)
+                assert f"{path} does not exist yet" in asker.line(request)
         assert elsewhere.read_bytes() == before
         away.rename(path)
         wait_counted(asker, WHOLE.count)

@@ -45,7 +45,14 @@ class Story:
         self.log = Quiet()
         self.reactor = Reactor()
         options = Options(file=str(path), index=f"{path}.index", framing=framing)
-        self.follower = Follower(self.reactor, options, make_framing(framing, 1 << 20), self.log)
+        self.follower = Follower(
+            self.reactor,
+            options,
+            make_framing(framing, 1 << 20),
+            self.log,
+            on_stale=lambda: None,
+            on_progress=lambda _done, _total: None,
+        )
         self.fd = os.open(path, os.O_RDONLY)
 
     def attach(self) -> None:
@@ -55,7 +62,7 @@ class Story:
         """Run the loop until all that there is has been read."""
 
         def stop() -> None:
-            if self.follower.live and not self.follower.is_behind():
+            if self.follower._is_current():
                 self.reactor.stop()
 
         self.reactor.after_round(stop)
@@ -97,7 +104,7 @@ def test_times_never_go_back_when_the_clock_does(path: Path, monkeypatch: pytest
         for number in range(20):
             stream.write(b"%099d\n" % number * 100)
             story.grow()
-    entries = [story.follower.known.index.entry(position) for position in range(story.follower.known.index.count)]
+    entries = [story.follower._index_file.entry(position) for position in range(story.follower._index_file.count)]
     assert len(entries) > 40
     assert [entry.time for entry in entries] == sorted(entry.time for entry in entries)
     assert verify(str(path)) == []
@@ -114,8 +121,8 @@ def test_where_no_process_can_be_forked_the_loop_builds_alone(
     story = Story(path)
     story.attach()
     story.run()
-    assert set(story.log.events) == {"no workers"}
-    assert story.follower.known.lookup.answer(Query("count", 1, True)).count == 30 * large.count
+    assert set(story.log.events) == {"builder processes not started"}
+    assert story.follower.answer(Query("count", 1, True)).count == 30 * large.count
     story.close()
     assert verify(str(path)) == []
 

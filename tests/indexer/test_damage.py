@@ -213,14 +213,14 @@ def test_before_nonsense_all_is_answered_and_it_is_reported_once_with_its_place(
     options = ("--framing", framing, "--max-message-bytes", "50000")
     for _ in range(2):
         with index(path, *options) as daemon:
-            report = daemon.wait_log("stream makes no sense")
+            report = daemon.wait_log("corrupt stream: invalid framing")
             assert (report["offset"], report["number"]) == (truth.end, truth.count)
             check_all(daemon, truth)
             with path.open("ab") as stream:
                 stream.write(b"\xff" * 1000)
             with Asker(daemon) as asker:
                 asker.check(truth, [0, truth.count])
-            assert len([event for event in daemon.events() if event["event"] == "stream makes no sense"]) == 1
+            assert len([event for event in daemon.events() if event["event"] == "corrupt stream: invalid framing"]) == 1
             assert daemon.stop() == 0
 
 
@@ -230,7 +230,7 @@ def test_a_hundred_megabytes_without_a_newline_cost_no_memory(tmp_path: Path) ->
     with index(path) as daemon:
         before = daemon.memory()
         os.truncate(path, 100 << 20)
-        assert daemon.wait_log("stream makes no sense")["offset"] == 4
+        assert daemon.wait_log("corrupt stream: invalid framing")["offset"] == 4
         with Asker(daemon) as asker:
             assert asker.line("1") == "4"
         assert daemon.memory() - before < 8 << 20
@@ -257,9 +257,9 @@ def test_without_room_for_the_index_all_is_answered_and_it_is_written_later(tmp_
     ballast.write_bytes(bytes((512 << 10) - 4096))
     with index(path, "--index", full_disk / "index", "--interval-bytes", "64") as daemon:
         check_all(daemon, TRUTH)
-        assert daemon.wait_log("index not written")["error"] == "No space left on device"
+        assert daemon.wait_log("index write failed")["error"] == "No space left on device"
         ballast.unlink()
-        daemon.wait_log("index written again")
+        daemon.wait_log("index write resumed")
         check_all(daemon, TRUTH)
         assert daemon.stop() == 0
     assert verify(str(path), str(full_disk / "index")) == []

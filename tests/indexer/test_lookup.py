@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from indexer.arrival_log import ArrivalLog
 from indexer.errors import CorruptIndexError, NotFoundError
 from indexer.file import IndexFile
-from indexer.identity import identify
+from indexer.identity import identified
 from indexer.lookup import Lookup
 from indexer.walker import Walker
 from tailsrv_formats.framing import FRAMINGS, make_framing
@@ -51,7 +51,7 @@ class Known:
         while self.walker.wanted <= end:
             raw = self.walker.feed(self.content[self.walker.position : end])
             if raw and not self.index.count:
-                self.index.identify(identify(self.index.header, self.read))
+                self.index.identify(identified(self.index.header, self.read))
             self.index.append(encode_entries(raw, self.time, exact=True))
         if self.walker.number > self.arrivals.last().number:
             self.arrivals.add(Entry(self.walker.number, self.walker.boundary, self.time, exact=True))

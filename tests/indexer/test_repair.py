@@ -71,7 +71,7 @@ def test_a_bit_that_flips_while_it_runs_costs_no_answer(directory: str) -> None:
             indexer.overwrite(flipped(RIGHT, bit))
             assert indexer.check() == 2 * (TRUTH.count + 1), bit
         assert indexer.log.of("index set aside") == []
-        assert indexer.follower.known.repaired == len(bits())
+        assert indexer.follower._store.repaired == len(bits())
 
 
 @settings(deadline=None)  # an example asks 242 questions; how long that takes is not what is promised here

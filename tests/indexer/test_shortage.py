@@ -91,7 +91,7 @@ def test_whatever_comes_while_there_are_no_descriptors_is_dealt_with_and_each_pa
         grow(path)
         messages = SMALL.count + LINES
         wait_until(lambda: asker.ask(count=True).get("count") == messages, "what came at once is read")
-        daemon.wait_log("indexed" if reserve else "no workers")
+        daemon.wait_log("indexed" if reserve else "builder processes not started")
 
         os.truncate(path.with_name("stream.index"), 1000)
         wait_until(lambda: asker.line("15000") == str(SMALL.offsets[15000]), "it is repaired")
@@ -114,7 +114,7 @@ def test_whatever_comes_while_there_are_no_descriptors_is_dealt_with_and_each_pa
         assert health(daemon)[0] == 200
         for activity in ("opening the file", "watching the file"):
             assert count(daemon, f"{activity} paused") == count(daemon, f"{activity} resumed") == (not reserve)
-        assert count(daemon, "no workers") <= 1
+        assert count(daemon, "builder processes not started") <= 1
         assert count(daemon, "unexpected error") == 0
         assert daemon.stop() == 0
     assert verify(str(path)) == []
