@@ -87,41 +87,40 @@ def _advice(error: BaseException | None) -> dict[str, str]:
 
 def _serve(options: CommonOptions, make: Callable[[Reactor, Log], Server], log: Log) -> int:
     hold_descriptors()
-    reactor = Reactor()
-    standard_error.writer().attach(reactor)
-    notifier = Notifier(reactor)
-    log_contained(reactor, log)
-    server = make(reactor, log)
-    startup = Startup(reactor, notifier)
-    endpoint = None
+    with contextlib.ExitStack() as opened:
+        reactor = Reactor()
+        opened.callback(reactor.close)
+        standard_error.writer().attach(reactor)
+        opened.callback(standard_error.writer().detach)
+        notifier = Notifier(reactor)
+        opened.callback(notifier.close)
+        log_contained(reactor, log)
 
-    def stop() -> None:
-        notifier.send("STOPPING=1", until_taken=True)
-        server.stop()
+        def stop() -> None:
+            notifier.send("STOPPING=1", until_taken=True)
+            server.stop()
 
-    def ready() -> None:
-        startup.end()
-        announce(server.addresses, options.ready_fd, log)
-        notifier.send("READY=1", until_taken=True)
+        # Before the server is made, which may bind and read files at once: the loop calls `stop` when there is one.
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            reactor.on_signal(signum, stop)
+        server = make(reactor, log)
+        opened.callback(server.close)
+        startup = Startup(reactor, notifier)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        reactor.on_signal(signum, stop)
-    try:
+        def ready() -> None:
+            startup.end()
+            announce(server.addresses, options.ready_fd, log)
+            notifier.send("READY=1", until_taken=True)
+
         if options.metrics is not None:
             from tailsrv_runtime.metrics_endpoint import MetricsEndpoint  # noqa: PLC0415 - see its docstring
 
             endpoint = MetricsEndpoint(reactor, options.metrics, AllowList(options.allow), server, log)
+            opened.callback(endpoint.close)
             log.info("serving metrics", addresses=endpoint.addresses)
         server.bind(ready)
         feed_watchdog(reactor, notifier)
         reactor.run()
-    finally:
-        server.close()
-        if endpoint is not None:
-            endpoint.close()
-        notifier.close()
-        standard_error.writer().detach()
-        reactor.close()
     log.info("stopped")
     return 0
 
