@@ -2,7 +2,8 @@
 
     indexing  [##########--------------------]  34%  3.4 of 10.0 GB  3012 MB/s  0:02 left
 
-One line that is drawn again in place, ten times a second at most. With NO_COLOR or on a terminal that is not able to
+One line that is drawn again in place, ten times a second at most, and for the first time after a tenth of a second:
+what a daemon logs at its start is not written into it. With NO_COLOR or on a terminal that is not able to
 (TERM=dumb) it is plain text: no escape sequences; with TERM=dumb a line is written for each tenth.
 """
 
@@ -33,10 +34,9 @@ class ProgressBar:
         self._label = label
         self._is_dumb = os.environ.get("TERM", "dumb") == "dumb"
         self._is_plain = self._is_dumb or bool(os.environ.get("NO_COLOR"))
-        self._began = time.monotonic()
-        self._drawn = float("-inf")  # when
+        self._began = self._drawn = 0.0  # monotonic
         self._first = -1  # bytes that were done at the first call
-        self._tenth = -1
+        self._tenth = 0
         self._width = 0
         self._is_over = False
 
@@ -46,7 +46,7 @@ class ProgressBar:
             return
         now = time.monotonic()
         if self._first < 0:
-            self._first, self._began = done, now
+            self._first, self._began, self._drawn = done, now, now
         self._is_over = done >= total
         if not self._is_over and not self._is_due(now, done * TENTHS // total):
             return

@@ -80,7 +80,7 @@ def test_a_dumb_terminal_gets_a_plain_line_for_each_tenth(monkeypatch: pytest.Mo
     for done in range(101):
         bar(done, 100)
     assert not {"\x1b", "\r"} & set(stream.getvalue())
-    assert stream.getvalue().count("\n") == 11
+    assert stream.getvalue().count("\n") == 10
 
 
 def test_a_narrow_terminal_gets_one_line(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
