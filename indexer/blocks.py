@@ -8,9 +8,10 @@ indexed before they reach a read, a slice or a sum.
 All boundaries that an entry is responsible for lie within one interval after it, because the first boundary of the
 next interval has an entry of its own. So a read is bounded by two intervals, however long the messages are.
 
-**Cache.** Verified blocks are kept up to `CACHE_BYTES`. One is used again only if its two entries still have the same
-words: the entries are read for each look-up, so an entry that changes is always noticed. The owner calls `forget`
-whenever the stream's file changes. The block after the last entry grows with the stream and is never kept.
+**Cache.** The last `SLOTS` verified blocks are kept, so that a batch of requests for one block reads and verifies it
+once. A block is used again only if its two entries still have the same words: the entries are read for each look-up, so
+an entry that changes is always noticed. The owner calls `forget` whenever the stream's file changes. The block after
+the last entry grows with the stream and is never kept.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
     Read = Callable[[int, int], bytes]
     """``read(offset, count)``: as many of the stream's bytes as there are."""
 
-CACHE_BYTES: Final = 1 << 16
-"""Bytes of verified blocks that are kept: little enough to stay in the processor's cache. With a megabyte, look-ups at
-random took half as long again: each read then filled memory that had gone cold."""
+SLOTS: Final = 16
+"""Blocks that are kept, each in the slot that its position names: little enough to stay in the processor's cache. With
+a megabyte of blocks, look-ups at random took half as long again: each read filled memory that had gone cold."""
+
+KEPT_BYTES: Final = 1 << 16
+"""The largest block that is kept: with --interval-bytes up to 32 KiB, all are."""
 
 
 class Block(NamedTuple):
@@ -67,18 +71,18 @@ class BlockReader:
     def __init__(self, framing: Framing, header: Header, log: ArrivalLog, read: Read) -> None:
         """`header` is the index's."""
         self._framing = framing
+        self._walk = framing.walk
         self._created = header.created
         self._interval = header.interval
+        self._reach = max(header.interval, PREFIX_MAX_BYTES)
         self._seed = header.seed()
         self._log = log
         self._read = read
-        self._cache: dict[int, Block] = {}  # by the position of the first entry
-        self._cached_bytes = 0
+        self.forget()
 
     def forget(self) -> None:
         """Read and verify everything again from now on."""
-        self._cache.clear()
-        self._cached_bytes = 0
+        self._slots: list[Block | None] = [None] * SLOTS
 
     def end_of(self, block: Block) -> Entry:
         """The entry at the block's end, or how far the stream is indexed."""
@@ -87,26 +91,16 @@ class BlockReader:
     def block(self, bracket: Bracket) -> Block:
         """The block between these two entries. Raises `CorruptIndexError`, `OSError`."""
         position, here, there = bracket
-        block = self._cache.get(position)
-        if block is not None and block.here == here and block.there == there:
-            return block
-        block = self._verified(bracket)
-        if there is not None and len(block.data) <= CACHE_BYTES:
-            self._keep(position, block)
+        slot = position % SLOTS
+        block = self._slots[slot]
+        if block is None or block.here != here or block.there != there:
+            block = self._verified(position, here, there)
+            if there is not None and len(block.data) <= KEPT_BYTES:
+                self._slots[slot] = block
         return block
 
-    def _keep(self, position: int, block: Block) -> None:
-        cache = self._cache
-        replaced = cache.pop(position, None)
-        cache[position] = block
-        size = self._cached_bytes + len(block.data) - (0 if replaced is None else len(replaced.data))
-        while size > CACHE_BYTES:
-            size -= len(cache.pop(next(iter(cache))).data)  # the oldest: a dict keeps the order
-        self._cached_bytes = size
-
-    def _verified(self, bracket: Bracket) -> Block:
+    def _verified(self, position: int, here: Words | None, there: Words | None) -> Block:
         # Not decoded into entries: this is most of what a look-up costs, and two objects are a tenth of it.
-        position, here, there = bracket
         log, interval = self._log, self._interval
         known, limit = log.numbers[-1], log.offsets[-1]
         if here is None:
@@ -124,12 +118,13 @@ class BlockReader:
             raise CorruptIndexError(f"the entries from position {position} on are out of order", position)
         size = next_offset - offset
         dense = interval - offset % interval  # from here on there is no boundary but the right one
-        context = min(CONTEXT_BYTES, offset)
-        wanted = context + min(size, dense + max(interval, PREFIX_MAX_BYTES))
+        context = min(offset, CONTEXT_BYTES)
+        most = dense + self._reach
+        wanted = context + (min(most, size))
         data = self._read(offset - context, wanted)
         if len(data) < wanted or (here is not None and not holds(here, fingerprint(data[:context], self._seed))):
             raise CorruptIndexError(f"entry {position} does not match the bytes before offset {offset}", position)
-        boundary, count = self._framing.walk(data, context, wanted, context + min(size, dense))
+        boundary, count = self._walk(data, context, wanted, context + (min(dense, size)))
         ending = data[-CONTEXT_BYTES:]
         if boundary < context + size:
             # The last message is longer than what was read; that it ends where it should is checked by itself.

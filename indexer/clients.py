@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 RECEIVE_BYTES: Final = 16384
 """Read at once: two thousand short requests, so that a client that pipelines is read from rarely."""
 
+SEND_BYTES: Final = 4096
+"""Replies to a client that pipelines are sent when there are as many bytes of them, or when it has all."""
+
 LINES_PER_TURN: Final = 32
 TURN_SECONDS: Final = 0.0005
 """What the lines of a turn take, and less of them where the disk has to be read."""
@@ -53,7 +56,7 @@ class Clients:
     """All connections."""
 
     def __init__(self, reactor: Reactor, answer: Callable[[bytes], bytes], before: Callable[[], None]) -> None:
-        """``answer(line)`` makes a reply of a request without its newline; `before` is called before some of these."""
+        """``answer(line)`` returns the reply to a request without its newline; ``before()`` is called when some came."""
         self._reactor = reactor
         self._answer = answer
         self._before = before
@@ -104,6 +107,8 @@ class Clients:
             if client.rest:
                 # No newline will come any more: printf 1000 | nc -N …
                 client.lines.append(client.rest)
+        if client.lines:
+            self._before()
         self._turn(client)
 
     def _split(self, client: Client, data: bytes) -> None:
@@ -125,8 +130,6 @@ class Clients:
     def _turn(self, client: Client) -> None:
         """Answer some of what it asked."""
         replies: list[bytes] = []
-        if client.lines:
-            self._before()
         deadline = time.monotonic() + TURN_SECONDS
         while client.lines and len(replies) < LINES_PER_TURN and (not replies or time.monotonic() < deadline):
             line = client.lines.pop().removesuffix(b"\r")
@@ -134,8 +137,11 @@ class Clients:
                 replies.append(render_error(TOO_LONG, line.startswith(b"{")))
             else:
                 replies.append(self._answer(line))
-        client.outgoing = b"".join(replies)
-        self._send(client)
+        client.outgoing += b"".join(replies)
+        if client.lines and len(client.outgoing) < SEND_BYTES:
+            self._yield(client)  # a send costs as much as an answer or two
+        else:
+            self._send(client)
 
     def _send(self, client: Client) -> None:
         if client.outgoing:
@@ -150,14 +156,18 @@ class Clients:
         if client.outgoing:
             self._wait_for(client, WRITE)
         elif client.lines:
-            self._wait_for(client, 0)
-            self._waiting.append(client)
-            if len(self._waiting) == 1:
-                self._reactor.post(self._give_turns)
+            self._yield(client)
         elif client.ended:
             self._end(client)
         else:
             self._wait_for(client, READ)
+
+    def _yield(self, client: Client) -> None:
+        """Answer the rest of its requests after others had a turn."""
+        self._wait_for(client, 0)
+        self._waiting.append(client)
+        if len(self._waiting) == 1:
+            self._reactor.post(self._give_turns)
 
     def _give_turns(self) -> None:
         """Whoever has more to ask gets on with it, after everybody else had a turn."""

@@ -339,7 +339,8 @@ class IndexFile:
 
     def _packed(self, position: int, count: int) -> bytes:
         """The bytes of some entries."""
-        inside = max(0, min(count, self._stored - position))
+        inside = self._stored - position
+        inside = count if inside > count else max(0, inside)
         packed = self._read(HEADER_BYTES + position * ENTRY_BYTES, inside * ENTRY_BYTES) if inside else b""
         if len(packed) < inside * ENTRY_BYTES:
             raise CorruptIndexError("the index was cut while it was in use", position)

@@ -31,6 +31,7 @@ class QueryHandler:
         self._reactor = reactor
         self._file = file
         self._follower = follower
+        self._offset_of = follower.offset_of
         self._queries = dict.fromkeys((*KINDS, "malformed"), 0)
         self._contradictions = 0
         self._seconds = Histogram("tailsrv_index_query_seconds", "Time to answer a query.", QUERY_SECONDS)
@@ -55,9 +56,7 @@ class QueryHandler:
         return reply
 
     def _find(self, query: Query) -> bytes:
-        if query.is_json:
-            return render(self._follower.answer(query))
-        return b"%d\n" % self._follower.offset_of(query)
+        return render(self._follower.answer(query)) if query.is_json else b"%d\n" % self._offset_of(query)
 
     def _find_repaired(self, query: Query, error: CorruptIndexError) -> bytes:
         """The reply from the repaired index."""

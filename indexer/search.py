@@ -66,11 +66,7 @@ def search(
         else:
             # Among keys that are out of order, this ends between two neighbours as described, too.
             left = bisect_right(keys, value) - 1
-            return Bracket(at + left, _words(words, left), _words(words, left + 1))
+            a, b, c, d, e, f = words[3 * left : 3 * left + 6]
+            return Bracket(at + left, (a, b, c), (d, e, f))
         tries, wanted = tries + 1, PROBE
     return low - 1
-
-
-def _words(words: Sequence[int], entry: int) -> Words:
-    at = 3 * entry
-    return words[at], words[at + 1], words[at + 2]
