@@ -1,7 +1,7 @@
-"""Those who ask: each connection's lines in, its replies out, and nothing that one of them does costs another.
+"""Connections: each client's requests in, its replies out, and no client delays another one.
 
-A turn answers some requests of a connection, for `TURN_SECONDS` at most; then others have theirs. Nothing is read from
-a client that has requests waiting, or replies that it does not take: it costs one buffer of each, and its socket.
+A turn answers some requests of one client, for `TURN_SECONDS` at most; then the others have theirs. Nothing is read
+from a client that has requests waiting, or replies that it does not read: it costs one buffer of each, and its socket.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 RECEIVE_BYTES: Final = 16384
-"""Read at once: two thousand short requests, so that a client that pipelines is read from rarely."""
+"""Bytes of one read: two thousand short requests, so that a client that pipelines is read from rarely."""
 
 SEND_BYTES: Final = 4096
 """Replies to a client that pipelines are sent when there are as many bytes of them, or when it has all."""
 
 LINES_PER_TURN: Final = 32
 TURN_SECONDS: Final = 0.0005
-"""What the lines of a turn take, and less of them where the disk has to be read."""
+"""Seconds of a turn: fewer requests are answered if the disk has to be read."""
 
-TOO_LONG: Final = f"a request has {LINE_BYTES} bytes at most"
+TOO_LONG: Final = f"request too long; the limit is {LINE_BYTES} bytes"
 
 
 class Client:
@@ -40,15 +40,15 @@ class Client:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.events = READ
-        """What is waited for on its socket."""
+        """The events of its socket that are waited for."""
         self.lines: list[bytes] = []
-        """Requests that wait for their turn, the next one last."""
+        """Requests that wait to be answered, the next one last."""
         self.rest = b""
-        """The beginning of one that is not whole."""
+        """The beginning of a request that is not whole."""
         self.skipping = False
-        """Inside a line that is too long, which has been answered."""
+        """Whether the rest of a line is skipped that was too long and has been answered."""
         self.ended = False
-        """It will ask no more."""
+        """Whether the client has half-closed: no more requests will come."""
         self.outgoing = b""
 
 
@@ -56,7 +56,10 @@ class Clients:
     """All connections."""
 
     def __init__(self, reactor: Reactor, answer: Callable[[bytes], bytes], before: Callable[[], None]) -> None:
-        """``answer(line)`` returns the reply to a request without its newline; ``before()`` is called when some came."""
+        """``answer(line)`` returns the reply to a request without its newline.
+
+        ``before()`` is called when requests have come, before they are answered.
+        """
         self._reactor = reactor
         self._answer = answer
         self._before = before
@@ -67,7 +70,7 @@ class Clients:
         return len(self._clients)
 
     def add(self, sock: socket.socket) -> None:
-        """Serve this one."""
+        """Serve a client that has connected."""
         client = Client(sock)
         self._reactor.register(
             sock.fileno(), READ, lambda _mask: self._on_ready(client), abort=lambda: self._end(client)
@@ -112,7 +115,7 @@ class Clients:
         self._turn(client)
 
     def _split(self, client: Client, data: bytes) -> None:
-        """Make lines of what has come. Of one that is too long only the fact is kept."""
+        """Split what has come into lines. Of one that is too long, only its beginning is kept."""
         lines = (client.rest + data).split(b"\n")
         client.rest = lines.pop()
         if client.skipping and lines:
@@ -128,7 +131,7 @@ class Clients:
         client.lines = lines
 
     def _turn(self, client: Client) -> None:
-        """Answer some of what it asked."""
+        """Answer some of its requests."""
         replies: list[bytes] = []
         deadline = time.monotonic() + TURN_SECONDS
         while client.lines and len(replies) < LINES_PER_TURN and (not replies or time.monotonic() < deadline):
@@ -170,7 +173,7 @@ class Clients:
             self._reactor.post(self._give_turns)
 
     def _give_turns(self) -> None:
-        """Whoever has more to ask gets on with it, after everybody else had a turn."""
+        """Answer clients that have more requests, after every other client had a turn."""
         waiting, self._waiting = self._waiting, []
         for client in waiting:
             if client in self._clients:

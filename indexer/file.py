@@ -1,12 +1,11 @@
 """The index on the disk: one writer, appended to, searched in place.
 
-A search reads a block of entries at each step, by pread. (Not by a mapping: reading a mapped place that the disk can't
-give, or that was cut off, is a SIGBUS and the end of the process; and a mapping takes a descriptor each time.) Only
-entries that the disk has no room for are kept in memory. Whether what was found is right is for the caller to check
-against the stream (`holds`): nothing is believed here either, and no number from an entry is used but for comparisons.
+A search reads some entries at each step, by pread. (Not by a mapping: reading a mapped page that the disk can't read,
+or that was cut off, is a SIGBUS and ends the process.) Only entries that the disk has no room for are kept in memory.
+The caller compares what was found with the stream: here, an entry's numbers are only compared, never trusted.
 
-Entries may be ahead of the stream: a commit mark can go back, when a power cut has taken its last moves. Such early
-entries stay in the file, out of use, and `adopt` takes them into use one by one when the stream gets there again.
+Entries may be ahead of the stream: a commit mark goes back if a power cut has taken its last moves. These entries stay
+in the file, unused, and `adopt` uses them again, one by one, when the stream gets there.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 UNWRITTEN_BYTES: Final = 1 << 20
-"""Entries that wait for room on the disk take this much memory, then indexing waits."""
+"""The most memory for entries that could not be written; with more, indexing waits."""
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ADVICE: Final = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within the quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f, LimitFSIZE=)",
-    errno.EBUSY: "stop the other process, or make room at that path; then start again to have the index kept",
+    errno.EBUSY: "stop the other process, or move away what is at that path; then restart to have the index kept",
     errno.EIO: "check the disk",
     errno.EROFS: "mount the file system for writing",
 }
@@ -79,11 +78,11 @@ class IndexFile:
         self.count = 0
         """How many entries are in use."""
         self.write_error: str | None = None
-        """Why entries can't be written at the moment."""
+        """Why entries can't be written at the moment; None if they can."""
         self.advice = ""
-        """What an operator can do about it."""
-        self._stored = 0  # entries in the file, early ones included
-        self._unwritten = bytearray()  # entries that follow those; while there are any, none is early
+        """What an operator can do about `write_error`."""
+        self._stored = 0  # entries in the file, those ahead included
+        self._unwritten = bytearray()  # entries that follow those; while there are any, none is ahead
 
     def close(self) -> None:
         """Close the file, and release the lock with it."""
@@ -92,7 +91,7 @@ class IndexFile:
             self._fd = -1
 
     def fileno(self) -> int:
-        """Its descriptor; -1 while it could not be created."""
+        """Its descriptor; -1 until it can be created."""
         return self._fd
 
     # --- beginning
@@ -106,7 +105,7 @@ class IndexFile:
         return self._read(0, len(_KIND)) == _KIND
 
     def load(self) -> bool:
-        """Take up what the file holds. False when that is no index. A torn last entry is cut off."""
+        """Use the entries of the file, but for a torn last one. Returns False if it is not an index."""
         header = decode_header(self._read(0, HEADER_BYTES))
         if header is None:
             return False
@@ -116,7 +115,7 @@ class IndexFile:
         return True
 
     def begin(self, header: Header, *, durable: bool = False) -> None:
-        """Make it an index without entries. `durable`: it is one after a power cut, too, and not a file of zeros."""
+        """Make it an index without entries. `durable`: its header is on the disk before this returns."""
         self._forget()
         self.header = header
         try:
@@ -126,7 +125,7 @@ class IndexFile:
             if durable:
                 os.fdatasync(self._fd)
         except OSError as error:
-            # It is tried again with the next entries; until then the index is what memory holds.
+            # The next write tries again; until then the entries are in memory.
             self._note_write_error(error)
 
     def _create(self) -> None:
@@ -140,11 +139,11 @@ class IndexFile:
         self._fd = fd
 
     def set_aside(self, aside: str | None, *, at_start: bool) -> str | None:
-        """Rename the file to `aside`, which does not exist yet, and go on with an empty one. Returns `aside`.
+        """Rename the file to `aside`, which does not exist yet, and use an empty one. Returns `aside`.
 
-        Without a name, or where the file can't be renamed, its content is dropped, and None is returned: the index is
-        derived, and a daemon that runs must go on. But `at_start` a file that can't be renamed raises `FatalError`.
-        A file that has lost its name meanwhile is left as it is, and None is returned.
+        If `aside` is None, or the file can't be renamed, its content is dropped, and None is returned: the index is
+        derived, and a daemon that serves goes on. But `at_start`, a file that can't be renamed raises `FatalError`.
+        A file that has lost its name meanwhile stays as it is, and None is returned.
         """
         self._forget()
         if self._fd < 0 or not self._is_named():
@@ -170,7 +169,7 @@ class IndexFile:
         return aside
 
     def _is_named(self) -> bool:
-        """Whether the file still has its name."""
+        """Whether the path still means this file."""
         try:
             return os.path.samestat(os.fstat(self._fd), os.lstat(self.path))
         except OSError:
@@ -179,29 +178,29 @@ class IndexFile:
     # --- writing
 
     def append(self, packed: bytes) -> None:
-        """Add entries. What the disk has no room for is kept; see `trouble` and `is_full`."""
+        """Add entries. Those that can't be written are kept in memory; see `write_error` and `is_full`."""
         self.drop_ahead()
         self._unwritten += packed
         self.count += len(packed) // ENTRY_BYTES
         self.flush()
 
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file, in bytes."""
         return os.fstat(self._fd).st_size if self._fd >= 0 else 0
 
     def is_full(self) -> bool:
-        """Whether more entries would have to be kept in memory than is bearable."""
+        """Whether more than `UNWRITTEN_BYTES` of entries could not be written."""
         return len(self._unwritten) > UNWRITTEN_BYTES
 
     def flush(self) -> None:
-        """Write what is not written yet."""
+        """Write the entries that are kept in memory."""
         end = HEADER_BYTES + self._stored * ENTRY_BYTES
         try:
             if self.write_error is not None:
                 self._create()
                 write_at(self._fd, self.header.encode(), 0)
                 self._shorten(end)
-            # What a full disk tore is written again from its beginning: only what was taken whole counts as written.
+            # After a short write, all of it is written again: entries count as written only if all were.
             write_at(self._fd, bytes(self._unwritten), end)
         except OSError as error:
             self._note_write_error(error)
@@ -211,7 +210,7 @@ class IndexFile:
         self._unwritten.clear()
 
     def identify(self, header: Header) -> None:
-        """Write a header that says more about the same index; one write, so that it is never half."""
+        """Replace the header by one that says more about the same index, in one write."""
         self.header = header
         try:
             self._create()
@@ -231,7 +230,7 @@ class IndexFile:
             self._unwritten[begin : begin + ENTRY_BYTES] = packed
 
     def cut(self, count: int) -> None:
-        """Forget all entries but the first `count`, the early ones too."""
+        """Drop all entries but the first `count`, those ahead too."""
         if count < self._stored:
             self._stored = count
             self._unwritten.clear()
@@ -255,11 +254,11 @@ class IndexFile:
 
     @property
     def ahead(self) -> int:
-        """How many entries follow those that are in use."""
+        """How many entries are ahead of the stream: they follow those that are in use."""
         return max(0, self._stored - self.count)
 
     def retract(self, count: int) -> None:
-        """Use no more than the first `count` entries. Those in the file stay there, as early ones."""
+        """Use no more than the first `count` entries. Those in the file stay there, as entries ahead."""
         if count < self._stored:
             self._unwritten.clear()
         else:
@@ -271,9 +270,9 @@ class IndexFile:
         self.count = max(self.count, self._stored)
 
     def adopt(self, raw: Sequence[int]) -> tuple[int, Entry | None]:
-        """Take early entries into use that say what these raw ones do; how many do, and the last one of them.
+        """Use the entries ahead that equal these raw ones. Returns how many do, and the last one of them.
 
-        At the first one that says something else, the stream is not what it was: all early ones are forgotten.
+        At the first one that differs, the stream is not what it was: all entries ahead are dropped.
         """
         adopted, last = 0, None
         for at in range(0, len(raw), RAW_FIELDS):
@@ -292,7 +291,7 @@ class IndexFile:
         return adopted, last
 
     def drop_ahead(self) -> None:
-        """Forget the entries that are not in use."""
+        """Drop the entries that are not in use."""
         if self.ahead:
             self.cut(self.count)
 
@@ -301,13 +300,13 @@ class IndexFile:
     def words(self, position: int, count: int = 1) -> tuple[Words, ...]:
         """Some entries as they are stored, 0 ≤ position, position + count ≤ `self.count`.
 
-        Raises `CorruptIndexError` where the file ends before, `IndexFileError`.
+        Raises `CorruptIndexError` if the file is shorter, `IndexFileError`.
         """
         packed = self._packed(position, count)
         return tuple(unpack(packed[at : at + ENTRY_BYTES]) for at in range(0, len(packed), ENTRY_BYTES))
 
     def entry(self, position: int) -> Entry:
-        """What an entry says; the one before the first is the beginning of the stream. Raises as `words` does."""
+        """An entry; position -1 is the beginning of the stream. Raises as `words` does."""
         if position < 0:
             return Entry(0, 0, self.header.created, exact=False)
         return decode_entry(self._words(position))
@@ -321,11 +320,11 @@ class IndexFile:
         return self._find(offset, 0, end, OFFSET)
 
     def find_time(self, time: int, end: int) -> Bracket:
-        """The last entry before `time`, and the next one. The latest is of about `end`."""
+        """The last entry before `time`, and the next one. `end`: about the time of the last entry."""
         return self._find(time - 1, self.header.created, end, TIME)
 
     def at(self, position: int) -> Bracket:
-        """The entry at `position`, which is -1 or more, and the next one. Raises as `words` does."""
+        """The entry at `position`, -1 or more, and the next one. Raises as `words` does."""
         begin, end = max(0, position), min(position + 2, self.count)
         words = self.words(begin, end - begin) if begin < end else ()
         return Bracket(position, words[0] if position >= 0 else None, words[-1] if position + 1 < self.count else None)
@@ -357,11 +356,11 @@ class IndexFile:
 
 
 def _open(path: str) -> int:
-    """The file, locked. Raises `OSError`; `FatalError` where it is none, or another process has it."""
+    """Open and lock the file. Raises `OSError`; `FatalError` if it is not a file, or another process has it."""
     fd = open_beside(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise FatalError(f"the index {path} is not a regular file; choose another place with --index")
+        raise FatalError(f"the index {path} is not a regular file; choose another path with --index")
     try:
         lock(fd, path)
     except BaseException:
@@ -371,7 +370,7 @@ def _open(path: str) -> int:
 
 
 def _open_again(path: str) -> int:
-    """The same while the daemon runs: what somebody has put there keeps the index in memory, and ends nothing.
+    """Open the file again while the daemon serves: another file at that path keeps the index in memory.
 
     Raises `OSError`.
     """
@@ -384,6 +383,6 @@ def _open_again(path: str) -> int:
 
 def _advice_to_open(error: OSError) -> str:
     return {
-        errno.ELOOP: "it is a symbolic link, which is not followed: name the file itself with --index",
-        errno.ENOENT: "its directory does not exist: create it, or choose another place with --index",
-    }.get(error.errno or 0, "make it and its directory writable, or choose another place with --index")
+        errno.ELOOP: "the index is never opened through a symbolic link: name its target with --index",
+        errno.ENOENT: "create its directory, or choose another path with --index",
+    }.get(error.errno or 0, "make it and its directory writable, or choose another path with --index")

@@ -88,7 +88,7 @@ class Follower:
         self._is_stale = False
         self._retry: Timer | None = None  # pending while FILE can't be read
         self._builder: Builder | None = None  # in BUILDING
-        self._no_builder_before = 0  # builders got nowhere: the loop reads up to this byte by itself
+        self._no_builder_before = 0  # builder processes got nowhere: the loop reads up to this byte
         self._is_posted = False
         self._corruption_logged = self._no_builder_logged = False
 
@@ -367,7 +367,7 @@ class Follower:
         return answer if self._is_current() else replace(answer, partial=True)
 
     def _refuse_unknown(self, query: Query) -> None:
-        """Raise `NotFoundError` for what is not indexed yet, while nobody knows where the stream ends."""
+        """Raise `NotFoundError` for what is not indexed yet, while the end of the stream is unknown."""
         index, file, kind, value = self._index, self._index_file, query.kind, query.value
         if self._state is State.WAITING:
             # An index without entries is that of a stream without messages, which is what there is so far.

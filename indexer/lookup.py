@@ -61,7 +61,7 @@ class Lookup:
             return self._describe(self._number_at_time(value), end)
         if kind == "offset":
             if value > end.offset:
-                raise NotFoundError(f"byte {value} is after the last whole message, which ends at byte {end.offset}")
+                raise NotFoundError(f"byte {value} is beyond the last whole message, which ends at byte {end.offset}")
             return self._describe(end.number if value == end.offset else self._number_at_offset(value), end)
         return self._describe(value, end)
 
@@ -88,7 +88,7 @@ class Lookup:
 
     def _offset_of_end(self, number: int, end: int) -> int:
         if number > end:
-            raise NotFoundError(f"message {number} is beyond the end of the stream, which has {end} messages")
+            raise NotFoundError(f"message {number} is beyond the stream, which has {end} messages")
         return self._log.offsets[-1]
 
     # --- blocks

@@ -1,7 +1,7 @@
-"""Which files an index may take the place of, and which names its older copies get.
+"""Which paths an index may have, and which names its older copies get.
 
-An index is derived; the files beside it are not. So no name is used that means FILE or one of its companions, however
-it is written (a link, another path, a hard link), and nothing that exists is ever overwritten.
+An index is derived; the files beside FILE are not. So no path is used that means FILE or one of its companions, however
+it is written (a link, another path, a hard link), and no file is ever overwritten.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ASIDE: Final = ".old"
-"""What is put behind the name of an index that is set aside; further copies are numbered."""
+"""The suffix of an index that was set aside; further copies are numbered."""
 
 COPIES: Final = 4
-"""So many copies are kept, the first ones. They can be large, and a stream that is replaced daily makes one a day."""
+"""How many copies are kept, the first ones. They can be large, and a stream that is replaced daily makes one a day."""
 
 _COMPANION: Final = re.compile(
     r"(\.\d{20}|(\.(producers|positions)(\.base|\.\d{20})?)|\.(commit|base)|\.rescued-.*)?", re.DOTALL
 )
-"""What follows FILE in the names of the files beside it; with nothing, FILE itself."""
+"""What follows FILE in the names of its companions; nothing: FILE itself."""
 
 
 def refuse_companion(file: str, index: str) -> None:
-    """Raise `UsageError` where `index` means FILE or one of the files beside it."""
+    """Raise `UsageError` if `index` means FILE or one of its companions."""
     what = _companion(file, index)
     if what is not None:
-        raise UsageError(f"--index {index} is {what}, which no index may take the place of; choose another place")
+        raise UsageError(f"--index {index} is {what}, which belongs to the stream; choose another path")
 
 
 def is_default(file: str, index: str) -> bool:
@@ -41,7 +41,7 @@ def is_default(file: str, index: str) -> bool:
 
 
 def free_name(file: str, index: str) -> str | None:
-    """A name for an index that is set aside; None where `COPIES` of them are there already."""
+    """A path for an index that is set aside; None if there are `COPIES` of them already."""
     for number in range(COPIES):
         aside = f"{index}{ASIDE}" + (f".{number}" if number else "")
         if not os.path.lexists(aside) and _companion(file, aside) is None:
@@ -50,7 +50,7 @@ def free_name(file: str, index: str) -> str | None:
 
 
 def _companion(file: str, path: str) -> str | None:
-    """Which of FILE's files `path` means; None where it means another one, or none."""
+    """Which of FILE and its companions `path` means; None if none of them."""
     absolute = _absolute(path)
     for name in _names(file):
         stream = _absolute(name)
@@ -70,12 +70,12 @@ def _companion(file: str, path: str) -> str | None:
 
 
 def _names(file: str) -> tuple[str, ...]:
-    """FILE's names: where it is a link, its companions are beside the link, and others may be beside what it means."""
+    """FILE's paths: if it is a link, its companions are beside the link, or beside its target."""
     return file, os.path.realpath(file)
 
 
 def _existing(file: str) -> Iterator[str]:
-    """FILE and the files beside it."""
+    """FILE and its companions that exist."""
     for name in dict.fromkeys(map(_absolute, _names(file))):
         directory, base = os.path.split(name)
         try:

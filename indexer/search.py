@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 FIRST_PROBE: Final = 16
-"""Entries that the first step reads: where messages are equally long, the two that are sought are among them."""
+"""Entries that the first step reads: if messages are equally long, the two that are sought are among them."""
 PROBE: Final = 128
 """Entries that a further step reads: 3 KiB, which take hardly longer than one entry does."""
 INTERPOLATIONS: Final = 4
@@ -30,7 +30,7 @@ class Bracket(NamedTuple):
     """Two neighbouring entries, as they are stored."""
 
     position: int
-    """Of the first of the two; -1 where that would be before the first entry."""
+    """Of the first of the two; -1 if that would be before the first entry."""
     here: Words | None
     there: Words | None
     """None after the last entry."""
@@ -44,7 +44,7 @@ def search(
     ``read_entries(position, count)`` reads some of them. `word`: `NUMBER`, `OFFSET` or `TIME`; the entries' words are
     taken to be spread evenly from `first` to about `last`.
 
-    Returns the entry and the next one; where these were not read together, the position of the first of them alone.
+    Returns the entry and the next one; if these were not read together, the position of the first of them alone.
     One of the two is at most `value` and the other one is above it, whatever the words of other entries are: so if the
     result is wrong, one of these two entries is.
     """

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     """``read(offset, count)``: as many of the stream's bytes as there are."""
 
 PIECE_BYTES: Final = 1 << 15
-"""Bytes that one read walks: a third of a millisecond where messages are of ordinary length."""
+"""Bytes that one read walks: a third of a millisecond if messages have a hundred bytes."""
 
 _UNLIMITED: Final = 1 << 48
 """More messages than an entry can count."""
@@ -176,7 +176,7 @@ class StreamIndex:
         log = self._log
         if number == log.numbers[-1]:
             return
-        now = max(time.time_ns(), log.times[-1])  # a clock that is set back stands still here
+        now = max(time.time_ns(), log.times[-1])  # times never go back, even if the clock does
         if raw:
             now = self._add_entries(raw, now, exact=exact)
         log.add(Entry(number, boundary, now, exact))

@@ -1,7 +1,7 @@
-"""Whether an index is right, by reading the whole stream again: for `tailsrv-check`. Never writes, and takes no lock.
+"""Compares an index with the whole stream, for `tailsrv-check`. Never writes, and takes no lock.
 
-An index that is behind its stream is right as far as it goes, and so is one whose last entry is not whole: both are
-what a killed indexer leaves, and what its next start mends.
+An index that ends before its stream does is right, and so is one whose last entry is not whole: a killed indexer leaves
+both, and its next start goes on from there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 1 << 18
 FINDINGS: Final = 20
-"""With more than this, where they end says nothing that where they begin does not."""
+"""The most findings that are listed."""
 
 
 def verify(
@@ -45,9 +45,9 @@ def verify(
     framing: str | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
 ) -> list[str]:
-    """What is wrong with the index of a stream, a sentence for each finding; empty where there is no index.
+    """What is wrong with the index of a stream, a sentence for each finding; empty if there is no index.
 
-    `index_path`: default ``FILE.index``. `framing`: what it should be made for, where that is known.
+    `index_path`: default ``FILE.index``. `framing`: the stream's, if it is known.
     """
     index_path = index_path or stream_path + SUFFIX
     try:
@@ -66,10 +66,10 @@ def verify(
         for finding in _verify(stream, _end(stream, stream_path), index, framing, max_message_bytes):
             found.append(f"{index_path}: {finding}")
             if len(found) == FINDINGS:
-                found.append(f"{index_path}: and more")
+                found.append(f"{index_path}: further findings are not listed")
                 break
     except OSError as error:
-        found.append(f"{index_path}: it, or the stream, cannot be read to its end: {reason(error)}")
+        found.append(f"{index_path}: cannot read the index or the stream to its end: {reason(error)}")
     except RewrittenError:
         found.append(f"{index_path}: the stream changed while it was read; check again")
     finally:
@@ -79,12 +79,12 @@ def verify(
 
 
 def _end(stream: int, path: str) -> int:
-    """How far the stream is committed. Raises `OSError`."""
+    """Where the committed stream ends, in bytes. Raises `OSError`."""
     size = os.fstat(stream).st_size
     try:
         mark = open_regular(path + MARK_SUFFIX)
     except OSError:
-        return size  # no mark; one that can't be read is for others to report
+        return size  # no commit mark; `tailsrv-check` reports one that can't be read
     try:
         return min(size, decode_mark(os.pread(mark, MARK_BYTES, 0)) or 0)
     finally:
@@ -97,29 +97,29 @@ def _verify(stream: int, end: int, index: int, framing: str | None, max_message_
         return
     header = decode_header(os.pread(index, HEADER_BYTES, 0))
     if header is None or header.framing not in FRAMINGS:
-        yield "offset 0: no index, or its header is damaged"
+        yield "offset 0: not an index, or its header is damaged"
         return
     if header.head_bytes > HEAD_BYTES:
-        yield f"offset 32: its header covers {header.head_bytes} bytes of the stream, and never more than {HEAD_BYTES}"
+        yield f"offset 32: the header's CRC covers {header.head_bytes} bytes of the stream; the limit is {HEAD_BYTES}"
         return
     if framing is not None and header.framing != framing:
-        yield f"offset 8: it was made for {header.framing} framing, not for {framing}"
+        yield f"offset 8: the index was made with {header.framing} framing; the stream has {framing}"
         return
     if header.head_bytes and zlib.crc32(os.pread(stream, header.head_bytes, 0)) != header.head_crc:
-        yield "offset 32: it belongs to another stream, which begins with other bytes"
+        yield "offset 32: the index belongs to another stream, which begins with other bytes"
         return
     yield from _compare(stream, end, index, header, max_message_bytes)
 
 
 def _compare(stream: int, end: int, index: int, header: Header, max_message_bytes: int) -> Iterator[str]:
-    """Compare every entry with what stands in the stream."""
+    """Compare every entry with the stream."""
     count = (os.fstat(index).st_size - HEADER_BYTES) // ENTRY_BYTES
     walker = Walker(make_framing(header.framing, max_message_bytes), header.interval, header.seed())
     position, time = 0, 0
     while position < count and walker.framing_error is None and walker.wanted <= end:
         data = os.pread(stream, min(PIECE_BYTES, end - walker.position), walker.position)
         if walker.position + len(data) < walker.wanted:
-            raise RewrittenError  # it has just been cut, and would be waited for for ever
+            raise RewrittenError  # the stream has just been cut: the rest would never come
         raw = walker.feed(data)
         for at in range(0, len(raw), RAW_FIELDS):
             if position == count:
@@ -134,7 +134,7 @@ def _compare(stream: int, end: int, index: int, header: Header, max_message_byte
             if (entry.number, entry.offset) != (number, offset):
                 yield (
                     f"{where} says that message {entry.number} starts at {entry.offset}; "
-                    f"message {number} starts at {offset}, and should have this entry"
+                    f"this entry should say that message {number} starts at {offset}"
                 )
             elif not holds(words, fingerprint):
                 yield f"{where} is damaged"
@@ -144,6 +144,6 @@ def _compare(stream: int, end: int, index: int, header: Header, max_message_byte
             position += 1
     if position < count:
         yield (
-            f"offset {HEADER_BYTES + position * ENTRY_BYTES}: {count - position} entries lie beyond the stream's whole "
-            f"messages, which end at {walker.boundary} of {end} bytes"
+            f"offset {HEADER_BYTES + position * ENTRY_BYTES}: {count - position} entries are beyond the last whole "
+            f"message, which ends at {walker.boundary} of {end} bytes"
         )

@@ -1,9 +1,9 @@
-"""Numbers messages and finds those that get an entry: bytes in, entries out.
+"""Numbers messages, and finds those that get an entry: bytes in, entries out.
 
-A walker knows how many messages stand before a boundary, and goes on from there. It asks for bytes from `position`
-on, once the stream reaches `wanted`, and is given some. What it asks for again is never more than a few bytes: the
-context of the next boundary, which shows at once when the stream was rewritten behind our back; and a length prefix
-that was not whole. Payloads behind a length prefix are not read at all when they are long.
+A walker knows how many messages are before a boundary, and goes on from there. It wants bytes from `position` on, once
+the stream reaches `wanted`. It wants no more than a few bytes twice: the context of the next boundary, which shows at
+once if the stream was rewritten, and a length prefix that was not whole. Long payloads after a length prefix are not
+read at all.
 
 Knows nothing of files, clocks, or what becomes of the entries.
 """
@@ -23,28 +23,28 @@ PREFIX_MAX_BYTES: Final = VARINT_MAX_BYTES
 
 
 FEW: Final = 48
-"""With messages longer than this on the average, counting terminators takes longer than removing them."""
+"""If messages are longer than this on average, counting terminators takes longer than removing them."""
 
 
 class RewrittenError(Exception):
-    """The stream is not what it was: bytes that had been read are different now, or gone."""
+    """The stream was rewritten: bytes that had been read are different now, or gone."""
 
 
 class Walker:
-    """Stands at a boundary of a stream and walks on as bytes come in."""
+    """Walks from a boundary of a stream as bytes come in."""
 
     def __init__(self, framing: Framing, interval: int, seed: int, boundary: int = 0, number: int = 0) -> None:
-        """Start at the byte `boundary`, before which `number` messages stand."""
+        """Start at the byte `boundary`, before which there are `number` messages."""
         self.boundary = boundary
-        """How far the stream is made of whole messages, in bytes."""
+        """Where the last whole message ends, in bytes."""
         self.number = number
-        """How many messages these are."""
+        """How many messages there are before `boundary`."""
         self.position = max(0, boundary - CONTEXT_BYTES)
-        """Where the bytes have to begin that `feed` gets next."""
+        """Where the bytes begin that `feed` gets next."""
         self.wanted = boundary + 1
-        """Nothing more can be known before the stream has so many bytes."""
+        """How many bytes the stream must have before `feed` can find another message."""
         self.framing_error: str | None = None
-        """Why the bytes at `boundary` can't be a message. Nothing more will be read then."""
+        """Why the bytes at `boundary` can't be a message; nothing more is read then. None if they may be one."""
 
         self._framing = framing
         self._interval = interval
@@ -54,7 +54,7 @@ class Walker:
         self._context: bytes | None = None
 
     def feed(self, data: bytes) -> Sequence[int]:
-        """Walk over `data`, which stands at `position`. Returns raw entries, see `format.RAW_FIELDS`.
+        """Walk over `data`, the stream's bytes from `position` on. Returns raw entries, see `index_file.RAW_FIELDS`.
 
         Raises `RewrittenError`.
         """
@@ -88,7 +88,7 @@ class Walker:
             end = data.find(terminator, due - 1) + 1 if terminator else 0
             if 0 < end <= start + longest:
                 if few:
-                    # Removing them is faster than counting where they are few: it goes from one to the next.
+                    # Removing them is faster than counting if they are few: it goes from one to the next.
                     count = end - start - len(data[start:end].replace(terminator, b""))
                 else:
                     count = data.count(terminator, start, end)
@@ -103,7 +103,7 @@ class Walker:
                 return start
 
     def _finish(self, data: bytes, seen: int) -> int:
-        """Look for the end of the message that began in earlier bytes. Returns where it is, -1 without."""
+        """Look for the end of the message that began in earlier bytes. Returns where it is, -1 if it has not come."""
         framing, at = self._framing, self.position
         if not framing.terminator:
             end = seen  # it was known, and waited for
@@ -123,7 +123,7 @@ class Walker:
         return end
 
     def _stop(self, data: bytes, start: int) -> None:
-        """Note what has to come before it makes sense to go on, where no whole message is left."""
+        """Record what has to come before there can be another whole message."""
         stop = len(data)
         if start == stop:
             self._look_on(data, stop)
@@ -136,7 +136,7 @@ class Walker:
         if self._framing.terminator:
             self._look_on(data, stop)
         elif stop - start >= PREFIX_MAX_BYTES:
-            # Its length is known: go on where it ends. What stands there before has not been read.
+            # Its length is known: go on where it ends. What is before it has not been read.
             self._seen = self.wanted = self.position + stop + missing
             self._context = None
             self.position = self._seen - CONTEXT_BYTES if self._seen > CONTEXT_BYTES else 0
@@ -145,7 +145,7 @@ class Walker:
             self.wanted = self._seen + stop - start + missing
 
     def _look_on(self, data: bytes, seen: int) -> None:
-        """Ask for what comes behind ``data[:seen]``."""
+        """Want what comes after ``data[:seen]``."""
         begin = max(0, seen - CONTEXT_BYTES)
         self._context = data[begin:seen]
         self._seen = self.position + seen

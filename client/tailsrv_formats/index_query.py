@@ -1,14 +1,14 @@
-"""The protocol of look-ups: a line in, a query or the reason why it is none out; an answer in, a line out.
+"""The protocol of look-ups: parses requests into queries, and renders answers into replies.
 
     1000                           where message 1000 starts
     -10                            where the 10th message from the end starts; -0 is the end
     {"number": 1000} {"last": 10}  the same, with all that is known about it
     {"offset": 4096}               the message that holds this byte
     {"time": "2026-11-23T09:00:00Z"} {"time": 1795424400.5}
-                                   the first message that arrived then or later
+                                   the first message that arrived at this time or later
     {"count": true}                where the stream ends
 
-Lines are split off and stripped of their newline, and of a carriage return before it, by the caller. Pure.
+The caller splits the lines, and removes the newline and a carriage return before it. Pure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 LINE_BYTES: Final = 256
-"""No request needs more: the longest sensible one has 50 bytes."""
+"""The longest request; the longest useful one has 50 bytes."""
 
 KINDS: Final = ("number", "last", "offset", "time", "count")
 
@@ -29,11 +29,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _FAR: Final = 1 << 62
-"""Beyond any message, byte or nanosecond that there is; larger numbers are taken for it."""
+"""Beyond any message, byte or nanosecond; larger numbers are reduced to it."""
 
 
 class Query(NamedTuple):
-    """What is asked."""
+    """A valid request."""
 
     kind: str
     """One of `KINDS`."""
@@ -43,30 +43,30 @@ class Query(NamedTuple):
 
 
 class Malformed(NamedTuple):
-    """What is wrong with a line."""
+    """An invalid request."""
 
     reason: str
     is_json: bool
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What there is to know about a message, or about the place of the next one, and about the stream."""
+    """Everything about a message, or about the place of the next one, and about the stream."""
 
     number: int
     offset: int
     """Bytes."""
     length: int | None
-    """Bytes, with prefix or terminator; None where the message is yet to come."""
+    """Bytes, with prefix or terminator; None if the message has not come yet."""
     time: str | None
-    """By then it had arrived: UTC, RFC 3339."""
+    """The message had arrived by this time: UTC, RFC 3339."""
     count: int
     """How many whole messages the stream holds."""
     end: int
     """Where the last of them ends, in bytes."""
     exact: bool = True
-    """Whether its arrival was seen; otherwise `time` is when it was indexed."""
+    """Whether the indexer saw it arrive; otherwise `time` is when it was indexed."""
     partial: bool = False
-    """Whether `count` and `end` are how far the indexer has come; the stream has more, or may have."""
+    """Whether the stream may have more than `count` messages: the indexer is still reading it."""
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,7 +82,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def parse(line: bytes) -> Query | Malformed:
-    """What a line asks for."""
+    """The query of a request."""
     # bytes.isdigit knows ASCII's digits only; int() alone would take underscores, blanks and signs.
     if line.isdigit() and len(line) <= LINE_BYTES:
         return Query("number", int(line), False)
@@ -100,23 +100,23 @@ def _parse_json(line: bytes) -> Query | Malformed:
         return Malformed(f"{error}; {FORMS}", True)
     asked = [kind for kind in KINDS if getattr(request, kind) is not None]
     if len(asked) != 1:
-        return Malformed(f"one thing at a time; {FORMS}", True)
+        return Malformed(f"exactly one field is expected; {FORMS}", True)
     kind = asked[0]
     value: Any = getattr(request, kind)
     if kind == "time":
         return Query(kind, _nanoseconds(value), True)
     if value is False:
-        return Malformed(f"count is true or not asked; {FORMS}", True)
+        return Malformed(f"count must be true; {FORMS}", True)
     return Query(kind, int(value), True)
 
 
 def _nanoseconds(moment: datetime | float) -> int:
-    """Since 1970. What is out of range is taken for its nearest end."""
+    """Nanoseconds since 1970. A time out of range becomes the nearest end of the range."""
     if isinstance(moment, datetime):
         return (moment - _EPOCH) // _MICROSECOND * 1000
     if isinstance(moment, int):
         return max(-_FAR, min(_FAR, moment * 10**9))
-    # A double has microseconds left for times of our age; its binary noise below them would miss by a message.
+    # A double holds microseconds for present times; its binary noise below them would miss a message.
     return round(max(-4e9, min(4e9, moment)) * 10**6) * 1000
 
 
@@ -128,12 +128,12 @@ def format_time(time: int) -> str:
 
 
 def render(answer: Answer) -> bytes:
-    """The line that says all of it."""
-    # exact and partial are left out when they have their defaults: they are news only when they have not.
+    """The reply with an answer."""
+    # exact and partial are left out if they have their defaults.
     return _encode(answer) + b"\n"
 
 
 def render_error(reason: str, is_json: bool) -> bytes:
-    """The line that says why there is no answer, in the language of the request. Always ASCII, whatever was sent."""
+    """The reply that says why there is no answer, in the form of the request. Always ASCII, whatever was sent."""
     said = reason.encode("ascii", "backslashreplace")
     return _encode({"error": said.decode()}) + b"\n" if is_json else b"error: " + said + b"\n"

@@ -65,8 +65,8 @@ def test_the_stream_and_its_companions_are_refused_by_name(path: Path, suffix: s
     else:
         path.unlink()
     for way in (companion, path.parent / ".." / "place" / companion.name):
-        assert "choose another place" in refused(path, "--index", way)
-        assert "choose another place" in refused(path, "--index", way, "--rebuild")
+        assert "choose another path" in refused(path, "--index", way)
+        assert "choose another path" in refused(path, "--index", way, "--rebuild")
 
 
 @pytest.mark.parametrize("suffix", ["", ".commit", ".producers", ".rescued-20261124T010203Z-17"])
@@ -79,15 +79,15 @@ def test_they_are_refused_under_another_name_too(path: Path, suffix: str) -> Non
     linked.symlink_to(path.parent)
     relative = os.path.relpath(companion)
     for way in (hard, linked / companion.name, relative, f"{path.parent}//{companion.name}"):
-        assert "choose another place" in refused(path, "--index", way)
+        assert "choose another path" in refused(path, "--index", way)
 
 
 def test_a_stream_that_is_a_link_is_refused_by_its_own_name(path: Path) -> None:
     link = path.with_name("link")
     link.symlink_to(path)
-    assert "choose another place" in refused(link, "--index", path)
-    assert "choose another place" in refused(link, "--index", f"{path}.commit")
-    assert "choose another place" in refused(link, "--index", f"{link}.commit")
+    assert "choose another path" in refused(link, "--index", path)
+    assert "choose another path" in refused(link, "--index", f"{path}.commit")
+    assert "choose another path" in refused(link, "--index", f"{link}.commit")
 
 
 @pytest.mark.parametrize("rebuild", [(), ("--rebuild",)])
