@@ -78,11 +78,14 @@ class BlockReader:
         self._seed = header.seed()
         self._log = log
         self._read = read
-        self.forget()
+        self._slots: list[Block | None] = [None] * SLOTS
+        self._has_kept = False
 
     def forget(self) -> None:
         """Read and verify everything again from now on."""
-        self._slots: list[Block | None] = [None] * SLOTS
+        if self._has_kept:
+            self._has_kept = False
+            self._slots = [None] * SLOTS
 
     def end_of(self, block: Block) -> Entry:
         """The entry at the block's end, or how far the stream is indexed."""
@@ -97,6 +100,7 @@ class BlockReader:
             block = self._verified(position, here, there)
             if there is not None and len(block.data) <= KEPT_BYTES:
                 self._slots[slot] = block
+                self._has_kept = True
         return block
 
     def _verified(self, position: int, here: Words | None, there: Words | None) -> Block:

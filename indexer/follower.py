@@ -177,12 +177,14 @@ class Follower:
 
     def _read_on(self, seconds: float) -> None:
         index, file, end, deadline = self._index, self._index_file, self._end, time.monotonic() + seconds
-        while index.is_behind(end) and not file.is_full():
+        is_late = False
+        while index.is_behind(end):
+            if is_late or file.is_full():
+                break
             if not index.read_on(end, exact=self._is_settled):
                 return  # it has just been cut: the event is on its way
-            if time.monotonic() > deadline:
-                break
-        if not index.is_behind(end):
+            is_late = time.monotonic() > deadline
+        else:
             self._on_caught_up()
             return
         self._note_lag()
