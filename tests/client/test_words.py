@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,7 +38,6 @@ from tailsrv_client.protocol.session import check_name
 from tailsrv_client.put.beside import rotated_names
 from tailsrv_client.put.followed import Identity
 from tailsrv_client.put.places import Names, base_name
-from tailsrv_client.terminal import human
 from tailsrv_formats.checkpoint import Checkpoint, InvalidCheckpointError, decode
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.position import Position
@@ -109,6 +109,21 @@ def test_what_is_no_place_is_a_usage_error(text: str) -> None:
     for parse in (parse_start, parse_until):
         with pytest.raises(UsageError):
             parse(text)
+
+
+def test_a_time_may_be_a_duration_before_now() -> None:
+    for text, seconds in (("-1h", 3600), ("1h ago", 3600), ("-90", 90), ("500ms ago", 0.5), ("-7d", 7 * 86400)):
+        assert parse_time(text, now=1e9) == 1e9 - seconds
+    assert parse_time("2 h ago", now=1e9) == 1e9 - 7200
+    assert parse_time("-999999d", now=1e9) == 0, "before the first message of any stream"
+    before = time.time()
+    start, until = parse_start("time:-1h"), parse_until("time:1h ago")
+    assert isinstance(start, Time)
+    assert isinstance(until, Time)
+    assert before - 3600 <= start.seconds <= until.seconds <= time.time() - 3600
+    for text in ("-", " ago", "ago", "-1y", "--1h", "-1h ago", "1h", "-x"):
+        with pytest.raises(UsageError, match="is not a time"):
+            parse_time(text)
 
 
 def test_a_time_without_a_zone_is_utc() -> None:
@@ -230,10 +245,6 @@ def test_lag_is_bytes_messages_and_seconds() -> None:
     assert describe(Lag(100, 10, 2.54)) == "100 bytes, 10 messages, 2.5 s behind"
     assert describe(Lag(0, 0, 0.0)) == "0 bytes, 0 messages, 0.0 s behind"
     assert describe(Lag(100)) == "100 bytes behind"
-
-
-def test_sizes_are_said_as_people_say_them() -> None:
-    assert [human(n) for n in (0, 999, 1000, 12_345_678, 5e15)] == ["0 B", "999 B", "1.0 kB", "12.3 MB", "5000.0 TB"]
 
 
 @given(st.text(min_size=1, max_size=300), st.text(max_size=300), st.integers(0, 1 << 64), st.integers(0, 9))

@@ -1,14 +1,16 @@
-"""Where to begin and where to end, as users write it. Pure text.
+"""Where to begin and where to end, as users write it. Pure but for the clock of relative times.
 
     start   start   end   BYTE   -BYTES   message:N   last:N   time:T         (default: start)
     until   now   BYTE   message:N   time:T   count:N                       (default: never)
 
-`until` names the first message that is no longer wanted. T is seconds since 1970 or RFC 3339 ("2026-11-23T09:00:00Z").
+`until` names the first message that is no longer wanted. T is seconds since 1970, RFC 3339 ("2026-11-23T09:00:00Z"), or
+a duration before now ("-1h", "2h ago").
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -16,6 +18,7 @@ import msgspec
 from tailsrv_client.protocol.reader import LARGEST_OFFSET
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.position import Position
+from tailsrv_formats.quantities import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,14 +99,22 @@ def parse_until(until: str | int | None) -> Until | None:
     return _with_word({"message": Number, "count": Count}, word, value, until, _UNTIL_WORDS)
 
 
-def parse_time(text: str) -> float:
-    """Seconds since 1970 of RFC 3339 or of such seconds themselves. A time without a zone is UTC."""
+def parse_time(text: str, now: float | None = None) -> float:
+    """Seconds since 1970 of RFC 3339, of such seconds themselves, or of a duration before `now`: ``-1h``, ``2h ago``.
+
+    A time without a zone is UTC. `now`: seconds since 1970; None: the system's clock. Raises `UsageError`.
+    """
     if text.isascii() and text.replace(".", "", 1).isdigit() and len(text) <= 20:
         return float(text)
+    duration = text[1:] if text.startswith("-") else text.removesuffix(" ago")
     try:
+        if duration != text:
+            return max(0.0, (time.time() if now is None else now) - parse_duration(duration))
         parsed = dt.datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"{text!r} is no time; write 2026-11-23T09:00:00Z, or seconds since 1970") from None
+        raise UsageError(
+            f"{text!r} is not a time; write 2026-11-23T09:00:00Z, seconds since 1970, -1h or '2h ago'"
+        ) from None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=dt.UTC)
     return parsed.timestamp()
