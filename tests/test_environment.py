@@ -321,6 +321,21 @@ def test_values_that_begin_with_a_dash_are_values() -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["h", "f", "--name", "a", "--raw"],
+        ["h", "--name", "a", "--raw", "f"],
+        ["--raw", "h", "--name=a", "f"],
+        ["--name", "a", "--raw", "--", "h", "f"],
+        ["h", "--name", "a", "--raw", "--", "f"],
+    ],
+)
+def test_options_may_be_anywhere_among_the_arguments(arguments: list[str]) -> None:
+    values = put.command.parse(arguments, {})
+    assert (values["addresses"], values["file"], values["name"], values["raw"]) == ("h", "f", "a", True)
+
+
+@pytest.mark.parametrize(
     ("arguments", "error"),
     [
         ([], "ADDR"),

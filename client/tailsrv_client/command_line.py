@@ -90,13 +90,21 @@ class Command:
     """A command: its arguments, its options, and how it is called."""
 
     def __init__(
-        self, name: str, *, usage: str, description: str, arguments: Sequence[tuple[str, str | None]], epilog: str = ""
+        self,
+        name: str,
+        *,
+        usage: str,
+        description: str,
+        arguments: Sequence[tuple[str, str, str | None]],
+        epilog: str = "",
     ) -> None:
-        """`arguments`: name and default of each (None: it has to be given)."""
+        """`arguments`: of each how it is shown, what it sets, and its default (None: it is required)."""
         self.name = name
         self.prefix = name.upper().replace("-", "_")
+        self.completion_variable = f"_{self.prefix}_COMPLETE"
+        """The environment variable by which shells ask for completions (see `tailsrv_client.completion`)."""
         self.options: list[Option] = []
-        self._arguments = dict(arguments)
+        self._arguments = tuple(arguments)
         self._usage, self._description, self._epilog = usage, description, epilog
 
     def option(self, *names: str, **facts: Any) -> None:  # noqa: ANN401 - those of `Option`
@@ -105,7 +113,8 @@ class Command:
 
     def parse(self, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
         """The values of all arguments and options. Raises `UsageError`; `SystemExit` after --help and --version."""
-        given = self._given(arguments)
+        words, positional = self._split(arguments)
+        given = vars(self._parser().parse_args(words)) | self._named(positional)
         values: dict[str, Any] = {option.dest: option.default for option in self.options if option.const is None}
         values |= {option.dest: values.get(option.dest, option.default) for option in self.options}
         values |= {  # a default is written as a user would write it
@@ -142,24 +151,6 @@ class Command:
         """The text of ``--help``."""
         return self._parser().format_help()
 
-    def _given(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """What the command line says, options as their text. Options may stand between the arguments."""
-        joined = self._joined(arguments)
-        options, after = joined, list[str]()
-        if "--" in joined:
-            options, after = joined[: joined.index("--")], joined[joined.index("--") + 1 :]
-        namespace, left = self._parser().parse_known_args(options)
-        unknown = [each for each in left if each.startswith("-") and each != "-"]
-        left += after
-        if unknown or len(left) > len(self._arguments):
-            raise UsageError(f"unknown arguments: {' '.join(unknown or left[len(self._arguments) :])}")
-        missing = [name for name, default in self._arguments.items() if default is None][len(left) :]
-        if missing:
-            raise UsageError(f"missing arguments; usage: {self.name} {self._usage}")
-        return vars(namespace) | dict(
-            zip(self._arguments, [*left, *list(self._arguments.values())[len(left) :]], strict=True)
-        )
-
     def _read_variable(self, option: Option, text: str, values: dict[str, Any]) -> None:
         name = option.variable(self.prefix)
         if option.const is not None:
@@ -173,20 +164,51 @@ class Command:
             except UsageError as error:
                 raise UsageError(f"{option.long}: {error} (env var: {name})") from None
 
-    def _joined(self, arguments: Sequence[str]) -> list[str]:
-        """`arguments` with each value joined to its option: argparse takes a value that begins with - for an option."""
-        with_value = {name for option in self.options if option.const is None for name in option.names}
-        joined: list[str] = []
+    def _split(self, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The options, each joined to its value, and the arguments that are left.
+
+        argparse would take a value that begins with - for an option. It also gives up an optional argument as soon as
+        an option comes before it (`ADDR --name a FILE`), and its remedy for that treats -- differently from one Python
+        to the next.
+        """
+        words: list[str] = []
+        positional: list[str] = []
         left = iter(arguments)
         for argument in left:
             if argument == "--":
-                return [*joined, argument, *left]
-            value = next(left, None) if argument in with_value else None
-            if value is None:
-                joined.append(argument)
+                positional += left
+            elif argument == "-" or not argument.startswith("-"):
+                positional.append(argument)
             else:
-                joined.append(f"{argument}={value}" if argument.startswith("--") else f"{argument}{value}")
-        return joined
+                value = next(left, None) if self._takes_next(argument) else None
+                if value is None:
+                    words.append(argument)
+                else:
+                    words.append(f"{argument}={value}" if argument.startswith("--") else f"{argument}{value}")
+        return words, positional
+
+    def _takes_next(self, word: str) -> bool:
+        """Whether the word after the option `word` is its value; -qc is -q -c, and -c100 has its value within."""
+        with_value = {name for option in self.options if option.const is None for name in option.names}
+        if word.startswith("--"):
+            return word in with_value
+        for place, letter in enumerate(word[1:], start=1):
+            if f"-{letter}" in with_value:
+                return place == len(word) - 1
+        return False
+
+    def _named(self, positional: Sequence[str]) -> dict[str, str]:
+        """The arguments by what they set. Raises `UsageError`."""
+        usage = f"usage: {self.name} {self._usage}"
+        if len(positional) > len(self._arguments):
+            raise UsageError(f"unexpected argument {positional[len(self._arguments)]!r}; {usage}")
+        named = {}
+        for number, (shown, dest, default) in enumerate(self._arguments):
+            value = positional[number] if number < len(positional) else default
+            if value is None:
+                raise UsageError(f"{shown} is missing; {usage}")
+            named[dest] = value
+        return named
 
     def _parser(self) -> argparse.ArgumentParser:
         parser = _Parser(

@@ -42,20 +42,15 @@ complete --command {name} --arguments "({function})"
 }
 
 
-def variable(command: Command) -> str:
-    """The environment variable that asks for completion."""
-    return f"_{command.prefix}_COMPLETE"
-
-
 def complete(command: Command, instruction: str, environment: Mapping[str, str]) -> str:
     """What to print for `instruction`, the value of the variable. Raises `UsageError`."""
     shell, _, action = instruction.partition("_")
     if shell not in SCRIPTS or action not in {"source", "complete"}:
         shells = ", ".join(f"{each}_source" for each in SCRIPTS)
-        raise UsageError(f"{variable(command)}={instruction} is not known; write one of {shells}")
+        raise UsageError(f"{command.completion_variable}={instruction} is not known; write one of {shells}")
     if action == "source":
         function = f"_{command.name.replace('-', '_')}_completion"
-        return SCRIPTS[shell].format(function=function, variable=variable(command), name=command.name)
+        return SCRIPTS[shell].format(function=function, variable=command.completion_variable, name=command.name)
     words = environment.get("COMP_WORDS", "").split()
     typed = environment.get("COMP_CWORD", "")
     if shell == "fish":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -12,25 +11,21 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from tailsrv_client.completion import complete, variable
 from tailsrv_client.errors import GaveUpError
+from tailsrv_client.standard_error import end_status, say
 from tailsrv_client.threads import start
 from tailsrv_formats.errors import TailsrvError, UsageError, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tailsrv_client.command_line import Command
-
-PROGRESS_AFTER_SECONDS: Final = 2.0
-"""Transfers that are over sooner need no progress."""
 
 REPEAT_SECONDS: Final = 10.0
 WAKE_SECONDS: Final = (0.01, 0.1, 0.5)
 """When the main thread is woken after a signal: once is enough, unless it begins to wait at that very moment."""
 
 GRACE_SECONDS: Final = 1.0
-PROGRESS_SECONDS: Final = 0.5
 
 
 class Signalled(BaseException):
@@ -55,10 +50,12 @@ def run_command(command: Command, run: Callable[[dict[str, Any]], None]) -> NoRe
             signal.signal(signum, _raise_signalled)
     _wake_main_thread()
     try:
-        if instruction := os.environ.get(variable(command)):
+        if instruction := os.environ.get(command.completion_variable):
+            from tailsrv_client.completion import complete  # noqa: PLC0415 - needed by shells alone
+
             write_all(1, complete(command, instruction, os.environ).encode())
-            sys.exit(0)
-        run(command.parse(arguments))
+        else:
+            run(command.parse(arguments))
     except UsageError as error:
         complain(name, f"{command.blamed(str(error), arguments)} (see {name} --help)", 2)
     except GaveUpError as error:
@@ -93,23 +90,15 @@ def keep_standard_descriptors() -> None:
 
 
 def complain(name: str, message: str, code: int) -> NoReturn:
-    """Say it in one line, and exit."""
+    """Write the message in one line, and exit."""
+    end_status()
     say(name, message)
     sys.exit(code)
 
 
-def say(name: str, message: str) -> None:
-    """One line on standard error, whatever `message` holds; if nobody can hear it, that is all right."""
-    line = ascii(" ".join(message.split()))[1:-1]
-    try:
-        sys.stderr.write(f"{name}: {line}\n")
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass  # closed, or full: there is nobody else to be told
-
-
 def die_of(signum: signal.Signals) -> NoReturn:
     """End as a program that does not handle the signal: shells and supervisors look at that."""
+    end_status()
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
     os._exit(128 + signum)  # not reached, unless the signal is blocked
@@ -187,54 +176,6 @@ def write_all(fd: int, pieces: bytes | memoryview) -> None:
             poller = select.poll()
             poller.register(fd, select.POLLOUT)
             poller.poll()
-
-
-class Progress:
-    """Bytes, rate and share on standard error: only if it is a terminal, unless forced."""
-
-    def __init__(self, *, forced: bool, total: int | None = None, quiet_with: Sequence[int] = ()) -> None:
-        """`total`: bytes, if known. `quiet_with`: descriptors that, being terminals, would be written across."""
-        self.total = total
-        self._terminal = os.isatty(2)
-        self._shown = forced or (self._terminal and not any(map(os.isatty, quiet_with)))
-        self._begin = self._last = time.monotonic()
-        self._next = self._begin + (0 if forced else PROGRESS_AFTER_SECONDS)
-        self._at_last = 0
-        self._wrote = False
-
-    def at(self, done: int) -> None:
-        """So many bytes are done."""
-        if not self._shown:
-            return
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + PROGRESS_SECONDS
-            self._write(self._line(done, now), "" if self._terminal else "\n")
-            self._last, self._at_last, self._wrote = now, done, True
-
-    def end(self, done: int) -> None:
-        """Say how it ended, if anything was said at all."""
-        if self._wrote:
-            self._last, self._at_last = self._begin, 0
-            self._write(self._line(done, time.monotonic()), "\n")
-
-    def _line(self, done: int, now: float) -> str:
-        rate = (done - self._at_last) / max(now - self._last, 1e-6)
-        share = f"  {100 * done // self.total} %" if self.total else ""
-        return f"{human(done)}  {human(rate)}/s{share}"
-
-    def _write(self, line: str, end: str) -> None:
-        with contextlib.suppress(OSError):  # progress is for who looks on
-            os.write(2, (f"\r{line}\x1b[K{end}" if self._terminal else line + end).encode())
-
-
-def human(number: float) -> str:
-    """Bytes as people say them: 12.3 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
 
 
 def _wake_main_thread() -> None:

@@ -181,6 +181,18 @@ def test_lag_is_told_once_a_second(still: StreamUnderTest) -> None:
         assert [cat.stderr.readline() for _ in range(2)][1] == b"lag: 0 bytes behind\n"
 
 
+def test_lag_is_json_where_the_messages_are(still: StreamUnderTest) -> None:
+    with started([*CAT, still.broadcast, "--lag", "--json", "--index", still.index]) as cat:
+        for _ in CONTENT.splitlines():
+            cat.stdout.readline()
+        report = [json.loads(cat.stderr.readline()) for _ in range(2)][1]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", report.pop("time"))
+        assert report == {"report": "lag", "bytes": 0, "messages": 0, "seconds": 0.0}
+    with started([*CAT, still.broadcast, "--lag", "--json"]) as cat:
+        report = json.loads(cat.stderr.readline())
+        assert (report["messages"], report["seconds"]) == (None, None)
+
+
 def test_lag_counts_what_a_slow_reader_has_not_taken(tmp_path: Path) -> None:
     with StreamUnderTest(tmp_path / "s.log") as stream:
         stream.append(b"x" * 99 + b"\n")
@@ -259,6 +271,32 @@ def test_an_unknown_shell_is_one_line() -> None:
     ended = run(CAT, env={**os.environ, "_TAILSRV_CAT_COMPLETE": "ksh_source"})
     assert ended.returncode == 2
     assert b"bash_source, zsh_source, fish_source" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("tailsrv-cat --pro", "--progress"),
+        ("tailsrv-cat host --framing u32", "u32be u32le"),
+        ("tailsrv-cat host -o ", ""),
+        ("tailsrv-cat host", ""),
+    ],
+)
+def test_bash_completes_options_and_choices_and_leaves_the_rest_to_itself(
+    line: str, words: str, tmp_path: Path
+) -> None:
+    command = tmp_path / "tailsrv-cat"
+    command.write_text(f'#!/bin/sh\nexec {" ".join(CAT)} "$@"\n')
+    command.chmod(0o755)
+    typed = " ".join(f"'{word}'" for word in line.split(" "))
+    script = f"""
+        eval "$(_TAILSRV_CAT_COMPLETE=bash_source tailsrv-cat)"
+        COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _tailsrv_cat_completion tailsrv-cat
+        echo "${{COMPREPLY[@]}}"
+    """
+    ended = run(["bash", "-c", script], env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert (ended.stdout.decode(), ended.stderr) == (f"{words}\n", b"")
 
 
 def test_help_names_every_option_of_its_page() -> None:

@@ -45,7 +45,7 @@ def test_a_file_is_sent_and_acknowledged_when_it_returns(stream: StreamUnderTest
     ended = run([*PUT, stream.acks, "--name", "a", "--progress", str(source)])
     assert ended.returncode == 0
     assert stream.content() == source.read_bytes()
-    assert re.search(rb"B/s\n", ended.stderr)
+    assert re.search(rb"B/s  100 %\n", ended.stderr)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ command = Command(
     description="Copy a stream to standard output, and follow it as it grows. ADDR is a broadcaster; a host alone means"
     " port 4321 (--index: 4324). A lost connection is made again at the byte where it was, at the next ADDR when one is"
     " down.",
-    arguments=[("addresses", None)],
+    arguments=[("ADDR", "addresses", None)],
 )
 command.option("--index", metavar="ADDR", help="The stream's indexer: for message:N, last:N, time:T, %n, %t and --lag.")
 command.option(

@@ -12,8 +12,9 @@ from tailsrv_client.blocking.consumer import Consumer
 from tailsrv_client.blocking.index import PersistentIndex
 from tailsrv_client.cat.formats import Template, raw_renderer, render_json
 from tailsrv_client.cat.lag import LagReporter
+from tailsrv_client.progress import Progress
 from tailsrv_client.protocol.timeouts import Timeouts
-from tailsrv_client.terminal import Progress, SoftStop, watch_output, write_all
+from tailsrv_client.terminal import SoftStop, watch_output, write_all
 from tailsrv_formats.errors import TailsrvError, UsageError, reason
 from tailsrv_formats.framing import make_framing
 
@@ -84,7 +85,7 @@ def _copy(copier: Copier, consumer: Consumer, options: Options) -> bool:
     """Returns whether all that was wanted has been copied."""
     consumer.check()
     if options.lag:
-        LagReporter(consumer).start()
+        LagReporter(consumer, as_json=options.form == "json").start()
     total = consumer.remaining
     progress = Progress(forced=options.progress, total=total, quiet_with=(OUTPUT,))
     if copier.counts:

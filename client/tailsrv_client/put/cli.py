@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from functools import partial
 from typing import Any, NoReturn
 
 from tailsrv_client.command_line import Command, file_path, size_of_at_least
+from tailsrv_client.progress import Progress
 from tailsrv_client.protocol.ports import ACKNOWLEDGED, RAW
 from tailsrv_client.protocol.servers import parse_addresses
 from tailsrv_client.protocol.session import check_name
 from tailsrv_client.put.options import Options
-from tailsrv_client.terminal import Progress, log_to_standard_error, run_command, say
+from tailsrv_client.standard_error import say
+from tailsrv_client.terminal import log_to_standard_error, run_command
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.framing import FRAMINGS
 from tailsrv_formats.quantities import parse_duration
@@ -25,7 +29,7 @@ command = Command(
     " port; a host alone means port 4323. With --name or --follow each message is in the stream exactly once; without a"
     " name, what was not acknowledged when a connection was lost may be there twice. With --raw ADDR is a raw port, by"
     " default 4322.",
-    arguments=[("addresses", None), ("file", "-")],
+    arguments=[("ADDR", "addresses", None), ("FILE", "file", "-")],
 )
 command.option("--name", metavar="NAME", help="Send as this producer: each message once (default: anonymous).")
 command.option("--raw", const=True, default=False, help="Send to the raw port, where nothing is acknowledged.")
@@ -76,7 +80,7 @@ def run(values: dict[str, Any]) -> None:
     check(options)
     log_to_standard_error(NAME)
     tell = partial(say, NAME)
-    progress = Progress(forced=options.progress, total=None)
+    progress = Progress(forced=options.progress, total=None if options.follow else input_size(options.file))
     if options.follow is not None:
         from tailsrv_client.put.following import Follower  # noqa: PLC0415 - inotify is for who follows
 
@@ -85,6 +89,15 @@ def run(values: dict[str, Any]) -> None:
         from tailsrv_client.put.sending import send  # noqa: PLC0415 - and this for who does not
 
         send(options, progress, tell)
+
+
+def input_size(path: str) -> int | None:
+    """How many bytes the input has from here on; None where that is not known: a pipe, or a terminal."""
+    with contextlib.suppress(OSError):  # what cannot be opened is reported when it is opened
+        status = os.fstat(0) if path == "-" else os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            return max(0, status.st_size - (os.lseek(0, 0, os.SEEK_CUR) if path == "-" else 0))
+    return None
 
 
 def check(options: Options) -> None:

@@ -33,9 +33,9 @@ from tailsrv_formats.framing import make_framing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tailsrv_client.progress import Progress
     from tailsrv_client.put.followed import Identity
     from tailsrv_client.put.options import Options
-    from tailsrv_client.terminal import Progress
 
 QUIET_SECONDS: Final = 2.0
 """How long a rotated file that still has a writer must be quiet before the next file begins."""

@@ -21,8 +21,8 @@ from tailsrv_formats.framing import FramingError, make_framing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tailsrv_client.progress import Progress
     from tailsrv_client.put.options import Options
-    from tailsrv_client.terminal import Progress
     from tailsrv_formats.framing import Framing
 
 READ_BYTES: Final = 1 << 18
