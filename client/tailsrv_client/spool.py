@@ -212,7 +212,7 @@ class Spool:
     def _check(self, fd: int) -> Header:
         """The header of the open file. Raises `CheckpointError` if this is not our spool."""
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CheckpointError("it is no regular file")
+            raise CheckpointError("it is not a regular file")
         header = decode_header(os.pread(fd, HEADER_BYTES + 2 * BASE_BYTES, 0))
         if (header.name, header.framing) != (self._name, self._framing.name):
             raise CheckpointError(
@@ -324,7 +324,11 @@ class Spool:
         durable_files.discard(self.path)
 
     def _postponed(self, error: OSError) -> None:
-        LOG.warning("the spool %s keeps what is acknowledged for now: %s", self.path, reason(error))
+        LOG.warning(
+            "spool %s not compacted (%s); it keeps acknowledged messages until a later attempt",
+            self.path,
+            reason(error),
+        )
 
     def _sync_directory(self) -> None:
         try:
@@ -332,7 +336,7 @@ class Spool:
         except OSError as error:
             # Both files are good spools, so a power cut may bring back the old one; the next `tidy` tries again.
             self._named = False
-            LOG.warning("the name of the spool %s is not durable yet: %s", self.path, reason(error))
+            LOG.warning("directory of the spool %s not synced (%s); retrying", self.path, reason(error))
         else:
             self._named = True
 

@@ -247,7 +247,7 @@ def test_a_file_that_may_not_be_read_yet_is_told_once_and_sent_when_it_may(
         kill_process(put)
         assert put.stderr is not None
         told = put.stderr.read().decode()
-    assert told.count("app.log can't be read: Permission denied") == 1, told
+    assert told.count("app.log: cannot be read (Permission denied)") == 1, told
 
 
 @pytest.mark.parametrize("name", ["app.log", "app.log.1"])
@@ -257,7 +257,7 @@ def test_once_is_no_success_while_a_file_may_not_be_read(stream: StreamUnderTest
         (tmp_path / each).chmod(0o600 if each == name else 0o644)
     ended = run([sys.executable, "-c", PRIVATE, *follow(stream, tmp_path / "app.log", "--once")[len(PUT) :]])
     assert ended.returncode == 1
-    assert f"not all was sent: {tmp_path / name} can't be read".encode() in ended.stderr
+    assert f"not sent, because they cannot be read: {tmp_path / name}".encode() in ended.stderr
     assert stream.content() == (b"app.log.1\n" if name == "app.log" else b"app.log\n")
 
 

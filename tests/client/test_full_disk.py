@@ -179,7 +179,7 @@ def test_cat_prints_everything_and_exits_1_when_its_last_checkpoint_was_not_writ
     assert ended.returncode == 1
     said = ended.stderr.decode().splitlines()[-1]
     assert str(path) in said
-    assert "comes again at the next run" in said
+    assert "the next run prints the messages since the one before it again" in said
     assert offset_of(path) == len(lines(0, 1))
 
 
@@ -189,7 +189,7 @@ def test_cat_that_is_stopped_says_so_too_and_dies_of_the_signal(stream: StreamUn
         assert cat.stdout.read(len(lines(0, 100))) == lines(0, 100)
         cat.send_signal(signal.SIGTERM)
         assert cat.wait(PATIENCE) == -signal.SIGTERM
-        assert b"comes again at the next run" in cat.stderr.read()
+        assert b"the next run prints the messages since the one before it again" in cat.stderr.read()
 
 
 def test_a_stream_that_is_shorter_than_the_checkpoint_is_reported_once(

@@ -31,15 +31,25 @@ command.option(
     dest="start",
     default="start",
     metavar="PLACE",
-    help="Where to begin: start, end, BYTE, -BYTES, message:N, last:N or time:T.",
+    help="Where to begin: start, end, BYTE, -BYTES, message:N, last:N or time:T (such as time:-1h).",
 )
-command.option("--until", metavar="PLACE", help="Stop before now, BYTE, message:N or time:T; otherwise follow.")
+command.option(
+    "--until", metavar="PLACE", help="Stop before now, BYTE, message:N or time:T (default: follow as it grows)."
+)
+command.option("-e", "--until-now", dest="until", const="now", help="Short for --until now.")
 command.option(
     "-c", "--count", convert=at_least(0), metavar="N", help="Stop after N messages (with --grep: after N matches)."
 )
 command.option("--framing", choices=FRAMINGS, default="newline", help="How messages are told apart.")
 command.option("--raw", dest="form", const="raw", default="raw", help="Print the bytes of the stream (the default).")
-command.option("--json", dest="form", const="json", default="raw", help="Print a JSON object a line per message.")
+command.option(
+    "-J",
+    "--json",
+    dest="form",
+    const="json",
+    default="raw",
+    help="Print a JSON object a line per message, and with --lag per report.",
+)
 command.option(
     "-f", "--format", dest="template", metavar="TEXT", help=r"Print this per message: %s %n %o %e %S %t, as '%n %s\n'."
 )
@@ -58,7 +68,10 @@ command.option(
     help="Exit 3 after this time without a working connection (default: never); an idle stream is not an outage.",
 )
 command.option(
-    "--progress", const=True, default=False, help="Show bytes and rate also where standard error is not a terminal."
+    "--progress",
+    const=True,
+    default=False,
+    help="Show progress from the start, and also where standard error is not a terminal.",
 )
 command.option(
     "--max-message-bytes",

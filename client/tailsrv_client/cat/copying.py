@@ -74,10 +74,13 @@ def copy_stream(options: Options) -> None:
     if unread.is_set() and not satisfied:
         raise BrokenPipeError
     if consumer.unsaved is not None:
-        error = f"the checkpoint does not say all that was printed ({reason(consumer.unsaved)}): the rest comes again"
+        error = (
+            f"the last checkpoint was not written to {options.checkpoint} ({reason(consumer.unsaved)}); the next run"
+            " prints the messages since the one before it again"
+        )
         if not soft.signalled:
-            raise TailsrvError(f"{options.checkpoint}: {error} at the next run")
-        LOG.warning("%s: %s at the next run", options.checkpoint, error)
+            raise TailsrvError(error)
+        LOG.warning("%s", error)
     soft.finish()
 
 
@@ -123,7 +126,7 @@ class Copier:
         if options.index is not None and "t" in self._fields:
             self._index = PersistentIndex(options.index, options.timeout)
         if "t" in self._fields and options.index is None and options.form == "format":
-            raise UsageError("%t is known to an indexer: name one with --index ADDR")
+            raise UsageError("--format %t needs an indexer: name it with --index ADDR")
         self.numbered = "n" in self._fields and options.index is not None
 
     def stop(self) -> None:

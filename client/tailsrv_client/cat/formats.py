@@ -34,7 +34,7 @@ _ESCAPES: Final = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\"}
 
 
 class Template:
-    """A parsed `--format`. Raises `UsageError` for a field or an escape that there isn't."""
+    """A parsed `--format`. Raises `UsageError` for an unknown field or escape."""
 
     def __init__(self, text: str) -> None:
         self.fields = set[str]()
@@ -54,19 +54,19 @@ class Template:
 
     def _field(self, letter: str) -> Render:
         if letter not in _FIELDS:
-            raise UsageError(f"--format knows %n %o %e %S %s %t %%, not %{letter}")
+            raise UsageError(f"--format has no field %{letter}; the fields are %n %o %e %S %s %t %%")
         self.fields.add(letter)
         return _FIELDS[letter]
 
 
 def _escape(letter: str) -> bytes:
     if letter not in _ESCAPES:
-        raise UsageError(rf"--format knows \n \t \r \0 \\, not \{letter}")
+        raise UsageError(rf"--format has no escape \{letter}; the escapes are \n \t \r \0 \\")
     return _ESCAPES[letter]
 
 
 def render_json(message: Message, number: int | None, time: str | None) -> bytes:
-    """One line of JSON. A payload that is no UTF-8 stands in `payload_base64` instead of `payload`."""
+    """One line of JSON. A payload that is not UTF-8 is in `payload_base64` instead of `payload`."""
     facts: dict[str, Any] = {"number": number, "offset": message.offset, "end": message.end}
     if time is not None:
         facts["time"] = time
@@ -78,7 +78,7 @@ def render_json(message: Message, number: int | None, time: str | None) -> bytes
 
 
 def raw_renderer(framing: Framing) -> Render:
-    """Messages as they stand in the stream, terminator or prefix included."""
+    """Messages as they are in the stream, with terminator or prefix."""
 
     def render(message: Message, _number: int | None, _time: str | None) -> bytes:
         return framing.wrap(message.payload)

@@ -63,7 +63,10 @@ command.option(
     help="Exit 3 after this time without an acknowledgement while something is unacknowledged (default: never).",
 )
 command.option(
-    "--progress", const=True, default=False, help="Show bytes and rate also where standard error is not a terminal."
+    "--progress",
+    const=True,
+    default=False,
+    help="Show progress from the start, and also where standard error is not a terminal.",
 )
 command.option(
     "--max-message-bytes",
@@ -107,16 +110,20 @@ def check(options: Options) -> None:
     file_path(options.file)
     parse_addresses(options.addresses, RAW if options.raw else ACKNOWLEDGED)
     if options.raw and (options.name is not None or options.follow is not None or options.spool is not None):
-        raise UsageError("--raw knows no names and no acknowledgements: leave out --name, --spool and --follow")
+        raise UsageError(
+            "--raw cannot be combined with --name, --spool or --follow: a raw port has no names and no acknowledgements"
+        )
     if options.name is not None:
         check_name(options.name)
     if options.follow is None:
         if options.once or options.ignore_rotated:
-            raise UsageError("--once and --ignore-rotated go with --follow")
+            raise UsageError("--once and --ignore-rotated need --follow FILE")
         if options.spool is not None and not options.name:
-            raise UsageError("--spool keeps what a producer has not had acknowledged: give it a --name")
+            raise UsageError("--spool needs --name NAME: it keeps the unacknowledged messages of one named producer")
     elif options.file != "-" or options.spool is not None:
-        raise UsageError("--follow FILE is all that is sent, and its own spool: leave out [FILE] and --spool")
+        raise UsageError(
+            "--follow FILE cannot be combined with [FILE] or --spool: FILE is the only input, and serves as the spool"
+        )
 
 
 def main() -> NoReturn:

@@ -197,7 +197,7 @@ class Follower:
         if not (self._options.once and self._is_all_acked()):
             return False
         if self._files.unreadable:
-            raise TailsrvError(f"not all was sent: {', '.join(sorted(self._files.unreadable))} can't be read")
+            raise TailsrvError(f"not sent, because they cannot be read: {', '.join(sorted(self._files.unreadable))}")
         return True
 
     def _go_round(self) -> bool:
@@ -304,7 +304,7 @@ class Follower:
         if not shipment.started and not complete:
             self._on_news()  # its only line is complete now
         if rest:
-            self._tell(f"{shipment.path}: its last {rest} bytes are no whole message; they were not sent")
+            self._tell(f"{shipment.path}: its last {rest} bytes are not a whole message; they were not sent")
         return complete or bool(rest)
 
     def _next_life(self, shipment: Shipment) -> list[Shipment]:

@@ -78,7 +78,7 @@ class OpenedFiles:
     def _tell_unreadable(self, path: str, why: str) -> None:
         if path not in self.unreadable:
             self.unreadable.add(path)
-            self._tell(f"{path} can't be read: {why}; it is tried again when that changes")
+            self._tell(f"{path}: cannot be read ({why}); it is read as soon as that changes")
 
     def close(self, file: FollowedFile, *, for_good: bool = False) -> None:
         """It is dealt with; `for_good`: also if it grows."""

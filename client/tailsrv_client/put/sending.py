@@ -99,7 +99,9 @@ def whole_messages(read: Callable[[], bytes], framing: Framing) -> Iterator[byte
         except FramingError as error:
             if end:
                 yield held[:end]
-            raise FramingError(f"at byte {given + end} of the input: {error}; nothing from there on is sent") from None
+            raise FramingError(
+                f"at byte {given + end} of the input: {error}; the input is sent up to that byte"
+            ) from None
         if end:
             yield held[:end]
             given += end
@@ -108,7 +110,7 @@ def whole_messages(read: Callable[[], bytes], framing: Framing) -> Iterator[byte
     if held and framing.terminator:
         yield held + framing.terminator
     elif held:
-        raise FramingError(f"the input ends within a message, {len(held)} bytes from its start; those are not sent")
+        raise FramingError(f"the input ends within a message; its last {len(held)} bytes are not sent")
 
 
 def _send_raw(options: Options, fd: int, progress: Progress, tell: Callable[[str], None]) -> None:
@@ -127,8 +129,8 @@ def _send_raw(options: Options, fd: int, progress: Progress, tell: Callable[[str
             sending.run()
         except OSError as error:
             raise TailsrvError(
-                f"{rotation.address}: lost after {sending.sent} bytes ({reason(error)}); nobody knows how many of them"
-                f" arrived: send to the {ACKNOWLEDGED} to have them acknowledged, or check that this is the {RAW}"
+                f"{rotation.address}: connection lost after {sending.sent} bytes ({reason(error)}); it is unknown how"
+                f" many of them arrived: use the {ACKNOWLEDGED} for acknowledgements, or check that this is the {RAW}"
             ) from None
         if sending.answer:
             raise wrong_port(rotation.address, RAW, answered(sending.answer))
