@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tailsrv_client import Producer
-from tailsrv_client.put import beside
-from tailsrv_client.put.followed import identify
-from tailsrv_client.put.places import Names
+from tailsrv_client.put import rotated_files
+from tailsrv_client.put.file_places import Names
+from tailsrv_client.put.followed_file import identify
 from tests.client.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
 from tests.client.test_follow import follow
 from tests.support.daemons import PATIENCE, open_files, wait_until
@@ -211,8 +211,8 @@ def test_a_name_that_goes_while_the_directory_is_read_is_left_out(
         return contextlib.nullcontext(entries)
 
     monkeypatch.setattr(os, "scandir", slow)
-    assert beside.rotated_names(str(log)) == [f"{log}.1"]
-    assert beside.compressed_names(str(log)) == []
+    assert rotated_files.rotated_names(str(log)) == [f"{log}.1"]
+    assert rotated_files.compressed_names(str(log)) == []
 
 
 PRIVATE: Final = (
@@ -269,8 +269,8 @@ UNSURE: Final = (
     "        raise PermissionError(13, 'Permission denied')\n"
     "    return control(fd, command, *rest)\n"
     "fcntl.fcntl = refuse\n"
-    "from tailsrv_client.put import backlog, following\n"
-    "following.UNSURE_SECONDS = backlog.UNSURE_SECONDS = 4.0\n"
+    "from tailsrv_client.put import backlog, follower\n"
+    "follower.UNSURE_SECONDS = backlog.UNSURE_SECONDS = 4.0\n"
     "from tailsrv_client.put.cli import main\n"
     "main()\n"
 )

@@ -35,9 +35,9 @@ from tailsrv_client.protocol.plan import find_time, make_plan
 from tailsrv_client.protocol.requests import Entry
 from tailsrv_client.protocol.requests import decode as decode_reply
 from tailsrv_client.protocol.session import check_name
-from tailsrv_client.put.beside import rotated_names
-from tailsrv_client.put.followed import Identity
-from tailsrv_client.put.places import Names, base_name
+from tailsrv_client.put.file_places import Names, base_name
+from tailsrv_client.put.followed_file import Identity
+from tailsrv_client.put.rotated_files import rotated_names
 from tailsrv_formats.checkpoint import Checkpoint, InvalidCheckpointError, decode
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.position import Position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from tailsrv_client.cat.copying import copy_stream
+from tailsrv_client.cat.copier import copy_stream
 from tailsrv_client.cat.options import Options
 from tailsrv_client.command_line import Command, at_least, file_path, size_of_at_least
 from tailsrv_client.protocol.places import parse_start, parse_until

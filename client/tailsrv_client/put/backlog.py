@@ -6,16 +6,16 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv_client.put.beside import compressed_names, rotated_names
-from tailsrv_client.put.followed import Tail
-from tailsrv_client.put.places import Found, Names, Place, find, find_later, find_originals
-from tailsrv_client.put.shipping import Shipment
+from tailsrv_client.put.file_places import Found, Names, Place, find, find_later, find_originals
+from tailsrv_client.put.followed_file import Tail
+from tailsrv_client.put.rotated_files import compressed_names, rotated_names
+from tailsrv_client.put.shipment import Shipment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tailsrv_client.put.followed import FollowedFile
-    from tailsrv_client.put.opened import OpenedFiles
+    from tailsrv_client.put.followed_file import FollowedFile
+    from tailsrv_client.put.opened_files import OpenedFiles
 
 UNSURE_SECONDS: Final = 10.0
 """How long a rotated file must be quiet before its end is believed, where the kernel does not say who writes."""

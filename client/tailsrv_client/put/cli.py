@@ -85,11 +85,11 @@ def run(values: dict[str, Any]) -> None:
     tell = partial(say, NAME)
     progress = Progress(forced=options.progress, total=None if options.follow else input_size(options.file))
     if options.follow is not None:
-        from tailsrv_client.put.following import Follower  # noqa: PLC0415 - inotify is for who follows
+        from tailsrv_client.put.follower import Follower  # noqa: PLC0415 - inotify is for who follows
 
         Follower(options, progress, tell).run()
     else:
-        from tailsrv_client.put.sending import send  # noqa: PLC0415 - and this for who does not
+        from tailsrv_client.put.sender import send  # noqa: PLC0415 - and this for who does not
 
         send(options, progress, tell)
 

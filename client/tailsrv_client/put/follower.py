@@ -1,4 +1,4 @@
-"""`tailsrv-put --follow`: a growing file, through rotations, as producers that keep no state here (see `places`).
+"""`tailsrv-put --follow`: a growing file, through rotations, as producers that keep no state here (see `file_places`).
 
 Law: files are sent in the order in which they were written to: one that was rotated away is sent to its end, and its
 last line completed, before the next one begins. Its end is known when no process has it open for writing; a writer
@@ -23,10 +23,10 @@ from tailsrv_client.protocol.servers import Servers, parse_addresses
 from tailsrv_client.protocol.session import check_name
 from tailsrv_client.put import inotify
 from tailsrv_client.put.backlog import UNSURE_SECONDS, Backlog, continued, tell_found
-from tailsrv_client.put.beside import rotated_names
-from tailsrv_client.put.opened import OpenedFiles
-from tailsrv_client.put.places import Names, base_name, find_later
-from tailsrv_client.put.shipping import Shipment, ask_acked
+from tailsrv_client.put.file_places import Names, base_name, find_later
+from tailsrv_client.put.opened_files import OpenedFiles
+from tailsrv_client.put.rotated_files import rotated_names
+from tailsrv_client.put.shipment import Shipment, ask_acked
 from tailsrv_formats.errors import TailsrvError
 from tailsrv_formats.framing import make_framing
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tailsrv_client.progress import Progress
-    from tailsrv_client.put.followed import Identity
+    from tailsrv_client.put.followed_file import Identity
     from tailsrv_client.put.options import Options
 
 QUIET_SECONDS: Final = 2.0

@@ -24,7 +24,7 @@ from tailsrv_client.protocol.session import NAME_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tailsrv_client.put.followed import FollowedFile, Identity
+    from tailsrv_client.put.followed_file import FollowedFile, Identity
 
 NAME_PART_CHARACTERS: Final = 40
 

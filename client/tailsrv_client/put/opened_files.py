@@ -6,8 +6,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from tailsrv_client.put.beside import rotated_names
-from tailsrv_client.put.followed import FollowedFile, Identity, identify
+from tailsrv_client.put.followed_file import FollowedFile, Identity, identify
+from tailsrv_client.put.rotated_files import rotated_names
 from tailsrv_formats.errors import reason
 
 if TYPE_CHECKING:

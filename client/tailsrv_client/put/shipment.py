@@ -11,8 +11,8 @@ from tailsrv_client.errors import GaveUpError
 from tailsrv_client.protocol import session as lane
 from tailsrv_client.protocol.dialogue import persistently
 from tailsrv_client.protocol.servers import Rotation
-from tailsrv_client.put.followed import Head, ReplacedError
-from tailsrv_client.put.places import Place
+from tailsrv_client.put.file_places import Place
+from tailsrv_client.put.followed_file import Head, ReplacedError
 
 if TYPE_CHECKING:
     import threading
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tailsrv_client.protocol.servers import Servers
     from tailsrv_client.protocol.session import Acked
-    from tailsrv_client.put.followed import FollowedFile
+    from tailsrv_client.put.followed_file import FollowedFile
 
 
 class Shipment:
