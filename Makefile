@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 BENCHES := broadcast collate index clients loops startup inotify
 READY := $(VENV)/.installed-for-work
 
-.PHONY: help install demo test programs fresh fresh-short check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) man dist verify-types clean
+.PHONY: help install demo picture test programs fresh fresh-short check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) man dist verify-types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,6 +42,9 @@ fresh: ## prove both on a bare Debian, as root and as an ordinary user (as root,
 
 fresh-short: ## print the commands that `make fresh` runs
 	@$(PYTHON) -B -m tests.fresh --show
+
+picture: $(READY) ## draw docs/picture/demo.svg: `make demo` in a terminal
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.picture
 
 lint: $(READY) ## ruff, mypy --strict
 	$(BIN)/python -m ruff check .

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("clients.md", "tailsrv-cat.md", "tailsrv-put.md", "from-kcat.md")
+PAGES = ("clients.md", "tailsrv-cat.md", "tailsrv-put.md")
+COMPARISONS = ("from-kcat.md", "from-nats.md", "from-redis-streams.md")
 
 
 def examples(page: str, language: str) -> list[str]:
@@ -32,7 +33,8 @@ def examples(page: str, language: str) -> list[str]:
 PROGRAMS = [pytest.param(text, id=f"{page}-{n}") for page in PAGES for n, text in enumerate(examples(page, "python"))]
 COMMANDS = [line for page in PAGES for block in examples(page, "sh") for line in block.splitlines()] + [
     cell.replace("\\|", "|")
-    for cell in re.findall(r"\| `((?:[^`])*)` \|$", (DOCS / "from-kcat.md").read_text(), re.MULTILINE)
+    for page in COMPARISONS
+    for cell in re.findall(r"\| `((?:[^`])*)` \|$", (DOCS / page).read_text(), re.MULTILINE)
 ]
 
 

@@ -245,6 +245,10 @@ _AS_ROOT: Final = "run the tests as root, outside a container without privileges
 
 REGISTRY: Final[dict[str, Requirement]] = {
     "nc": Requirement(("nc",), ("netcat-openbsd",), _netcat, mends=True),
+    "ncat": Requirement(("ncat",), ("ncat",), _version("ncat", "--version"), mends=True),
+    "nc.traditional": Requirement(("nc.traditional",), ("netcat-traditional",)),
+    "socat": Requirement(("socat",), ("socat",), _version("socat", "-V"), mends=True),
+    "busybox": Requirement(("busybox",), ("busybox",), _version("busybox", "--help"), mends=True),
     "strace": Requirement(("strace",), ("strace",), _strace, advice="run the tests where processes may be traced"),
     "cc": Requirement(("cc",), ("gcc", "libc6-dev"), _compiler, mends=True),
     "nginx": Requirement(("nginx",), ("nginx-light",), _version("nginx", "-v"), mends=True, unpacked=True),
