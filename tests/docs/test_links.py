@@ -47,3 +47,10 @@ def test_every_page_of_docs_is_reached_from_the_readme() -> None:
         reached.add(page)
         waiting += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if link[0] != "#"]
     assert set((ROOT / "docs").rglob("*.md")) - reached == set()
+
+
+def test_the_picture_shows_the_demo_and_loads_nothing_from_elsewhere() -> None:
+    svg = (ROOT / "docs" / "picture" / "demo.svg").read_text()
+    assert "make&#160;demo" in svg
+    assert "consumer" in svg
+    assert not re.search(r"@font-face|<image|<script|url\((?!#)", svg)
