@@ -64,12 +64,12 @@ Subscriber.__init__ = init
 
 BACK = """
 from tailsrv.fanout import Fanout
-whole = Fanout._settle
-def settle(self, subscriber):
+whole = Fanout._place
+def place(self, subscriber):
     if subscriber.stop == 3_000_042 and subscriber.offset > 2_000_000:
         raise ZeroDivisionError("planted")
     whole(self, subscriber)
-Fanout._settle = settle
+Fanout._place = place
 """
 
 ENDING = """
