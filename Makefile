@@ -93,7 +93,7 @@ dist: $(READY) ## build a wheel and a source archive of both distributions into 
 	$(BIN)/python -m twine check --strict dist/*
 
 verify-types: $(READY) ## the share of the client's public interface that has complete types; 100 % is the goal
-	$(BIN)/python -m pyright --ignoreexternal --verifytypes tailsrv_client
+	PYTHONPATH=client $(BIN)/python -m pyright --pythonpath $(BIN)/python --ignoreexternal --verifytypes tailsrv_client
 
 check: lint test ## all of it, as CI runs it
 

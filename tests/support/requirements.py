@@ -17,6 +17,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -260,6 +261,10 @@ REGISTRY: Final[dict[str, Requirement]] = {
         ("logrotate",), ("logrotate",), _version("logrotate", "--version"), mends=True, unpacked=True
     ),
     "groff": Requirement(("groff",), ("groff",), _version("groff", "--version"), mends=True),
+    "pyright": Requirement(
+        probe=functools.partial(_ends_well, sys.executable, "-m", "pyright", "--version"),
+        advice="make test installs it; its first run fetches a package from npm's registry",
+    ),
     "right-to-mount": Requirement(probe=_namespace, advice=_AS_ROOT),
     "mount": Requirement(("mount", "umount"), ("mount",), _mount, after=("right-to-mount",), advice=_AS_ROOT),
     "ext4": Requirement(
