@@ -124,14 +124,11 @@ class Startup:
         if self._obstacle is not None:
             self._log.info(self._obstacle.over, file=path)
         write = self._log.warning if self._facts else self._log.info
-        write(
-            "stream created" if found.created else "recovered",
-            file=path,
-            **self._facts,
-            found=found.finding,
-            bytes=found.end,
-            producers=len(found.producers),
-        )
+        if found.created:
+            write("stream created", file=path, **self._facts)
+        else:
+            facts = {"found": found.finding, "bytes": found.end, "producers": len(found.producers)}
+            write("recovered", file=path, **self._facts, **facts)
         self._workers, self._watches, self._file, self._stream = [], None, None, None
         self._recovered(stream)
 

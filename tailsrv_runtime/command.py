@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -13,6 +13,9 @@ from tailsrv_runtime import standard_error
 from tailsrv_runtime.environment import name_variables, with_variables
 from tailsrv_runtime.errors import FatalError, location
 from tailsrv_runtime.shortage import advice, is_shortage
+
+HELP_COLUMNS: Final = 100
+"""The widest ``--help``; on a narrower terminal it is as wide as the terminal."""
 
 
 def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
@@ -23,6 +26,7 @@ def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
     """
     standard_error.prepare()
     name = command.name or "tailsrv"
+    command.context_settings.setdefault("max_content_width", HELP_COLUMNS)
     try:
         name_variables(command, environment_prefix)
         code = command.main(prog_name=name, standalone_mode=False)
