@@ -8,11 +8,20 @@ from typing import Any, NoReturn
 import click
 
 from collator.options import DEFAULT_BUFFER_BYTES, LEAST_BUFFER_BYTES, Options, parse_sync
-from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, FRAMINGS
+from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES
 from tailsrv_formats.quantities import format_size
 from tailsrv_runtime.command import run_command
 from tailsrv_runtime.option_types import PORT, ListenAddress, Size
-from tailsrv_runtime.options import common_options, common_settings, listen_addresses
+from tailsrv_runtime.options import common_options, common_settings, framing_option, listen_addresses
+
+sync_option = click.option(
+    "--sync",
+    metavar="[always|never|interval:MS]",
+    default="always",
+    show_default=True,
+    help="When messages are acknowledged and visible to consumers: once on disk (always), once the kernel has them"
+    " (never), or as never with a sync every MS milliseconds (interval:MS).",
+)
 
 
 @click.command(
@@ -22,13 +31,7 @@ from tailsrv_runtime.options import common_options, common_settings, listen_addr
     " BYTES take units: 64KiB, 10M, 1GiB.",
 )
 @click.argument("file", metavar="FILE")
-@click.option(
-    "--framing",
-    type=click.Choice(FRAMINGS),
-    default=FRAMINGS[0],
-    show_default=True,
-    help="How messages are delimited: by a terminator or by a length prefix.",
-)
+@framing_option
 @click.option(
     "--max-message-bytes",
     type=Size(1, 1 << 40),
@@ -43,14 +46,7 @@ from tailsrv_runtime.options import common_options, common_settings, listen_addr
     multiple=True,
     help="Address of the acknowledged port (repeatable), in the forms of --listen.",
 )
-@click.option(
-    "--sync",
-    metavar="[always|never|interval:MS]",
-    default="always",
-    show_default=True,
-    help="When messages are acknowledged and visible to consumers: once on disk (always), once the kernel has them"
-    " (never), or as never with a sync every MS milliseconds (interval:MS).",
-)
+@sync_option
 @click.option(
     "--buffer-bytes",
     type=Size(LEAST_BUFFER_BYTES, 1 << 40),

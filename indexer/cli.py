@@ -8,24 +8,17 @@ from typing import Any, NoReturn
 import click
 
 from indexer.options import DEFAULT_INTERVAL, DEFAULT_MAX_MESSAGE_BYTES, SUFFIX, Options
-from tailsrv_formats.framing import FRAMINGS
 from tailsrv_formats.quantities import format_size
 from tailsrv_runtime.command import run_command
-from tailsrv_runtime.option_types import Duration, Size
-from tailsrv_runtime.options import common_options, common_settings
+from tailsrv_runtime.option_types import Size
+from tailsrv_runtime.options import common_options, common_settings, framing_option, poll_option
 
 
 @click.command(
     "tailsrv-index", epilog="BYTES take units (64KiB, 10M), DURATIONs too (500ms, 30s, 7d; a bare number is seconds)."
 )
 @click.argument("file", metavar="FILE")
-@click.option(
-    "--framing",
-    type=click.Choice(FRAMINGS),
-    default=FRAMINGS[0],
-    show_default=True,
-    help="How messages are delimited: by a terminator or by a length prefix.",
-)
+@framing_option
 @click.option(
     "--max-message-bytes",
     type=Size(),
@@ -43,11 +36,7 @@ from tailsrv_runtime.options import common_options, common_settings
 @click.option("--index", metavar="PATH", help=f"Path of the index (default: FILE{SUFFIX}).")
 @click.option("--rebuild", is_flag=True, help="Build the index from scratch; shows progress on a terminal.")
 @click.option("--no-commit-mark", is_flag=True, help="Ignore FILE.commit and index the whole file.")
-@click.option(
-    "--poll",
-    type=Duration(),
-    help="Interval at which FILE is polled, for file systems without inotify events (default: off).",
-)
+@poll_option
 @common_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
     """Answer where messages of the growing FILE start: message numbers and times to byte offsets."""

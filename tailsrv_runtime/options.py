@@ -9,9 +9,10 @@ import click
 import msgspec
 
 from tailsrv_formats.addresses import Address
+from tailsrv_formats.framing import FRAMINGS
 from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.logs import FORMATS, LEVELS
-from tailsrv_runtime.option_types import DESCRIPTOR, PORT, ListenAddress
+from tailsrv_runtime.option_types import DESCRIPTOR, PORT, Duration, ListenAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,20 @@ class CommonOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 version_option = click.version_option(
     version("tailsrv"), message="%(prog)s %(version)s", help="Show the version and exit."
+)
+
+framing_option = click.option(
+    "--framing",
+    type=click.Choice(FRAMINGS),
+    default=FRAMINGS[0],
+    show_default=True,
+    help="How messages are delimited: by a terminator or by a length prefix.",
+)
+
+poll_option = click.option(
+    "--poll",
+    type=Duration(),
+    help="Interval at which FILE is polled, for file systems without inotify events (default: off).",
 )
 
 allow_option = click.option(

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import click
 
+from collator.cli import sync_option
 from compose.up.options import DAEMONS, Options
 from compose.up.passed_options import passed_arguments, passed_options
 from tailsrv_formats.errors import UsageError
-from tailsrv_formats.framing import FRAMINGS
 from tailsrv_runtime import logs
 from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.command import run_command
@@ -20,7 +20,7 @@ from tailsrv_runtime.daemon import check_descriptor
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.listeners import bind
 from tailsrv_runtime.option_types import DESCRIPTOR, ListenAddress, WholeNumber
-from tailsrv_runtime.options import allow_option, log_format_option, log_level_option, version_option
+from tailsrv_runtime.options import allow_option, framing_option, log_format_option, log_level_option, version_option
 
 
 @click.command(
@@ -37,21 +37,8 @@ from tailsrv_runtime.options import allow_option, log_format_option, log_level_o
     help="Broadcast port; the raw, acknowledged and index ports are the next three (0: any free ports).",
 )
 @click.option("--host", default="", help="Address or name to listen on (default: all interfaces, IPv4 and IPv6).")
-@click.option(
-    "--framing",
-    type=click.Choice(FRAMINGS),
-    default=FRAMINGS[0],
-    show_default=True,
-    help="How messages are delimited: by a terminator or by a length prefix.",
-)
-@click.option(
-    "--sync",
-    metavar="[always|never|interval:MS]",
-    default="always",
-    show_default=True,
-    help="When messages are acknowledged and visible to consumers: once on disk (always), once the kernel has them"
-    " (never), or as never with a sync every MS milliseconds (interval:MS).",
-)
+@framing_option
+@sync_option
 @allow_option
 @click.option(
     "--metrics",
