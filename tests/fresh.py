@@ -221,23 +221,22 @@ def prove(user: str, base: Path, commands: tuple[str, ...] = COMMANDS) -> Result
     with system_for(user, base) as place:
         for command in commands:
             _say(f"--- {user}: {command}")
-            process = subprocess.Popen(
+            with subprocess.Popen(
                 enter_command(place, user, command, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-            )
-            assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    lines.append(line.rstrip("\n"))
-                    _say(lines[-1])
-                codes.append(process.wait())
-            finally:
-                process.kill()
-                process.wait()
+            ) as process:
+                assert process.stdout is not None
+                try:
+                    for line in process.stdout:
+                        lines.append(line.rstrip("\n"))
+                        _say(lines[-1])
+                    codes.append(process.wait())
+                finally:
+                    process.kill()
             if codes[-1]:
                 break
     return Result(user, tuple(codes), time.monotonic() - begin, tuple(lines[-LAST_LINES:]))

@@ -33,7 +33,7 @@ def running(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.kill()  # `with` waits for it and closes its pipe
 
 
 def free_port() -> int:
@@ -94,8 +94,7 @@ def _answers(port: int) -> bool:
 
 
 def _request(port: int, count: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as http:
-        stream = http.makefile("rb")
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as http, http.makefile("rb") as stream:
         for number in range(count):
             http.sendall(b"GET /%d HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n" % number)
             while stream.readline() != b"\r\n":
@@ -127,7 +126,7 @@ def test_rsyslog_and_nc_ship_at_once_and_every_line_stands_whole(tmp_path: Path)
             """
         )
         with running("rsyslogd", "-n", "-f", tmp_path / "rsyslog.conf", "-i", tmp_path / "rsyslog.pid"):
-            netcats = [_netcat(port, name) for name in ("nc-a", "nc-b")]
+            netcats = [stack.enter_context(_netcat(port, name)) for name in ("nc-a", "nc-b")]
             with source.open("w") as file:
                 for number in range(LINES_EACH):
                     file.write(f"{number:05} {'x' * (number % 200)}\n")
@@ -145,14 +144,20 @@ def test_rsyslog_and_nc_ship_at_once_and_every_line_stands_whole(tmp_path: Path)
     assert len(lines) == expected
 
 
-def _netcat(port: int, name: str) -> subprocess.Popen[bytes]:
-    netcat = subprocess.Popen(["nc", "-N", "127.0.0.1", str(port)], stdin=subprocess.PIPE)
+@contextlib.contextmanager
+def _netcat(port: int, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """nc, which a thread gives lines to."""
 
-    def feed() -> None:
+    def feed(pipe: IO[bytes]) -> None:
+        with pipe:
+            for number in range(LINES_EACH):
+                pipe.write(f"{name} {number:05} {'x' * (number % 200)}\n".encode())
+
+    with subprocess.Popen(["nc", "-N", "127.0.0.1", str(port)], stdin=subprocess.PIPE) as netcat:
         assert netcat.stdin is not None
-        for number in range(LINES_EACH):
-            netcat.stdin.write(f"{name} {number:05} {'x' * (number % 200)}\n".encode())
-        netcat.stdin.close()
-
-    threading.Thread(target=feed).start()
-    return netcat
+        feeder = threading.Thread(target=feed, args=(netcat.stdin,))
+        feeder.start()
+        try:
+            yield netcat
+        finally:
+            feeder.join()

@@ -57,7 +57,7 @@ class Daemon:
             try:
                 self.wait_ready()
             except BaseException:
-                self.kill()
+                self.close()  # no `with` block has it yet
                 raise
 
     # --- readiness and addresses
@@ -93,8 +93,8 @@ class Daemon:
 
     def log(self) -> str:
         """What it has written to standard error so far."""
-        if self.process.stderr is None:  # it went elsewhere
-            return ""
+        if self.process.stderr is None or self.process.stderr.closed:  # elsewhere, or read to its end
+            return self._log.decode()
         fd = self.process.stderr.fileno()
         while select.select([fd], [], [], 0)[0]:
             chunk = os.read(fd, 1 << 16)
@@ -162,16 +162,21 @@ class Daemon:
             self.process.kill()
         self.process.wait(PATIENCE)
 
+    def close(self) -> None:
+        """Kill the process, read the rest of its log, and close the pipes."""
+        self.kill()
+        if self.process.stderr is not None and not self.process.stderr.closed:
+            self.log()
+            self.process.stderr.close()
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
-        self.log()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
-        with contextlib.suppress(OSError):
-            os.close(self._ready)
+        self.close()
 
 
 def is_running(pid: int) -> bool:
