@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import MODULES, PATIENCE, Daemon, read_to_end
+from tests.support.daemons import MODULES, Daemon
+from tests.support.http import scrape
+from tests.support.sockets import read_to_end
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,11 +86,6 @@ def test_the_logged_advice_admits_the_refused_peer_and_its_neighbour_not(
 
 
 def accepted(tmp_path: Path) -> int:
-    """How many connections the daemon says that it has let in."""
-    with socket.socket(socket.AF_UNIX) as http:
-        http.settimeout(PATIENCE)
-        http.connect(f"{tmp_path}/http")
-        http.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        lines = read_to_end(http).decode().splitlines()
-    counts = [line.split() for line in lines if not line.startswith("#") and "_accepted_" in line]
-    return int(sum(float(count[-1]) for count in counts))
+    """The number of connections that the daemon has let in, by its metrics."""
+    values = scrape(f"unix:{tmp_path}/http")
+    return int(sum(value for name, value in values.items() if "_accepted_" in name))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.daemons import PATIENCE, Daemon, wait_until
+from tests.support.daemons import Daemon
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_formats.commit_mark import encode_line
-from tests.support.daemons import Daemon, read_exactly, wait_size
+from tests.support.daemons import Daemon
+from tests.support.sockets import read_exactly
+from tests.support.waits import wait_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.client.streams import StreamUnderTest
+from tests.support.streams import StreamUnderTest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

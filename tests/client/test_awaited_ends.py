@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_client import AsyncConsumer, AsyncIndex, AsyncProducer, CheckpointError
-from tests.client.streams import Peer, StreamUnderTest, append, lines, unsent
-from tests.support.daemons import PATIENCE
+from tests.support.streams import Peer, StreamUnderTest, append, lines, unsent
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

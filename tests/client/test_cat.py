@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.streams import CAT, Peer, StreamUnderTest, lines, run, started, unused_address
-from tests.support.daemons import PATIENCE
+from tests.support.streams import CAT, Peer, StreamUnderTest, lines, run, started, unused_address
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     import socket

@@ -21,8 +21,9 @@ from tailsrv_client import (
 )
 from tailsrv_client.protocol.timeouts import Timeouts
 from tailsrv_formats.framing import make_framing
-from tests.client.streams import Peer, StreamUnderTest, lines, unused_address
-from tests.support.daemons import Daemon, wait_until
+from tests.support.daemons import Daemon
+from tests.support.streams import Peer, StreamUnderTest, lines, unused_address
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     import socket

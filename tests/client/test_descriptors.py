@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import PATIENCE, Daemon
+from tests.support.daemons import Daemon
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.streams import StreamUnderTest, lines, run
-from tests.support.daemons import PATIENCE, open_files, wait_until
+from tests.support.processes import open_files
+from tests.support.streams import StreamUnderTest, lines, run
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -34,8 +34,8 @@ from tailsrv_client import (
     Timeouts,
     UsageError,
 )
-from tests.client.streams import Peer, StreamUnderTest, lines, unused_address
-from tests.support.daemons import PATIENCE
+from tests.support.streams import Peer, StreamUnderTest, lines, unused_address
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     import socket

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.client.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
-from tests.support.daemons import wait_size, wait_until
+from tests.support.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
+from tests.support.waits import wait_size, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,10 @@ from tailsrv_client import Producer
 from tailsrv_client.put import rotated_files
 from tailsrv_client.put.file_places import Names
 from tailsrv_client.put.followed_file import identify
-from tests.client.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
 from tests.client.test_follow import follow
-from tests.support.daemons import PATIENCE, open_files, wait_until
+from tests.support.processes import open_files
+from tests.support.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

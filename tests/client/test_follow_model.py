@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.client.streams import PUT, StreamUnderTest, kill_process, run, started
 from tests.client.test_follow import WITHOUT_GENERATIONS
-from tests.support.daemons import wait_until
+from tests.support.streams import PUT, StreamUnderTest, kill_process, run, started
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,8 @@ import pytest
 
 from tailsrv_client import AsyncConsumer, Consumer, Timeouts, checkpoint
 from tailsrv_client.durable_files import replace
-from tests.client.streams import CAT, StreamUnderTest, lines, run, started
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.streams import CAT, StreamUnderTest, lines, run, started
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

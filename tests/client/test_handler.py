@@ -17,8 +17,8 @@ import pytest
 
 from tailsrv_client import Producer, TailsrvHandler
 from tailsrv_client.blocking.log_records import as_json, as_text
-from tests.client.streams import StreamUnderTest, unused_address
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.streams import StreamUnderTest, unused_address
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,8 +31,8 @@ from tailsrv_client import (
     TailsrvHandler,
     UsageError,
 )
-from tests.client.streams import Peer, StreamUnderTest, lines, send_lines, unused_address
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.streams import Peer, StreamUnderTest, lines, send_lines, unused_address
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     import socket

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_client.progress import describe, format_time, human, with_bar
-from tests.support.daemons import PATIENCE
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.streams import (
+from tests.support.streams import (
     PUT,
     Peer,
     StreamUnderTest,
@@ -21,7 +21,7 @@ from tests.client.streams import (
     unused_address,
     wait_content,
 )
-from tests.support.daemons import PATIENCE, wait_size
+from tests.support.waits import PATIENCE, wait_size
 
 if TYPE_CHECKING:
     import socket

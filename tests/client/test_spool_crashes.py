@@ -12,7 +12,7 @@ import pytest
 
 from tailsrv_client.spool import Spool
 from tailsrv_formats.framing import make_framing
-from tests.support.daemons import PATIENCE
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from tailsrv_client import AsyncProducer, CheckpointError, Producer
 from tailsrv_client import spool as module
 from tailsrv_client.spool import Spool
 from tailsrv_formats.framing import make_framing
-from tests.client.streams import PUT, StreamUnderTest, lines, run, send_lines, unsent, unused_address
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.streams import PUT, StreamUnderTest, lines, run, send_lines, unsent, unused_address
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_client import Consumer
-from tests.client.streams import Peer
+from tests.support.streams import Peer
 
 if TYPE_CHECKING:
     import socket

@@ -31,8 +31,8 @@ from tailsrv_client import (
 from tailsrv_client.blocking.connection import Conversation, Line, SuspendedError
 from tailsrv_client.protocol.dialogue import Dial, Hear, Say
 from tailsrv_formats.addresses import parse_address
-from tests.client.streams import CAT, PUT, Peer, StreamUnderTest, kill_process, lines, run, started, unused_address
-from tests.support.daemons import PATIENCE, wait_until
+from tests.support.streams import CAT, PUT, Peer, StreamUnderTest, kill_process, lines, run, started, unused_address
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

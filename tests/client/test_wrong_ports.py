@@ -40,8 +40,9 @@ from tailsrv_client.protocol.reader import Reader
 from tailsrv_client.protocol.servers import EndedError, Rotation, Servers, SilentError, parse_addresses
 from tailsrv_formats.addresses import Address
 from tailsrv_formats.errors import UsageError
-from tests.client.streams import CAT, PUT, Peer, StreamUnderTest, run, started
-from tests.support.daemons import PATIENCE, Daemon, wait_until
+from tests.support.daemons import Daemon
+from tests.support.streams import CAT, PUT, Peer, StreamUnderTest, run, started
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.collator.support import ACK, Producer, collate, raw, reset, wait_committed
-from tests.support.daemons import read_to_end
+from tests.support.collators import ACK, Producer, collate, raw, wait_committed
+from tests.support.sockets import read_to_end, reset
 
 if TYPE_CHECKING:
     from pathlib import Path

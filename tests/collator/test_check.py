@@ -10,7 +10,7 @@ import pytest
 
 from compose.inspection import check
 from tailsrv_formats.framing import make_framing
-from tests.collator.support import Producer, collate, raw, wait_committed
+from tests.support.collators import Producer, collate, raw, wait_committed
 
 if TYPE_CHECKING:
     from pathlib import Path

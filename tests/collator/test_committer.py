@@ -33,7 +33,8 @@ from collator.workers import Worker
 from tailsrv_formats.framing import make_framing
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.watches import Watches
-from tests.support.loops import Lines, turn_until
+from tests.support.logs import RecordedLog
+from tests.support.loops import turn_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ class Bench:
     """A committer of a stream in a directory, and the states it has been in."""
 
     def __init__(self, reactor: Reactor, path: Path) -> None:
-        self.reactor, self.path, self.log = reactor, path, Lines()
+        self.reactor, self.path, self.log = reactor, path, RecordedLog()
         framing = make_framing("newline")
         self.file = StreamFile(str(path))
         recovered = recover(self.file, framing, "always", Tracker(), {}, adopt=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import socket
 import threading
@@ -12,12 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.collator.support import ACK, RAW, Producer, collate, mark, messages, raw, wait_committed
-from tests.support.daemons import Daemon, read_to_end, wait_until
+from tests.support.collators import ACK, RAW, Producer, collate, mark, messages, raw, wait_committed
+from tests.support.http import health
+from tests.support.processes import processor_seconds
+from tests.support.sockets import read_to_end
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.support.daemons import Daemon
 
 MIB = 1 << 20
 
@@ -130,18 +134,12 @@ def test_with_few_descriptors_it_pauses_lives_and_serves_the_next(tmp_path: Path
     with collate(path, preexec_fn=few) as collator:
         with crowd(collator, 100, RAW):
             collator.wait_log("accepting paused")
-            spent = _cpu(collator)
+            spent = processor_seconds(collator.pid)
             time.sleep(1)  # what is asserted is that this second costs nothing
-            assert _cpu(collator) - spent < 0.3
+            assert processor_seconds(collator.pid) - spent < 0.3
         raw(collator, b"next\n")
         wait_committed(path, 5)
         assert collator.stop() == 0
-
-
-def _cpu(collator: Daemon) -> float:
-    with open(f"/proc/{collator.pid}/stat", encoding="ascii") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_connections_that_come_and_go_leave_nothing_behind(tmp_path: Path) -> None:
@@ -194,24 +192,17 @@ def test_producers_wait_at_a_limit_of_the_files_size_and_go_on_by_themselves_whe
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
 
     with collate(path, "--metrics", "127.0.0.1:0", preexec_fn=small) as collator:
-        port = int(collator.wait_log("serving metrics")["addresses"][0].rpartition(":")[2])
         producer = Producer(collator, "a")
         assert producer.told() == (0, 0)
         producer.send((b"x" * 999 + b"\n") * 400)
         met = collator.wait_log("file size limit reached")
         assert met["level"] == "error"
         assert "LimitFSIZE=" in met["advice"]
-        assert b" 503 " in _get(port, b"/healthz")
+        assert health(collator)[0] == 503
         assert (mark(path) or 0) <= path.stat().st_size <= 300_000
         resource.prlimit(collator.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert producer.until(400_000)[-1] == (400_000, 400_000)
         collator.wait_log("file size limit raised")
-        assert b" 200 " in _get(port, b"/healthz")
+        assert health(collator)[0] == 200
         assert collator.stop() == 0
     assert path.read_bytes() == (b"x" * 999 + b"\n") * 400
-
-
-def _get(port: int, target: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
-        sock.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-        return read_to_end(sock)

@@ -22,9 +22,10 @@ from tailsrv_formats.addresses import parse_address
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.shortage import ShortageError
 from tailsrv_runtime.watches import Watches
-from tests.collator.support import Producer, collate
-from tests.support.daemons import PATIENCE
-from tests.support.loops import Lines, turn_until
+from tests.support.collators import Producer, collate
+from tests.support.logs import RecordedLog
+from tests.support.loops import turn_until
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Looped:
     def __init__(self, reactor: Reactor, directory: Path, sync: str) -> None:
         self.reactor = reactor
         self.path = directory / "stream"
-        self.log = Lines()
+        self.log = RecordedLog()
         self._peers: list[socket.socket] = []
         raw, acknowledged = (parse_address(f"unix:{directory}/{name}") for name in ("raw", "ack"))
         options = Options(

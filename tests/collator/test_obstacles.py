@@ -13,8 +13,8 @@ import pytest
 from collator.obstacles import obstacle
 from collator.workers import Worker
 from tailsrv_runtime.reactor import Reactor
-from tests.collator.support import Producer, collate, raw, wait_committed
-from tests.support.daemons import wait_until
+from tests.support.collators import Producer, collate, raw, wait_committed
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_formats.framing import FRAMINGS, make_framing
-from tests.collator.support import collate, messages, raw, reset, wait_committed
-from tests.support.daemons import Daemon, read_to_end, wait_until
+from tests.support.collators import collate, messages, raw, wait_committed
+from tests.support.daemons import Daemon
+from tests.support.http import health, http_get
+from tests.support.sockets import reset
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +194,7 @@ def test_sockets_that_are_handed_over_are_lanes_by_their_names(tmp_path: Path) -
     )
     launcher = tmp_path / "handover.py"
     launcher.write_text(script)
-    with Daemon("tailsrv-collate", path, prefix=(_python(), str(launcher))) as collator:
+    with Daemon("tailsrv-collate", path, prefix=(sys.executable, str(launcher))) as collator:
         assert len(collator.addresses) == 2
         raw(collator, b"one\n")
         wait_committed(path, 4)
@@ -200,23 +204,16 @@ def test_sockets_that_are_handed_over_are_lanes_by_their_names(tmp_path: Path) -
         assert collator.stop() == 0
 
 
-def _python() -> str:
-    import sys  # noqa: PLC0415 - one use
-
-    return sys.executable
-
-
 def test_metrics_tell_what_was_committed_and_dropped(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path, "--metrics", "127.0.0.1:0") as collator:
-        port = int(collator.wait_log("serving metrics")["addresses"][0].rpartition(":")[2])
         raw(collator, b"one\ntwo\nthree")
         wait_committed(path, 14)
         sock = collator.connect()
         sock.sendall(b"half")
         reset(sock)
         collator.wait_log("incomplete message dropped")
-        text = _get(port, "/metrics")
+        text = http_get(collator, "/metrics")
         for expected in (
             "tailsrv_collate_messages_total 3.0",
             "tailsrv_collate_bytes_total 14.0",
@@ -229,16 +226,8 @@ def test_metrics_tell_what_was_committed_and_dropped(tmp_path: Path) -> None:
             "tailsrv_collate_last_commit_seconds",
         ):
             assert expected in text
-        assert _get(port, "/healthz").endswith("ok\n")
+        assert health(collator) == (200, "ok\n")
         assert collator.stop() == 0
-
-
-def _get(port: int, target: str) -> str:
-    import socket  # noqa: PLC0415 - one use
-
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
-        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        return read_to_end(sock).decode()
 
 
 def test_memory_and_start(tmp_path: Path) -> None:

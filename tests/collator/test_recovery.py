@@ -15,8 +15,9 @@ import pytest
 from collator.decision import Decision, RefusedError, decide
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.journal import Header, Journal, Record
-from tests.collator.support import Producer, collate, mark, raw, wait_committed
-from tests.support.daemons import read_to_end, wait_until
+from tests.support.collators import Producer, collate, mark, raw, wait_committed
+from tests.support.http import health
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -347,11 +348,10 @@ def endless(tmp_path: Path) -> Path:
 def test_a_recovery_that_takes_long_says_how_far_it_is_and_ends_at_once_on_sigterm(tmp_path: Path) -> None:
     path = endless(tmp_path)
     with collate(path, "--framing", "u32be", "--metrics", "127.0.0.1:0", ready=False) as collator:
-        port = int(collator.wait_log("serving metrics")["addresses"][0].rpartition(":")[2])
 
         def progress() -> int:
-            status, _, body = health(port).partition("\r\n\r\n")
-            assert " 503 " in status.split("\r\n")[0]
+            status, body = health(collator)
+            assert status == 503
             found = re.search(r"recovering .*: (\d+) of 8589934592 bytes", body)
             return int(found[1]) if found else -1
 
@@ -362,12 +362,6 @@ def test_a_recovery_that_takes_long_says_how_far_it_is_and_ends_at_once_on_sigte
         assert "recovered" not in collator.log()
     assert path.stat().st_size == 1 << 33
     assert not (tmp_path / "stream.producers").exists()
-
-
-def health(port: int) -> str:
-    with socket.create_connection(("127.0.0.1", port), 30) as sock:
-        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        return read_to_end(sock).decode()
 
 
 def test_a_watchdog_is_fed_while_a_recovery_takes_long(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from collator.batch_builder import Inbox
 from collator.partials import PROGRESS_BYTES, Partials
-from tests.collator.support import ACK, RAW, Producer, collate, reset
-from tests.support.daemons import wait_until
+from tests.support.collators import ACK, RAW, Producer, collate
+from tests.support.sockets import reset
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     import socket

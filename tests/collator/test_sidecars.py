@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.collator.support import Producer, collate, mark
-from tests.support.daemons import wait_until
+from tests.support.collators import Producer, collate, mark
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,9 @@ from collator.wrongclient import HEADER, HTTP, NAME, may_become, recognise
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.header import HeaderError
 from tailsrv_formats.header import parse as parse_header
-from tests.collator.support import ACK, Producer, collate, raw, reset, wait_committed
-from tests.support.daemons import read_to_end
+from tests.support.collators import ACK, Producer, collate, raw, wait_committed
+from tests.support.http import scrape
+from tests.support.sockets import reset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,14 +165,10 @@ def test_an_option_takes_everything_for_a_message(tmp_path: Path) -> None:
 
 def test_they_are_counted(tmp_path: Path) -> None:
     with collate(tmp_path / "stream", "--metrics", "127.0.0.1:0") as collator:
-        port = int(collator.wait_log("serving metrics")["addresses"][0].rpartition(":")[2])
         with collator.connect() as sock:
             sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert refused(sock)
-        with socket.create_connection(("127.0.0.1", port), 30) as sock:
-            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            text = read_to_end(sock).decode()
-        assert 'tailsrv_collate_rejected_total{lane="raw",reason="wrong port"} 1' in text
+        assert scrape(collator)['tailsrv_collate_rejected_total{lane="raw",reason="wrong port"}'] == 1
 
 
 @pytest.mark.parametrize("name", ["web-1\r", "\r"])

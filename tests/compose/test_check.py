@@ -26,9 +26,11 @@ from tailsrv_formats.framing import make_framing
 from tailsrv_formats.index_file import Header
 from tailsrv_formats.journal import Header as JournalHeader
 from tailsrv_formats.journal import Record, encode_named, encode_record, seed
-from tests.collator.support import Producer, collate, raw, wait_committed
-from tests.support.daemons import PATIENCE, Daemon, open_files, wait_until
+from tests.support.collators import Producer, collate, raw, wait_committed
+from tests.support.daemons import Daemon
 from tests.support.outputs import output
+from tests.support.processes import open_files
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

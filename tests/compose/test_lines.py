@@ -10,7 +10,7 @@ import pytest
 from compose.up.lines import LONGEST_LINE, LineSplitter, LogFile
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.line_writer import BUFFER_BYTES
-from tests.support.daemons import wait_until
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

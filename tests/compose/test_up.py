@@ -20,8 +20,11 @@ from compose.up.cli import command
 from compose.up.options import Options
 from compose.up.passed_options import COMMANDS
 from tailsrv_formats.addresses import Address
-from tests.support.daemons import PATIENCE, read_exactly, wait_until
+from tests.support.http import health
 from tests.support.outputs import KINDS, output
+from tests.support.processes import children
+from tests.support.sockets import read_exactly, read_to_end
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +46,7 @@ class Up:
 
     def daemons(self) -> list[int]:
         """The collator, the indexer, the broadcaster."""
-        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as children:
-            return [int(pid) for pid in children.read().split()]
+        return children(self.process.pid)
 
     def passes_a_line_on(self) -> None:
         with self.connect(0) as consumer, self.connect(1) as producer:
@@ -209,12 +211,9 @@ def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path:
         ("TAILSRV_PORT", "TAILSRV_COLLATE_PORT", "TAILSRV_COLLATE_ACK_PORT", "TAILSRV_INDEX_PORT"), "0"
     )
     environment = {**os.environ, **wanted, **ports}
-    with up(tmp_path / "log", env=environment) as running, socket.socket(socket.AF_UNIX) as http:
+    with up(tmp_path / "log", env=environment) as running:
         assert [address.rpartition(":")[0] for address in running.addresses] == ["127.0.0.1"] * 4
-        http.settimeout(PATIENCE)
-        http.connect(str(tmp_path / "http"))
-        http.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-        assert http.recv(12) == b"HTTP/1.1 200"
+        assert health(f"unix:{tmp_path}/http")[0] == 200
         running.passes_a_line_on()
         assert running.ends() == 0
 
@@ -222,12 +221,12 @@ def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path:
 def test_options_of_the_daemons_are_passed_to_those_that_have_them(tmp_path: Path) -> None:
     options = ("--workers", "2", "--max-message-bytes", "1K", "--index", str(tmp_path / "elsewhere"), "--poll", "7d")
     with up(tmp_path / "log", *options, stderr=subprocess.PIPE) as running:
-        children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in running.daemons()]
-        assert [len(each) for each in children[::2]] == [0, 2]
+        collator, _, broadcaster = running.daemons()
+        assert [len(children(pid)) for pid in (collator, broadcaster)] == [0, 2]
         running.passes_a_line_on()
         with running.connect(2) as producer:
             producer.sendall(b"me\n" + b"x" * 2000 + b"\n")
-            assert b"error: " in producer.makefile("rb").read()
+            assert b"error: " in read_to_end(producer)
         assert running.ends() == 0
     assert (tmp_path / "elsewhere").exists()
     assert not (tmp_path / "log.index").exists()
@@ -242,11 +241,7 @@ def test_every_option_of_the_daemons_is_its_own_or_is_passed() -> None:
 def test_each_daemon_has_an_http_endpoint_of_its_own(tmp_path: Path) -> None:
     with up(tmp_path / "log", "--metrics", f"unix:{tmp_path}/http") as running:
         for daemon in ("tailsrv", "collate", "index"):
-            with socket.socket(socket.AF_UNIX) as http:
-                http.settimeout(PATIENCE)
-                http.connect(f"{tmp_path}/http.{daemon}")
-                http.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                assert http.recv(12) == b"HTTP/1.1 200"
+            assert health(f"unix:{tmp_path}/http.{daemon}")[0] == 200
         assert running.ends() == 0
     ports = Options(file="x", metrics=Address(host="::1", port=9100))
     assert [str(ports.metrics_address(daemon)) for daemon in ("tailsrv", "collate", "index")] == [

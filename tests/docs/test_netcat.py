@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.streams import StreamUnderTest, run, started
-from tests.support.daemons import wait_until
+from tests.support.streams import StreamUnderTest, run, started
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.daemon import NotReadyError, Subject, control, product
-from tests.faults.rigs import isolate
+from tests.faults.fixtures import isolate
 from tests.faults.scenario import MissingRigError, Plan, Row, Scenario, declare
 from tests.support.requirements import extend_path
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.daemon import Subject, control, product
+from tests.faults.disk_full import full_run
+from tests.faults.fixtures import disk, small_tmpfs
 from tests.faults.kills import hunt, refuse_misplanted
 from tests.faults.power import cut_run, writeback_run
-from tests.faults.rigs import disk, small_tmpfs
-from tests.faults.rooms import full_run
 from tests.faults.scenario import Plan, Row, timed
 from tests.faults.traced import order_run
 

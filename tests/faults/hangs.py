@@ -8,8 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.rigs import strace
-from tests.faults.rooms import health
+from tests.faults.disk_full import health
+from tests.faults.fixtures import strace
 from tests.faults.scenario import Plan, Row, folder, timed
 from tests.faults.traced import small_bench
 

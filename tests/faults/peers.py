@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.faults.daemon import Target
+from tests.faults.fixtures import small_tmpfs
 from tests.faults.follower import MarkFollower
 from tests.faults.load import Load
-from tests.faults.rigs import small_tmpfs
 from tests.faults.scenario import FINISH_SECONDS, Bench, Plan, Row, folder, make_streams, timed
 
 if TYPE_CHECKING:

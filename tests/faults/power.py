@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from tests.faults.checker import Findings
 from tests.faults.daemon import NotReadyError, Subject, control
+from tests.faults.fixtures import Disk, disk, failing_writes, strace, volatile_cache
 from tests.faults.follower import MarkFollower
-from tests.faults.rigs import Disk, disk, failing_writes, strace, volatile_cache
 from tests.faults.scenario import Bench, Plan, Row, folder, timed
 
 if TYPE_CHECKING:

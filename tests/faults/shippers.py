@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from tests.faults.checker import Findings
 from tests.faults.daemon import Daemon, Subject
-from tests.faults.rigs import WITH_PARENT
+from tests.faults.fixtures import WITH_PARENT
 from tests.faults.scenario import MissingRigError, Plan, Row, folder, need, timed
+from tests.support.sockets import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,15 +50,6 @@ def shipped_line(shipper: str, number: int) -> bytes:
     """Give line `number` of a shipper: its length follows from its number and stands in it."""
     length = number * 37 % 900
     return b"%s-%08d %03d %s\n" % (shipper.encode(), number, length, b"x" * length)
-
-
-def free_port() -> int:
-    """Find a port to give to a shipper's configuration before the collator listens on it."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from tests.faults.checker import Findings
 from tests.faults.daemon import NotReadyError, Subject, Target, product
+from tests.faults.fixtures import strace
 from tests.faults.load import Load
-from tests.faults.rigs import strace
 from tests.faults.scenario import Bench, Plan, Row, folder, make_streams, need, timed
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from tailsrv_formats.index_file import Header, encode_entries
 from tailsrv_formats.index_query import Query
 from tailsrv_runtime.reactor import Reactor
 from tests.fuzz.campaign import run
-from tests.indexer.support import Truth, lines
-from tests.support.loops import Lines
+from tests.support.logs import RecordedLog
+from tests.support.naive_index import Truth, lines
 
 if TYPE_CHECKING:
     from tailsrv_formats.index_query import Answer
@@ -79,7 +79,7 @@ class Indexer:
         if index is not None:
             with open(self.index_path, "wb") as file:
                 file.write(index)
-        self.log = Lines()
+        self.log = RecordedLog()
         self._reactor = Reactor()
         options = Options(file=self.path, index=self.index_path, framing=truth.framing, interval_bytes=INTERVAL)
         self.follower = Follower(

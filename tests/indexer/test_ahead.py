@@ -11,8 +11,9 @@ from indexer.verifier import verify
 from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES
 from tailsrv_runtime.commit_mark import MarkWriter
 from tests.fuzz.fuzz_index_file import RIGHT, TRUTH, Indexer
-from tests.indexer.support import Asker, Truth, index, lines
-from tests.support.daemons import wait_until
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

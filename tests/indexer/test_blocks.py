@@ -11,8 +11,8 @@ from indexer.errors import CorruptIndexError
 from indexer.lookup import Lookup
 from tailsrv_formats.framing import make_framing
 from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES
-from tests.indexer.support import Truth, lines
 from tests.indexer.test_lookup import Known
+from tests.support.naive_index import Truth, lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,10 @@ from indexer.verifier import verify
 from tailsrv_formats.framing import make_framing
 from tailsrv_formats.index_query import Query
 from tailsrv_runtime.reactor import Reactor
-from tests.indexer.support import Asker, Truth, index, lines
-from tests.support.daemons import wait_until
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
+from tests.support.processes import children
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,11 +144,6 @@ def test_workers_and_the_loop_make_the_same_index(path: Path, large: Truth, monk
         index_path.unlink()
     assert len(made[0]) > 30 * large.end // 4200 * 24
     assert made[0] == made[1]
-
-
-def children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as listed:
-        return list(map(int, listed.read().split()))
 
 
 def lives(pid: int) -> bool:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,12 @@ import pytest
 from indexer.verifier import verify
 from tailsrv_formats.framing import FRAMINGS
 from tailsrv_runtime.commit_mark import MarkWriter
-from tests.indexer.support import Asker, Truth, index, lines
-from tests.support.daemons import Daemon, read_to_end, wait_until
+from tests.support.daemons import Daemon
+from tests.support.http import http_get
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
+from tests.support.sockets import read_to_end
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -307,11 +310,7 @@ def test_metrics_tell_how_far_it_is(path: Path) -> None:
         asker.line("1")
         asker.line("x")
         asker.ask(time=0)
-        address = daemon.wait_log("serving metrics")["addresses"][0]
-        text = ""
-        for place in ("metrics", "healthz"):
-            with urllib.request.urlopen(f"http://{address}/{place}", timeout=30) as reply:
-                text += reply.read().decode()
+        text = http_get(daemon, "/metrics") + http_get(daemon, "/healthz")
         for line in (
             "tailsrv_index_messages 2.0",
             "tailsrv_index_behind_bytes 3.0",

@@ -12,12 +12,15 @@ import pytest
 from indexer.verifier import verify
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES, decode_entry, unpack
-from tests.indexer.support import Asker, Truth, index, lines
-from tests.support.daemons import Daemon, wait_until
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.support.daemons import Daemon
 
 TRUTH = Truth("newline", lines(20000))
 OTHER = Truth("newline", lines(20000, 7, 23))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from indexer.verifier import verify
-from tests.indexer.support import Asker, Truth, index, lines
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.index_file import Entry, Header, encode_entries
 from tailsrv_formats.index_query import Query, format_time
 from tests.fuzz.fuzz_index_file import RIGHT, edited, one_input
-from tests.indexer.support import Truth, framings, lines, payload_lists
+from tests.support.naive_index import Truth, framings, lines, payload_lists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from indexer.paths import COPIES
-from tests.indexer.support import Asker, index
-from tests.support.daemons import Daemon, wait_until
+from tests.support.daemons import Daemon
+from tests.support.indexers import Asker, index
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

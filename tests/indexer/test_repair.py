@@ -17,8 +17,9 @@ from tailsrv_formats.framing import FRAMINGS
 from tailsrv_formats.index_file import ENTRY_BYTES, HEADER_BYTES, Header
 from tailsrv_formats.index_query import Query
 from tests.fuzz.fuzz_index_file import RIGHT, TRUTH, Indexer
-from tests.indexer.support import Asker, Truth, index, lines
-from tests.support.daemons import wait_until
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

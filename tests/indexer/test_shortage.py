@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import resource
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 
 from indexer.verifier import verify
-from tests.indexer.support import Asker, Truth, index, lines
-from tests.support.daemons import Daemon, wait_until
+from tests.support.http import health
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
+
+    from tests.support.daemons import Daemon
 
 SMALL = Truth("newline", lines(20000))
 OTHER = Truth("newline", lines(3000, 7, 33))
@@ -25,15 +27,6 @@ LINES = 400_000
 """So many of these are 40 MB: more than the loop reads by itself where there can be workers."""
 
 LIMIT = 100
-
-
-def health(daemon: Daemon) -> tuple[int, str]:
-    address = daemon.wait_log("serving metrics")["addresses"][0]
-    try:
-        with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def count(daemon: Daemon, event: str) -> int:

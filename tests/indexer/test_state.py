@@ -16,7 +16,8 @@ from indexer.state import NEXT, State
 from indexer.stream_index import StreamIndex
 from tailsrv_formats.framing import make_framing
 from tailsrv_runtime.reactor import Reactor
-from tests.support.loops import Lines, turn_until
+from tests.support.logs import RecordedLog
+from tests.support.loops import turn_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ class Story:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.log = Lines()
+        self.log = RecordedLog()
         self.reactor = Reactor()
         self.seen: list[tuple[State, State]] = []
         options = Options(file=str(path), index=f"{path}.index", max_message_bytes=200)

@@ -10,15 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 
 from indexer.verifier import verify
-from tests.indexer.support import Asker, Truth, index, lines
-from tests.support.daemons import wait_until
+from tests.support.http import health
+from tests.support.indexers import Asker, index
+from tests.support.naive_index import Truth, lines
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,15 +46,6 @@ def traced(path: Path, spec: str, where: Path, *options: str) -> Daemon:
     calls = spec.partition(":")[0]
     prefix = (*words, "-e", f"trace={calls}", "-e", f"inject={spec}")
     return index(path, "--metrics", "127.0.0.1:0", *options, prefix=prefix)
-
-
-def health(daemon: Daemon) -> tuple[int, str]:
-    address = daemon.wait_log("serving metrics")["addresses"][0]
-    try:
-        with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 @pytest.mark.parametrize("name", ["stream", "stream.index"])

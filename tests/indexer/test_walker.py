@@ -12,7 +12,7 @@ from indexer.segments import Joiner, walk_prefixed, walk_terminated
 from indexer.walker import PREFIX_MAX_BYTES, RewrittenError, Walker
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.index_file import CONTEXT_BYTES
-from tests.indexer.support import Truth, framings, payload_lists
+from tests.support.naive_index import Truth, framings, payload_lists
 
 if TYPE_CHECKING:
     import random

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from tests.support.daemons import PATIENCE, is_running, read_exactly, wait_until
+from tests.support.processes import children, is_running
+from tests.support.sockets import read_exactly
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +36,7 @@ class Up:
 
     def daemons(self) -> list[int]:
         """The process numbers of its daemons."""
-        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as children:
-            return [int(pid) for pid in children.read().split()]
+        return children(self.process.pid)
 
 
 @contextlib.contextmanager

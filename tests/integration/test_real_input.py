@@ -7,11 +7,13 @@ import socket
 import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import PATIENCE, Daemon, read_exactly, wait_until
+from tests.support.daemons import Daemon
+from tests.support.sockets import free_port, read_exactly
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +36,6 @@ def running(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()  # `with` waits for it and closes its pipe
-
-
-def free_port() -> int:
-    """A port for a program that can't be told to choose one; taken from a range that the kernel does not hand out."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.needs("nginx")
@@ -125,7 +120,10 @@ def test_rsyslog_and_nc_ship_at_once_and_every_line_stands_whole(tmp_path: Path)
             }}
             """
         )
-        with running("rsyslogd", "-n", "-f", tmp_path / "rsyslog.conf", "-i", tmp_path / "rsyslog.pid"):
+        with (
+            running("rsyslogd", "-n", "-f", tmp_path / "rsyslog.conf", "-i", tmp_path / "rsyslog.pid"),
+            contextlib.ExitStack() as stack,
+        ):
             netcats = [stack.enter_context(_netcat(port, name)) for name in ("nc-a", "nc-b")]
             with source.open("w") as file:
                 for number in range(LINES_EACH):

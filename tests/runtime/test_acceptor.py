@@ -18,7 +18,8 @@ from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.listeners import Listener, bind
 from tailsrv_runtime.reactor import READ, Reactor
 from tailsrv_runtime.shortage import ShortageError
-from tests.support.loops import Lines, turn_until
+from tests.support.logs import RecordedLog
+from tests.support.loops import turn_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ class Accepting:
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
-        self.log = Lines()
+        self.log = RecordedLog()
         self.reactor = Reactor()
         self.reports: list[Exception] = []
         self.reactor.on_contained = self.reports.append

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.daemons import MODULES, PATIENCE, Daemon, read_exactly, wait_until
+from tests.support.daemons import MODULES, Daemon
 from tests.support.outputs import KINDS, output
-from tests.tailsrv.support import ask
+from tests.support.sockets import read_exactly
+from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +121,8 @@ def test_sigusr1_describes_every_client_to_a_slow_reader(file: Path) -> None:
         daemon = stack.enter_context(start("tailsrv", file, "--log-format", "json", stderr=error.fd))
         peers = set()
         for _ in range(clients):
-            peer = stack.enter_context(ask(daemon, b"0\n"))
+            peer = stack.enter_context(daemon.connect())
+            peer.sendall(b"0\n")
             assert read_exactly(peer, 5) == b"line\n"
             peers.add("{}:{}".format(*peer.getsockname()))
         described: set[str] = set()

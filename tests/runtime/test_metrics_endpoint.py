@@ -24,7 +24,7 @@ from tailsrv_runtime.metrics import Metric
 from tailsrv_runtime.metrics_endpoint import MetricsEndpoint
 from tailsrv_runtime.reactor import Reactor
 from tests.fuzz import fuzz_http
-from tests.support.loops import Lines
+from tests.support.logs import RecordedLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ class Endpoint:
     """An endpoint in a loop that runs on a thread of its own."""
 
     def __init__(self) -> None:
-        self.log = Lines()
+        self.log = RecordedLog()
         self.reactor = Reactor()
         log_contained(self.reactor, self.log)
         self.server = Server()

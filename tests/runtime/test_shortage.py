@@ -13,7 +13,7 @@ import pytest
 from tailsrv_runtime import shortage
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.shortage import RESERVED, Retried, hold_descriptors, is_shortage, spare_descriptors
-from tests.support.loops import Lines
+from tests.support.logs import RecordedLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +80,7 @@ def test_an_activity_that_meets_a_shortage_is_paused_told_of_once_and_resumes(
     reactor: Reactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.001)
-    log = Lines()
+    log = RecordedLog()
     attempt = raising(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
     activity = Retried(reactor, log, "opening the file", attempt, file="events.log")
     activity()
@@ -104,7 +104,7 @@ def test_an_activity_that_meets_a_shortage_is_paused_told_of_once_and_resumes(
 
 
 def test_an_error_that_is_no_shortage_is_the_callers(reactor: Reactor) -> None:
-    activity = Retried(reactor, Lines(), "opening the file", raising(errno.EACCES))
+    activity = Retried(reactor, RecordedLog(), "opening the file", raising(errno.EACCES))
     with pytest.raises(PermissionError):
         activity()
     assert activity.paused is None
@@ -126,7 +126,7 @@ def test_what_is_wrong_after_the_shortage_is_told_to_who_asked_to_hear_it(
         told.append(str(error))
         reactor.stop()
 
-    activity = Retried(reactor, Lines(), "opening the file", attempt, failed=failed)
+    activity = Retried(reactor, RecordedLog(), "opening the file", attempt, failed=failed)
     activity()
     reactor.call_later(5.0, reactor.stop)
     reactor.run()
@@ -135,7 +135,7 @@ def test_what_is_wrong_after_the_shortage_is_told_to_who_asked_to_hear_it(
 
 def test_a_cancelled_activity_is_not_tried_again(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.001)
-    log = Lines()
+    log = RecordedLog()
     activity = Retried(reactor, log, "opening the file", raising(errno.EMFILE))
     activity()
     activity.cancel()

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.soak.stream import content
-from tests.tailsrv.support import reset
+from tests.support.sockets import reset
 
 if TYPE_CHECKING:
     import random

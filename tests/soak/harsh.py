@@ -10,7 +10,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Self
 
-from tests.support.daemons import PATIENCE, read_to_end
+from tests.support.sockets import read_to_end
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

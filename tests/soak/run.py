@@ -17,7 +17,8 @@ import msgspec
 from tests.soak.clients import KINDS, check, connect
 from tests.soak.harsh import Harsh, torn_lines
 from tests.soak.stream import content
-from tests.support.daemons import Daemon, wait_until
+from tests.support.daemons import Daemon
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from tests.soak.clients import Client

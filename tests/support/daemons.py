@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -13,12 +12,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+from tests.support.waits import PATIENCE
 
-PATIENCE = 30.0
-"""Seconds after which an event that has to come is given up: long, for a busy machine; never waited in full."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 MODULES = {"tailsrv": "tailsrv", "tailsrv-collate": "collator", "tailsrv-index": "indexer"}
 
@@ -177,55 +175,3 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process has not ended. One that nobody has waited for has: not every first process reaps orphans."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def read_exactly(sock: socket.socket, count: int) -> bytes:
-    """The next `count` bytes; fewer if the peer ends before."""
-    received = bytearray()
-    while len(received) < count:
-        chunk = sock.recv(min(count - len(received), 1 << 20))
-        if not chunk:
-            break
-        received += chunk
-    return bytes(received)
-
-
-def read_to_end(sock: socket.socket) -> bytes:
-    """All bytes until the peer ends."""
-    received = bytearray()
-    while chunk := sock.recv(1 << 20):
-        received += chunk
-    return bytes(received)
-
-
-def open_files(pid: int) -> list[str]:
-    """What a process has open, by path or kind ("socket:[…]"); nothing once it has ended."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):  # closed since
-                found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
-    return found
-
-
-def wait_until(condition: Callable[[], bool], what: str = "") -> None:
-    """For what the kernel has no event for (a size, a count): look again, soon, until it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"still not so after {PATIENCE} s: {what or condition}")
-        time.sleep(0.005)
-
-
-def wait_size(path: Path, size: int) -> None:
-    """Wait until the file has at least this many bytes."""
-    wait_until(lambda: path.exists() and path.stat().st_size >= size, f"{path} reaches {size} bytes")

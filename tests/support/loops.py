@@ -1,10 +1,10 @@
-"""A daemon's loop and log, for tests that run parts of a daemon in their own process."""
+"""The event loop of a daemon, turned by a test."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tests.support.daemons import PATIENCE
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,27 +12,11 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 
-class Lines:
-    """A log that keeps its events."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def debug(self, event: str, **facts: object) -> None:
-        self.events.append((event, facts))
-
-    info = warning = error = debug
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """What was said with this event."""
-        return [facts for each, facts in self.events if each == event]
-
-
-def turn_until(reactor: Reactor, condition: Callable[[], bool], trouble: Callable[[], object] = str) -> None:
-    """Turn the loop until the condition holds after a round. `trouble`: what to show when it does not."""
+def turn_until(reactor: Reactor, condition: Callable[[], bool], shown: Callable[[], object] = str) -> None:
+    """Turn the loop until the condition holds after a round. `shown` makes the text of the error if it never does."""
 
     def too_late() -> None:
-        raise TimeoutError(str(trouble()))
+        raise TimeoutError(str(shown()))
 
     def look() -> None:
         if condition():

@@ -11,7 +11,7 @@ import termios
 import tty
 from typing import TYPE_CHECKING
 
-from tests.support.daemons import PATIENCE
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,9 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
-from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
+from tests.support.daemons import Daemon
+from tests.support.sockets import read_exactly
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,12 +59,6 @@ def stalled(daemon: Daemon, header: bytes) -> socket.socket:
     return sock
 
 
-def reset(sock: socket.socket) -> None:
-    """Close a connection by a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    sock.close()
-
-
 def is_reset(sock: socket.socket) -> bool:
     """Read to the end; whether that was a reset."""
     with contextlib.suppress(ConnectionResetError):
@@ -92,23 +88,3 @@ def listens(port: int) -> bool:
     """Whether anybody accepts connections there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def children(daemon: Daemon) -> list[int]:
-    """Its workers' process ids."""
-    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children", encoding="ascii") as file:
-        return [int(pid) for pid in file.read().split()]
-
-
-def http_get(daemon: Daemon, target: str) -> str:
-    """An answer of its --metrics address, head and body."""
-    host, _, port = daemon.wait_log("serving metrics")["addresses"][0].rpartition(":")
-    with socket.create_connection((host, int(port)), 30) as http:
-        http.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
-        return read_to_end(http).decode()
-
-
-def scrape(daemon: Daemon) -> dict[str, float]:
-    """The values of its metrics."""
-    lines = http_get(daemon, "/metrics").partition("\r\n\r\n")[2].splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_runtime.commit_mark import MarkWriter
-from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, describe, http_get, scrape, serve
+from tests.support.daemons import Daemon
+from tests.support.http import http_get, scrape
+from tests.support.sockets import read_exactly, read_to_end
+from tests.support.waits import wait_until
+from tests.tailsrv.support import MIB, append, ask, content, describe, serve
 
 if TYPE_CHECKING:
     from pathlib import Path

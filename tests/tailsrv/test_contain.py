@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, scrape, serve
+from tests.support.http import scrape
+from tests.support.sockets import read_exactly, read_to_end
+from tests.support.waits import wait_until
+from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, serve
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import pytest
 from tailsrv import deadpeers
 from tailsrv.deadpeers import DeadPeers, in_flight
 from tailsrv_runtime.reactor import Reactor
-from tests.support.daemons import PATIENCE
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

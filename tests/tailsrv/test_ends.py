@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, is_reset, listens, scrape, serve, stalled
+from tests.support.http import scrape
+from tests.support.sockets import read_exactly, read_to_end
+from tests.support.waits import wait_until
+from tests.tailsrv.support import MIB, append, ask, content, is_reset, listens, serve, stalled
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, reset, scrape, serve, stalled
+from tests.support.http import scrape
+from tests.support.sockets import read_exactly, read_to_end, reset
+from tests.support.waits import wait_until
+from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, serve, stalled
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.daemons import Daemon
 
 LANES = 6
 """Descriptors of the replay lanes, which stay once they have been needed."""

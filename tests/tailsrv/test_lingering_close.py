@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tailsrv.lingering_close import LingeringClose
 from tailsrv_runtime.reactor import READ
-from tests.support.daemons import PATIENCE
 from tests.support.loops import turn_until
+from tests.support.waits import PATIENCE
 
 if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor

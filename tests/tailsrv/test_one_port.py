@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import PATIENCE, Daemon, open_files, read_to_end
+from tests.support.daemons import Daemon
+from tests.support.processes import open_files
+from tests.support.sockets import read_to_end
+from tests.support.waits import PATIENCE
 from tests.tailsrv.support import ask, serve
 
 if TYPE_CHECKING:

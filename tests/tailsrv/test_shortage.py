@@ -11,13 +11,18 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tailsrv_runtime.commit_mark import MarkWriter
-from tests.support.daemons import Daemon, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import MIB, append, ask, children, content, follow, http_get, scrape, serve
+from tests.support.http import http_get, scrape
+from tests.support.processes import children
+from tests.support.sockets import read_exactly, read_to_end
+from tests.support.waits import wait_until
+from tests.tailsrv.support import MIB, append, ask, content, follow, serve
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.support.daemons import Daemon
 
 FEW = 100
 ENOUGH = 4096
@@ -139,10 +144,10 @@ def test_workers_with_full_tables_go_on_and_one_that_is_killed_comes_back(tmp_pa
             mark.move(len(whole) + 3)
             assert [read_exactly(client, 3) for client in clients] == [b"abc"] * len(clients)
             mark.close()
-            killed = children(daemon)[0]
+            killed = children(daemon.pid)[0]
             os.kill(killed, signal.SIGKILL)
             daemon.wait_log("worker died")
-            wait_until(lambda: len(set(children(daemon)) - {killed}) == 2, "it is back")
+            wait_until(lambda: len(set(children(daemon.pid)) - {killed}) == 2, "it is back")
             assert scrape(daemon)["tailsrv_workers"] == 2
             assert http_get(daemon, "/healthz").startswith("HTTP/1.1 200")
             daemon.signal(signal.SIGUSR1)
@@ -158,12 +163,12 @@ def test_a_supervisor_without_descriptors_starts_a_worker_when_there_are_some(tm
     path.write_bytes(b"content")
     with serve(path, "--workers", "2") as daemon:
         allow(daemon.pid, 3)
-        before = children(daemon)
+        before = children(daemon.pid)
         os.kill(before[0], signal.SIGKILL)
         daemon.wait_log("starting a worker paused")
-        assert children(daemon) == [before[1]]
+        assert children(daemon.pid) == [before[1]]
         allow(daemon.pid, ENOUGH)
-        wait_until(lambda: len(children(daemon)) == 2)
+        wait_until(lambda: len(children(daemon.pid)) == 2)
         for _ in range(10):
             with ask(daemon, b"0 now\n") as client:
                 assert read_to_end(client) == b"content"
@@ -176,7 +181,7 @@ def test_a_worker_that_is_started_again_in_a_shortage_takes_nobody_with_it(tmp_p
     path = tmp_path / "stream"
     path.write_bytes(b"content")
     with serve(path, "--workers", "2") as daemon:
-        first, second = children(daemon)
+        first, second = children(daemon.pid)
         with contextlib.ExitStack() as stack:
             served = [stack.enter_context(ask(daemon, b"0\n")) for _ in range(20)]
             for client in served:
@@ -185,14 +190,14 @@ def test_a_worker_that_is_started_again_in_a_shortage_takes_nobody_with_it(tmp_p
             os.kill(first, signal.SIGKILL)
             error = daemon.wait_log("worker failed")["error"]
             assert "raise " in error
-            assert second in children(daemon)
+            assert second in children(daemon.pid)
             allow(daemon.pid, ENOUGH)
             append(path, b"more")
             rest = [_rest(client) for client in served]
             assert Counter(rest).keys() == {b"more", None}
         daemon.wait_log("worker died", 2)
-        wait_until(lambda: len(children(daemon)) == 2)
-        assert second in children(daemon)
+        wait_until(lambda: len(children(daemon.pid)) == 2)
+        assert second in children(daemon.pid)
         assert daemon.stop() == 0
 
 
@@ -200,15 +205,15 @@ def test_a_worker_that_cannot_open_the_file_any_more_takes_nobody_with_it(tmp_pa
     path = tmp_path / "stream"
     path.write_bytes(b"content")
     with serve(path, "--workers", "2") as daemon:
-        first, second = children(daemon)
+        first, second = children(daemon.pid)
         os.mkdir(f"{path}.commit")  # those that serve go on with what they have shown; none can start like this
         daemon.wait_log("commit mark unusable")
         os.kill(first, signal.SIGKILL)
         assert "cannot use" in daemon.wait_log("worker failed")["error"]
-        assert second in children(daemon)
+        assert second in children(daemon.pid)
         os.rmdir(f"{path}.commit")
-        wait_until(lambda: len(children(daemon)) == 2)
-        assert second in children(daemon)
+        wait_until(lambda: len(children(daemon.pid)) == 2)
+        assert second in children(daemon.pid)
         assert daemon.stop() == 0
 
 

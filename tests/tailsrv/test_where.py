@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_runtime.commit_mark import MarkWriter
-from tests.support.daemons import read_to_end, wait_until
-from tests.tailsrv.support import append, ask, scrape, serve
+from tests.support.http import scrape
+from tests.support.sockets import read_to_end
+from tests.support.waits import wait_until
+from tests.tailsrv.support import append, ask, serve
 
 if TYPE_CHECKING:
     from pathlib import Path

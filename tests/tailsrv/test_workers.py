@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemons import Daemon, is_running, open_files, read_exactly, read_to_end, wait_until
-from tests.tailsrv.support import (
-    MIB,
-    append,
-    ask,
-    children,
-    content,
-    follow,
-    http_get,
-    is_reset,
-    listens,
-    scrape,
-    serve,
-)
+from tests.support.daemons import Daemon
+from tests.support.http import http_get, scrape
+from tests.support.processes import children, is_running, open_files
+from tests.support.sockets import read_exactly, read_to_end
+from tests.support.waits import wait_until
+from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, listens, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 def served_by(daemon: Daemon) -> dict[int, int]:
     """Sockets that each worker has open."""
-    return {pid: sum(name.startswith("socket:") for name in open_files(pid)) for pid in children(daemon)}
+    return {pid: sum(name.startswith("socket:") for name in open_files(pid)) for pid in children(daemon.pid)}
 
 
 def has_ended(sock: socket.socket) -> bool:
@@ -51,7 +43,7 @@ def has_ended(sock: socket.socket) -> bool:
 def test_all_workers_serve_the_same_bytes_on_one_address(path: Path, tmp_path: Path, listen: str) -> None:
     address = f"unix:{tmp_path}/socket" if listen == "unix" else listen
     with Daemon("tailsrv", path, "--workers", "3", "--listen", address) as daemon:
-        assert len(children(daemon)) == 3
+        assert len(children(daemon.pid)) == 3
         clients = [ask(daemon, b"-1000\n") for _ in range(40)]
         data = path.read_bytes()[-1000:]
         for client in clients:
@@ -71,7 +63,7 @@ def test_all_workers_serve_the_same_bytes_on_one_address(path: Path, tmp_path: P
 
 def test_a_worker_that_dies_is_started_again_and_connections_wait_for_it(path: Path) -> None:
     with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
-        before = children(daemon)
+        before = children(daemon.pid)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         daemon.wait_log("worker died", 2)
@@ -79,8 +71,8 @@ def test_a_worker_that_dies_is_started_again_and_connections_wait_for_it(path: P
         for client in clients:
             with client:
                 assert read_to_end(client) == path.read_bytes()
-        wait_until(lambda: len(children(daemon)) == 2, "both are back")
-        assert not set(children(daemon)) & set(before)
+        wait_until(lambda: len(children(daemon.pid)) == 2, "both are back")
+        assert not set(children(daemon.pid)) & set(before)
         assert scrape(daemon)["tailsrv_workers"] == 2
 
 
@@ -94,7 +86,7 @@ def test_metrics_add_up_and_counters_survive_a_worker(path: Path) -> None:
         assert values["tailsrv_sent_bytes_total"] == 2000
         assert values["tailsrv_file_bytes"] == MIB
         assert values["tailsrv_accepted_connections_total"] == 20
-        os.kill(children(daemon)[0], signal.SIGKILL)
+        os.kill(children(daemon.pid)[0], signal.SIGKILL)
         daemon.wait_log("worker died")
         wait_until(lambda: scrape(daemon)["tailsrv_workers"] == 2, "it is back")
         values = scrape(daemon)
@@ -107,7 +99,7 @@ def test_metrics_add_up_and_counters_survive_a_worker(path: Path) -> None:
 def test_a_stopped_worker_holds_up_the_metrics_once_until_it_goes_on(path: Path) -> None:
     """The supervisor waits a second for an answer that does not come, and then no more for that one."""
     with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
-        pid = children(daemon)[0]
+        pid = children(daemon.pid)[0]
         os.kill(pid, signal.SIGSTOP)
         begin = time.monotonic()
         for _ in range(20):
@@ -158,7 +150,7 @@ def test_who_is_cut_off_by_a_killed_worker_gets_a_reset_and_who_has_everything_a
         # All that is due to these has left our hands when the end has come after it.
         for client in ended:
             wait_until(lambda client=client: has_ended(client))  # type: ignore[misc] # mypy can't infer a default
-        for pid in children(daemon):
+        for pid in children(daemon.pid):
             os.kill(pid, signal.SIGKILL)
         for client in ended:
             assert read_to_end(client) == whole[-999:]
@@ -171,7 +163,7 @@ def test_who_is_cut_off_by_a_killed_worker_gets_a_reset_and_who_has_everything_a
 
 def test_workers_end_when_the_supervisor_is_killed(path: Path) -> None:
     with serve(path, "--workers", "2") as daemon:
-        pids = children(daemon)
+        pids = children(daemon.pid)
         daemon.kill()
         wait_until(lambda: not any(map(is_running, pids)), "they end too")
         assert not listens(daemon.port())
@@ -190,7 +182,7 @@ def test_a_file_that_goes_away_ends_them_all_well(path: Path) -> None:
 
 def test_a_worker_that_hangs_when_the_file_goes_away_is_not_waited_for(path: Path) -> None:
     with serve(path, "--workers", "2", "--drain", "0.2") as daemon:
-        os.kill(children(daemon)[1], signal.SIGSTOP)
+        os.kill(children(daemon.pid)[1], signal.SIGSTOP)
         path.rename(f"{path}.1")
         assert daemon.wait() == 0
 

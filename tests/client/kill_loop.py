@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tailsrv_client import Index
-from tests.client.streams import PUT, StreamUnderTest
-from tests.support.daemons import wait_until
+from tests.support.streams import PUT, StreamUnderTest
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     import io

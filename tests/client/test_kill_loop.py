@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.storm import storm
+from tests.client.kill_loop import storm
 
 if TYPE_CHECKING:
     from pathlib import Path

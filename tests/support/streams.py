@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tailsrv_client.spool import Spool
 from tailsrv_formats.framing import make_framing
-from tests.support.daemons import PATIENCE, Daemon, wait_size
+from tests.support.daemons import Daemon
+from tests.support.waits import PATIENCE, wait_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable

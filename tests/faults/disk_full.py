@@ -6,8 +6,8 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Final
 
+from tests.faults.fixtures import disk, run, small_tmpfs
 from tests.faults.follower import MarkFollower
-from tests.faults.rigs import disk, run, small_tmpfs
 from tests.faults.scenario import Bench, Plan, Row, folder, timed
 
 if TYPE_CHECKING:

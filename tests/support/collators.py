@@ -1,14 +1,14 @@
-"""What the collator's tests share."""
+"""Collators, their producers, and the files that they write."""
 
 from __future__ import annotations
 
-import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from tailsrv_formats.commit_mark import MARK_BYTES, decode
 from tailsrv_formats.framing import make_framing
-from tests.support.daemons import Daemon, read_to_end, wait_until
+from tests.support.daemons import Daemon
+from tests.support.sockets import read_to_end
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,12 +72,6 @@ def raw(collator: Daemon, data: bytes, *, number: int = RAW) -> None:
     """Send bytes on the raw port, and end cleanly."""
     with collator.connect(number) as sock:
         sock.sendall(data)
-
-
-def reset(sock: socket.socket) -> None:
-    """Close a connection with a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 def mark(path: Path) -> int | None:
