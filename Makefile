@@ -53,7 +53,7 @@ lint: $(READY) ## ruff, mypy --strict
 
 faults: $(READY) ## the proof of the collator's promises: kills, power cuts, full and failing disks (an hour)
 	$(BIN)/python -m tests.faults --long
-	$(BIN)/python -m tests.client.storm --kills 300
+	$(BIN)/python -m tests.client.kill_loop --kills 300
 
 faults-short: $(READY) ## the same in its short form, a minute and a half; it is part of the tests as well
 	$(BIN)/python -m tests.faults

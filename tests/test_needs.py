@@ -326,7 +326,7 @@ def test_every_fault_scenario_declares_what_its_rigs_run() -> None:
     for name, entry in SCENARIOS.items():
         module, _, function = entry.place.partition(":")
         runs = reach.programs(f"tests.faults.{module}.{function}")
-        # The rigs have one table for all kinds of file systems: which of them a scenario takes can't be seen here.
+        # The fixtures have one table for all kinds of file systems: which of them a scenario takes can't be seen here.
         runs -= {"mkfs.ext4", "mkfs.xfs"} if {"ext4", "xfs"} & set(entry.needs) else set()
         assert runs <= allowed((*entry.needs, *entry.long_needs)), name
 
@@ -341,7 +341,7 @@ def test_programs_are_found_behind_wrappers_and_within_a_shells_line() -> None:
 
 
 def test_the_registry_and_the_readme_of_the_rigs_know_each_other() -> None:
-    """Each scenario has a row that describes its rig."""
+    """Each scenario has a row that describes its fixture."""
     rows = re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \|", (TESTS / "faults/README.md").read_text(), re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == set(SCENARIOS)
 

@@ -1,9 +1,9 @@
-"""Kill storm, end to end.
+"""Kill loop, end to end.
 
 Log files that grow and are rotated, their shippers, collator, broadcaster, indexer and a checkpointing consumer, each
 killed with SIGKILL at random moments. The consumer's output has to be every line once, in each writer's order.
 
-``python -m tests.client.storm --kills 300`` is the long form.
+``python -m tests.client.kill_loop --kills 300`` is the long form.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def difference(found: list[bytes], wanted: list[bytes]) -> str:
     )
 
 
-class Storm:
+class KillLoop:
     """Everything that can be killed, by name."""
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -135,8 +135,8 @@ class Storm:
             process.kill()
             process.wait()
 
-    def rage(self, kills: int, pause: float) -> None:
-        """Kill, and start again, so many times."""
+    def run(self, kills: int, pause: float) -> None:
+        """Kill processes at random and start them again, `kills` times, with pauses of up to `pause` seconds."""
         for name in self.names:
             self.start(name)
         for writer in self.writers:
@@ -192,13 +192,13 @@ class Storm:
 
 
 @contextlib.contextmanager
-def storm(folder: Path, seed: int) -> Iterator[Storm]:
-    """A storm that ends."""
-    raging = Storm(folder, seed)
+def kill_loop(folder: Path, seed: int) -> Iterator[KillLoop]:
+    """A kill loop that is closed at the end of the block."""
+    loop = KillLoop(folder, seed)
     try:
-        yield raging
+        yield loop
     finally:
-        raging.close()
+        loop.close()
 
 
 def main() -> None:
@@ -209,9 +209,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1000)
     options = parser.parse_args()
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, storm(Path(folder), options.seed) as raging:
-        raging.rage(options.kills, options.pause)
-        lines = raging.settle()
+    with tempfile.TemporaryDirectory() as folder, kill_loop(Path(folder), options.seed) as loop:
+        loop.run(options.kills, options.pause)
+        lines = loop.settle()
     print(f"{options.kills} kills, {lines} lines, each once and in order; {time.monotonic() - begin:.0f} s")  # noqa: T201 - its result
 
 

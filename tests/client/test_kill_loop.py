@@ -1,4 +1,4 @@
-"""The short form of the kill storm. STORM_KILLS=300 is the long one, as `python -m tests.client.storm` is."""
+"""The short form of the kill loop. KILL_LOOP_KILLS=300 is the long one, as `python -m tests.client.kill_loop` is."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client.kill_loop import storm
+from tests.client.kill_loop import kill_loop
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KILLS = int(os.environ.get("STORM_KILLS", "20"))
+KILLS = int(os.environ.get("KILL_LOOP_KILLS", "20"))
 
 
 @pytest.mark.timeout(120 + 3 * KILLS)
 def test_whatever_is_killed_the_consumer_has_every_line_once_and_in_order(tmp_path: Path) -> None:
-    with storm(tmp_path, seed=KILLS) as raging:
-        raging.rage(KILLS, pause=0.4)
-        assert raging.settle() > 500
+    with kill_loop(tmp_path, seed=KILLS) as loop:
+        loop.run(KILLS, pause=0.4)
+        assert loop.settle() > 500

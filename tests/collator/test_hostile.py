@@ -149,7 +149,7 @@ def test_connections_that_come_and_go_leave_nothing_behind(tmp_path: Path) -> No
         for number in range(1000):
             with collator.connect(number % 2) as sock:
                 if number % 4 == 1:
-                    sock.sendall(b"visitor-%d\n" % number)
+                    sock.sendall(b"brief-%d\n" % number)
                 elif number % 4 == 2:
                     sock.sendall(b"line\n")
         wait_committed(path, 5 * 250)

@@ -1,1 +1,1 @@
-"""Fault rigs and the proof harness for the collator's promises; `README.md` says which rig proves what."""
+"""Fault fixtures and the proof harness for the collator's promises; `README.md` says which fixture proves what."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.faults.daemon import NotReadyError, Subject, control, product
 from tests.faults.fixtures import isolate
-from tests.faults.scenario import MissingRigError, Plan, Row, Scenario, declare
+from tests.faults.scenario import MissingFixtureError, Plan, Row, Scenario, declare
 from tests.support.requirements import extend_path
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a scenario is, and the requirements of its rigs (tests/support/requirements.py)."""
+    """Where a scenario is, and the requirements of its fixtures (tests/support/requirements.py)."""
 
     place: str
     needs: tuple[str, ...] = ()
@@ -29,20 +29,20 @@ class Entry:
 
 
 SCENARIOS: Final = {
-    "storm": Entry("kills:storm"),
+    "kill-loop": Entry("kill_loop:kill_loop"),
     "planted": Entry("bugs:planted", ("strace", "mount", "ext4"), long_needs=("nbd",)),
     "order": Entry("traced:order", ("strace",)),
     "sweep": Entry("traced:sweep", ("strace",)),
     "refusals": Entry("traced:refusals", ("strace",)),
     "starts": Entry("starts:starts", ("strace",)),
     "hang": Entry("hangs:hangs", ("strace",)),
-    "full": Entry("rooms:full_disks", ("mount", "ext4")),
-    "full-start": Entry("rooms:full_starts", ("mount", "ext4")),
-    "inodes": Entry("rooms:no_inodes", ("mount",)),
+    "full": Entry("disk_full:full_disks", ("mount", "ext4")),
+    "full-start": Entry("disk_full:full_starts", ("mount", "ext4")),
+    "inodes": Entry("disk_full:no_inodes", ("mount",)),
     "stopped": Entry("peers:stopped"),
     "crowd": Entry("peers:crowd", ("descriptors",)),
     "slow": Entry("peers:slow"),
-    "visitors": Entry("peers:visitors"),
+    "churn": Entry("peers:churn"),
     "memory": Entry("peers:memory", ("mount",)),
     "rsyslog": Entry("shippers:ship_by_rsyslog", ("rsyslogd",)),
     "syslog-ng": Entry("shippers:ship_by_syslog_ng", ("syslog-ng",)),
@@ -126,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except NotReadyError as error:
             _say(f"| {name} | BROKEN: {error} |")
             broken = True
-        except MissingRigError as missing:
-            _say(f"| {name} | rig missing: {missing} |")
+        except MissingFixtureError as missing:
+            _say(f"| {name} | fixture missing: {missing} |")
             broken = True
     return 1 if broken else 0
 

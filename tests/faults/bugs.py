@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from tests.faults.daemon import Subject, control, product
 from tests.faults.disk_full import full_run
 from tests.faults.fixtures import disk, small_tmpfs
-from tests.faults.kills import hunt, refuse_misplanted
+from tests.faults.kill_loop import hunt, refuse_misplanted
 from tests.faults.power import cut_run, writeback_run
 from tests.faults.scenario import Plan, Row, timed
 from tests.faults.traced import order_run
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.faults.checker import Findings
 
 _HUNT_SECONDS: Final = 30.0
-_BY_STORM: Final = ("no-repair", "no-takeover", "forget")
+_BY_KILLS: Final = ("no-repair", "no-takeover", "forget")
 _BY_ORDER: Final = ("no-sync", "ack-first", "withdraw")
 _BY_POWER: Final = ("no-sync", "ack-first")
 
@@ -42,7 +42,7 @@ def _full(subject: Subject) -> Findings:
 
 
 def planted(plan: Plan) -> Iterator[Row]:
-    """Plant each bug and look for it in the cheapest rig that can see it; the long form asks every rig that can."""
+    """Plant each bug, and look for it in the cheapest scenario that finds it; the long form runs all that find it."""
     makers: list[Callable[[str], Subject]] = [control]
     if plan.subject.name == "collator":
         makers.append(product)
@@ -51,7 +51,7 @@ def planted(plan: Plan) -> Iterator[Row]:
             subject = make(bug)
             row = Row("planted, order of calls", subject.name, expect_broken=True)
             yield _once(row, lambda subject=subject: order_run(subject))  # type: ignore[misc]  # its default binds
-        for bug in _BY_STORM:
+        for bug in _BY_KILLS:
             yield hunt(make(bug), seconds=_HUNT_SECONDS)
         for bug in _BY_POWER:
             subject = make(bug)

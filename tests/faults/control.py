@@ -2,7 +2,7 @@
 
 A harness that finds nothing proves nothing until it has found what was planted. This collator keeps the
 promises of PROTOCOLS section 3 in the plainest way, one batch at a time, and breaks one of them for each
-`--bug`. It imports the standard library alone (it starts in 30 ms, so a kill storm is short) and shares no
+`--bug`. It imports the standard library alone (it starts in 30 ms, so a kill loop is short) and shares no
 code with the product or with the checker.
 
 Its journal: one line a commit, CRC-32 of the rest of the line in hex, a space, then JSON: where the commit

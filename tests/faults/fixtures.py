@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.faults.scenario import MissingRigError, need
+from tests.faults.scenario import MissingFixtureError, need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,15 +42,15 @@ _MAKE: Final = {
     "xfs": ("mkfs.xfs", "-q", "-f"),
 }
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  # a name of the system; the folders in it are mkdtemp's
-_PREFIX: Final = "faults-rig-"
+_PREFIX: Final = "faults-fixture-"
 WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL")
 
 
 def isolate() -> None:
-    """Enter a private mount namespace. Raises MissingRigError without the right to."""
+    """Enter a private mount namespace. Raises MissingFixtureError without the right to."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0:
-        raise MissingRigError(f"mounting needs root: {os.strerror(ctypes.get_errno())}")
+        raise MissingFixtureError(f"mounting needs root: {os.strerror(ctypes.get_errno())}")
     run("mount", "--make-rprivate", "/")
     for left in (*_MEMORY.glob(f"{_PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")):
         owner = left.name.removeprefix(_PREFIX).partition("-")[0]
@@ -59,10 +59,10 @@ def isolate() -> None:
 
 
 def run(*command: str | Path) -> None:
-    """Run a program of a rig; raises with what it said when it fails."""
+    """Run a program of a fixture; raises with what it said when it fails."""
     done = subprocess.run([str(word) for word in command], capture_output=True, check=False)
     if done.returncode != 0:
-        raise MissingRigError(f"{' '.join(str(word) for word in command)}: {done.stderr.decode().strip()}")
+        raise MissingFixtureError(f"{' '.join(str(word) for word in command)}: {done.stderr.decode().strip()}")
 
 
 def strace(*words: str) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def strace(*words: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def rig_folder() -> Iterator[Path]:
+def fixture_folder() -> Iterator[Path]:
     """Give a folder for images, in memory where that can be had, gone afterwards."""
     place = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     home = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
@@ -97,7 +97,7 @@ class Disk:
         run(*_MAKE[kind], self.image)
 
     def mount(self, device: Path | None = None) -> None:
-        """Mount the image, or the device that a rig has put before it."""
+        """Mount the image, or the device that a fixture has put before it."""
         kind = self.kind.partition("-")[0]
         run("mount", "-t", kind, "-o", "loop", device or self.image, self.path)
         self.mounted = True
@@ -123,7 +123,7 @@ class Disk:
 @contextlib.contextmanager
 def disk(kind: str) -> Iterator[Disk]:
     """Give an image with a fresh file system, mounted."""
-    with rig_folder() as home:
+    with fixture_folder() as home:
         made = Disk(home, kind)
         made.mount()
         try:
@@ -137,7 +137,7 @@ def disk(kind: str) -> Iterator[Disk]:
 def small_tmpfs(options: str) -> Iterator[Path]:
     """Mount a tmpfs with `options`, such as size=1m."""
     need("mount")
-    with rig_folder() as home:
+    with fixture_folder() as home:
         path = home / "tmpfs"
         path.mkdir()
         run("mount", "-t", "tmpfs", "-o", options, "tmpfs", path)
@@ -171,7 +171,7 @@ class NetworkDisk:
         deadline = time.monotonic() + 10
         while not (callable(condition) and condition()):
             if time.monotonic() > deadline:
-                raise MissingRigError("nbdkit or nbdfuse does not start")
+                raise MissingFixtureError("nbdkit or nbdfuse does not start")
             select.select([], [], [], 0.01)
 
     def cut_power(self) -> None:
@@ -200,7 +200,7 @@ def network_disk(kind: str, filter_words: Sequence[str]) -> Iterator[tuple[Netwo
 
     `filter_words`: nbdkit's command line, in which {image} and {home} stand for the paths.
     """
-    with rig_folder() as home:
+    with fixture_folder() as home:
         made = Disk(home, kind)
         words = [word.format(image=made.image, home=home) for word in filter_words]
         device = NetworkDisk(made, home, *words)

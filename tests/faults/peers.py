@@ -147,7 +147,7 @@ def slow(plan: Plan) -> Iterator[Row]:
 
 def _come_and_go(address: Address, count: int) -> None:
     """Connect and leave: at once, after half a name, after a name, inside a message; by FIN and by reset."""
-    says = (b"", b"visit", b"visitor-%d\n", b"visitor-%d\nhalf a mess", b"\n", b"\nhalf", b"bad name!\n")
+    says = (b"", b"brief", b"brief-%d\n", b"brief-%d\nhalf a mess", b"\n", b"\nhalf", b"bad name!\n")
     for number in range(count):
         with socket.create_connection(address) as sock:
             word = says[number % len(says)]
@@ -160,11 +160,11 @@ def _descriptors(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
 
 
-def visitors(plan: Plan) -> Iterator[Row]:
+def churn(plan: Plan) -> Iterator[Row]:
     """Let thousands connect and go while eight producers send."""
     raise_file_limit()
     count = plan.times(1_000, 10_000)
-    row = Row("visitors", f"{count} connect and go", runs=1)
+    row = Row("churn", f"{count} connect and go", runs=1)
     with timed(row), folder() as home, Bench(home, plan.subject) as bench:
         with bench.start() as daemon:
             bench.serve(daemon)
@@ -174,14 +174,14 @@ def visitors(plan: Plan) -> Iterator[Row]:
             before = sum(bench.load.promised.values())
             _come_and_go(address, count)
             if sum(bench.load.promised.values()) <= before or not bench.load.wait_promised(_MEBIBYTE, 10):
-                bench.broke("visitors keep the producers from getting on")
+                bench.broke("short connections keep the producers from sending")
             left, deadline = _descriptors(daemon), time.monotonic() + 10
             while left > 60 and time.monotonic() < deadline:  # the last of them may still be on their way out
                 time.sleep(0.02)
                 left = _descriptors(daemon)
             row.remark = f"{left} descriptors after, peak {peak_bytes(daemon) >> 20} MiB"
             if left > 60:
-                bench.broke(f"{left} descriptors are open when all visitors have gone")
+                bench.broke(f"{left} descriptors are open after all short connections have ended")
             bench.kill(daemon)
         bench.settle()
         row.findings.add(bench.findings)

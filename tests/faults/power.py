@@ -124,7 +124,7 @@ def power_cuts(plan: Plan) -> Iterator[Row]:
 
 
 def _controls(plan: Plan, place: Disk) -> Iterator[Row]:
-    """Builds that must fail in the rig, each time."""
+    """Builds that must fail in the fixture, each time."""
     subjects = [(control("no-sync"), "always"), (control("ack-first"), "always"), (plan.subject, "never")]
     for subject, sync in subjects:
         row = Row("power cut, must fail", f"{place.kind} {subject.name} {sync}", expect_broken=True)
@@ -182,19 +182,19 @@ def volatile_caches(plan: Plan) -> Iterator[Row]:
 
 def writeback_run(subject: Subject, kind: str, *, framing: str, seed: int) -> Findings:
     """Let the disk refuse what the kernel writes back: no ACKED after it, exit 1, the next start trusts the disk."""
-    with folder() as home, failing_writes(kind) as (device, rig):
+    with folder() as home, failing_writes(kind) as (device, fixture):
         place = device.disk
         with Machine(home, subject, place, framing=framing, sync="always", seed=seed) as machine:
             with machine.start() as daemon:
                 machine.serve(daemon)
                 machine.load.wait_promised(1 << 18, _PROMISE_SECONDS)
-                (rig / "inject").touch()
+                (fixture / "inject").touch()
                 code = daemon.wait(_EXIT_SECONDS)
                 if code != 1:
                     machine.findings.other += 1
                     machine.findings.note(f"a failed writeback ended it with {code}, not 1: {daemon.said()[-300:]}")
                 machine.target.move(None)
-            (rig / "inject").unlink()
+            (fixture / "inject").unlink()
             _restart_on_the_same_cache(machine)
             machine.consumer.pause()
             place.unmount()

@@ -25,7 +25,7 @@ PRODUCERS = 8
 FINISH_SECONDS = 60.0
 
 
-class MissingRigError(Exception):
+class MissingFixtureError(Exception):
     """A tool, or a right, that the scenario needs is not here; the message names it."""
 
 
@@ -39,12 +39,12 @@ def declare(names: Iterable[str]) -> None:
 
 
 def need(*names: str) -> None:
-    """Make sure of these requirements. Raises MissingRigError for one that is missing, or that is not declared."""
+    """Make sure of these requirements. Raises MissingFixtureError for one that is missing, or that is not declared."""
     for name in names:
         if name not in _declared:
-            raise MissingRigError(f"{name} is not among the needs of the scenario's entry in tests/faults/__main__.py")
+            raise MissingFixtureError(f"{name} is not in the needs of this scenario in tests/faults/__main__.py")
         if (found := missing(name)) is not None:
-            raise MissingRigError(str(found))
+            raise MissingFixtureError(str(found))
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from tests.faults.checker import Findings
 from tests.faults.daemon import Daemon, Subject
 from tests.faults.fixtures import WITH_PARENT
-from tests.faults.scenario import MissingRigError, Plan, Row, folder, need, timed
+from tests.faults.scenario import MissingFixtureError, Plan, Row, folder, need, timed
 from tests.support.sockets import free_port
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def ship(
         place.mkdir()
         source = stack.enter_context(run(place, port))
         if not _wait(source.exists, 15):
-            raise MissingRigError(f"{shipper} does not start")
+            raise MissingFixtureError(f"{shipper} does not start")
         writer = Writer(shipper, source, 4_000)
         writer.start()
         for number in range(kills):

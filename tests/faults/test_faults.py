@@ -39,7 +39,7 @@ def run_scenario(*words: str) -> str:
 def test_scenario_keeps_the_promises(scenario: str) -> None:
     """Nothing acknowledged is lost, doubled or torn, nothing seen changes; and each control fails as it must."""
     table = run_scenario(scenario)
-    assert "rig missing" not in table, table
+    assert "fixture missing" not in table, table
     assert table.endswith("exit code 0\n"), table
 
 

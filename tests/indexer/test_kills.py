@@ -1,6 +1,6 @@
 """kill -9 at any moment: the next start's answers are all right.
 
-STORM_KILLS=200 for as many kills; the suite has a few.
+KILL_LOOP_KILLS=200 for as many kills; the suite has a few.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.naive_index import Truth, lines
 if TYPE_CHECKING:
     from pathlib import Path
 
-KILLS = int(os.environ.get("STORM_KILLS", "10"))
+KILLS = int(os.environ.get("KILL_LOOP_KILLS", "10"))
 
 
 @pytest.mark.timeout(60 + 5 * KILLS)

@@ -34,9 +34,9 @@ def main() -> int:
     )
     given = parser.parse_args()
     if given.short:
-        outcome = soak(8.0, storm_seconds=1.0, storm_rate=2000, harsh=given.harsh)
+        outcome = soak(8.0, flood_seconds=1.0, flood_rate=2000, harsh=given.harsh)
     else:
-        outcome = soak(given.seconds, storm_seconds=20.0, storm_rate=5000, harsh=given.harsh)
+        outcome = soak(given.seconds, flood_seconds=20.0, flood_rate=5000, harsh=given.harsh)
     out = [f"{visits:>9,} visits of a {kind}" for kind, visits in outcome.visits.items()]
     out.append(f"{outcome.received:>9,} bytes received and checked")
     for when, held in (("before", outcome.before), ("after", outcome.after)):

@@ -117,7 +117,7 @@ class Soak:
                 time.sleep(0.01)
 
 
-def storm(port: int, rate: float, seconds: float) -> int:
+def flood(port: int, rate: float, seconds: float) -> int:
     """Connect and disconnect so often a second; how often it was in the end."""
     begin, count = time.monotonic(), 0
     while (now := time.monotonic()) - begin < seconds:
@@ -131,7 +131,7 @@ def storm(port: int, rate: float, seconds: float) -> int:
     return count
 
 
-def soak(seconds: float, *, storm_seconds: float, storm_rate: float, harsh: bool = False, seed: int = 1) -> Outcome:
+def soak(seconds: float, *, flood_seconds: float, flood_rate: float, harsh: bool = False, seed: int = 1) -> Outcome:
     """Warm up for a third of the time, note what the daemon holds, go on, and note it again.
 
     `harsh`: while the clients are there, the daemon is also scraped, probed, signalled, and its log is read in bursts.
@@ -150,7 +150,7 @@ def soak(seconds: float, *, storm_seconds: float, storm_rate: float, harsh: bool
             before = holds(daemon)
             with rigours or contextlib.nullcontext():
                 clients.let_in(seconds * 2 / 3)
-                clients.visits["storm"] = storm(daemon.port(), storm_rate, storm_seconds)
+                clients.visits["connection flood"] = flood(daemon.port(), flood_rate, flood_seconds)
             daemon.log()  # what was held back for want of a reader is held no longer
             settle(daemon, before.descriptors)
             after = holds(daemon)

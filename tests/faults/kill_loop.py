@@ -1,4 +1,4 @@
-"""Kill storm: SIGKILL at random moments, in recovery too, while eight producers send and a consumer follows."""
+"""Kill loop: SIGKILL at random moments, in recovery too, while eight producers send and a consumer follows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TORN: Final = 0.25  # the share of kills after which FILE ends in a torn write,
 _BEFORE_READY: Final = 0.2  # the share of kills that fall into start and recovery
 
 
-def storm_round(
+def kill_round(
     subject: Subject, framing: str, sync: str, kills: int, seed: int, *, through_tailsrv: bool = False
 ) -> Findings:
     """Kill a collator `kills` times over one file; then let it finish and check everything."""
@@ -53,25 +53,25 @@ def storm_round(
         return bench.findings
 
 
-def _storm_round(plan: Plan, framing: str, sync: str, kills: int, number: int) -> Findings:
+def _run_round(plan: Plan, framing: str, sync: str, kills: int, number: int) -> Findings:
     try:
-        return storm_round(plan.subject, framing, sync, kills, plan.seed + number, through_tailsrv=plan.through_tailsrv)
+        return kill_round(plan.subject, framing, sync, kills, plan.seed + number, through_tailsrv=plan.through_tailsrv)
     except NotReadyError as error:
         found = Findings(other=1)
         found.note(f"does not start again: {error}")
         return found
 
 
-def storm(plan: Plan) -> Iterator[Row]:
-    """Kill storm for each of always/never and newline/u32be."""
+def kill_loop(plan: Plan) -> Iterator[Row]:
+    """Kill loop for each of always/never and newline/u32be."""
     for sync in ("always", "never"):
         for framing in ("newline", "u32be"):
-            row = Row("kill storm", f"{sync} {framing}")
+            row = Row("kill loop", f"{sync} {framing}")
             with timed(row):
                 left = plan.times(5, 500)
                 while left > 0:
                     kills = min(left, _KILLS_A_FILE)
-                    row.findings.add(_storm_round(plan, framing, sync, kills, left))
+                    row.findings.add(_run_round(plan, framing, sync, kills, left))
                     row.runs += kills
                     left -= kills
             yield row
@@ -85,13 +85,13 @@ def refuse_misplanted(row: Row) -> None:
 
 
 def hunt(subject: Subject, *, framing: str = "newline", sync: str = "always", seconds: float = 60) -> Row:
-    """Storm until something is found; the row's seconds say how soon a planted bug is seen."""
-    row = Row("planted, kill storm", subject.name, expect_broken=True)
+    """Kill until something is found; the row's seconds say how soon a planted bug is seen."""
+    row = Row("planted, kill loop", subject.name, expect_broken=True)
     plan = Plan(subject, through_tailsrv=False)
     with timed(row):
         deadline = time.monotonic() + seconds
         while not row.findings.broken and time.monotonic() < deadline:
-            row.findings.add(_storm_round(plan, framing, sync, 4, row.runs))
+            row.findings.add(_run_round(plan, framing, sync, 4, row.runs))
             row.runs += 4
     refuse_misplanted(row)
     return row
