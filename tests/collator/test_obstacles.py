@@ -1,4 +1,4 @@
-"""What is short is waited out: nothing accepted is lost, nothing ends, and it goes on by itself."""
+"""The collator waits for descriptors, threads and disk space: it loses nothing, does not end, and resumes by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from collator.obstacles import obstacle
 from collator.workers import Worker
 from tailsrv_runtime.reactor import Reactor
-from tests.support.collators import Producer, collate, raw, wait_committed
+from tests.support.collators import Producer, collate, wait_committed
 from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
@@ -120,40 +120,3 @@ def test_each_obstacle_says_what_it_is_and_what_to_do(number: int, advice: str) 
 def test_a_disk_at_fault_is_none() -> None:
     assert obstacle(OSError(errno.EIO, "Input/output error")) is None
     assert obstacle(OSError(errno.EROFS, "Read-only file system")) is None
-
-
-def test_what_was_sent_before_sigterm_is_committed_also_from_connections_in_the_kernels_queue(tmp_path: Path) -> None:
-    import signal  # noqa: PLC0415 - one use
-
-    path = tmp_path / "stream"
-    with collate(path) as collator:
-        collator.signal(signal.SIGSTOP)
-        for number in range(200):
-            raw(collator, b"line %03d\n" % number)
-        collator.signal(signal.SIGTERM)
-        collator.signal(signal.SIGCONT)
-        assert collator.wait() == 0
-    assert sorted(path.read_bytes().splitlines()) == [b"line %03d" % number for number in range(200)]
-
-
-@pytest.mark.parametrize("sync", ["always", "never"])
-def test_what_was_sent_before_sigterm_is_committed_also_where_it_does_not_fit_the_buffer(
-    tmp_path: Path, sync: str
-) -> None:
-    import signal  # noqa: PLC0415 - one use
-
-    path = tmp_path / "stream"
-    with collate(path, "--sync", sync, "--buffer-bytes", "262144") as collator:
-        socks = [collator.connect() for _ in range(20)]
-        for sock in socks:
-            sock.sendall(b"hello\n")
-        wait_committed(path, 120)
-        collator.signal(signal.SIGSTOP)
-        for sock in socks:
-            sock.sendall((b"x" * 999 + b"\n") * 100)
-        collator.signal(signal.SIGTERM)
-        collator.signal(signal.SIGCONT)
-        assert collator.wait() == 0
-        for sock in socks:
-            sock.close()
-    assert path.stat().st_size == 120 + 20 * 100_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,7 @@ from tailsrv_runtime.files import append, lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from collator.batch_builder import Piece
 
@@ -91,78 +91,6 @@ def test_a_file_that_became_shorter_is_not_written_to(file: StreamFile, tmp_path
     with pytest.raises(FatalError, match="truncated to 2 bytes"):
         file.append([b"two\n"])
     assert (tmp_path / "stream").read_bytes() == b"on"
-
-
-def test_rescues_of_one_second_have_names_of_their_own(file: StreamFile, tmp_path: Path) -> None:
-    paths = []
-    for junk in (b"a", b"b", b"c"):
-        with (tmp_path / "stream").open("ab", buffering=0) as other:
-            other.write(junk)
-        rescue = Rescue(file, 4)
-        rescue.run()
-        paths.append(rescue.path)
-    assert len(set(paths)) == 3
-    assert [Path(path).read_bytes() for path in paths] == [b"a", b"b", b"c"]
-
-
-def test_a_rescue_takes_along_what_is_appended_meanwhile(file: StreamFile, tmp_path: Path) -> None:
-    path = tmp_path / "stream"
-    late = [b"late\n", b"later\n"]
-    with path.open("ab", buffering=0) as other:
-        other.write(b"stranger\n")
-
-        def append_more(_: int) -> None:
-            if late:
-                other.write(late.pop(0))
-
-        rescue = Rescue(file, 4)
-        rescue.run(append_more)
-    assert path.read_bytes() == b"one\n"
-    assert Path(rescue.path).read_bytes() == b"stranger\nlate\nlater\n"
-    assert rescue.copied == 20
-
-
-def test_a_rescue_takes_along_what_is_appended_while_it_is_made_durable(
-    file: StreamFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "stream"
-    with path.open("ab", buffering=0) as other:
-        other.write(b"stranger\n")
-        sync = os.fsync
-
-        def slow_sync(fd: int) -> None:
-            sync(fd)
-            monkeypatch.undo()
-            other.write(b"late\n")
-
-        monkeypatch.setattr(os, "fsync", slow_sync)
-        rescue = Rescue(file, 4)
-        rescue.run()
-    assert path.read_bytes() == b"one\n"
-    assert Path(rescue.path).read_bytes() == b"stranger\nlate\n"
-
-
-@pytest.mark.parametrize("left", [4, 9])
-def test_a_rescue_ends_when_somebody_shortens_the_file_meanwhile(file: StreamFile, tmp_path: Path, left: int) -> None:
-    path = tmp_path / "stream"
-    with path.open("ab", buffering=0) as other:
-        other.write(b"x" * (3 << 20))
-
-    rescue = Rescue(file, 4)
-    rescue.run(lambda _: os.truncate(path, left))
-    assert path.read_bytes() == b"one\n"
-    assert rescue.copied == 1 << 20
-
-
-def test_a_rescue_does_not_lengthen_a_file_that_became_too_short(file: StreamFile, tmp_path: Path) -> None:
-    path = tmp_path / "stream"
-    with path.open("ab", buffering=0) as other:
-        other.write(b"stranger\n")
-    rescue = Rescue(file, 4)
-    with pytest.raises(FatalError, match="truncated below byte 4"):
-        rescue.run(lambda _: os.truncate(path, 2))
-    assert path.read_bytes() == b"on"
-    assert not list(tmp_path.glob("*.rescued-*"))
 
 
 def test_a_file_that_is_replaced_between_open_and_lock_is_opened_again(

@@ -18,7 +18,7 @@ from tests.support.waits import wait_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGE = Path(__file__).parent.parent / "docs" / "protocols.md"
+PAGE = Path(__file__).parents[2] / "docs" / "protocols.md"
 DIALOGUES = re.findall(r"^```dialogue (.+?)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 

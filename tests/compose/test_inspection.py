@@ -1,4 +1,4 @@
-"""`tailsrv-check` finds what does not agree, says where, and touches nothing."""
+"""`tailsrv-check` finds where a stream and the files beside it disagree, and changes none of them."""
 
 from __future__ import annotations
 

@@ -1,20 +1,17 @@
-"""What happens at moments that nobody chooses: during recovery, without watches, at the end, without memory."""
+"""The collator in the loop of a test: recovery, shortages of watches and of memory, and ends during a sync."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import resource
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from collator import batch_builder, committer, pipeline, recovery, rescue, startup
+from collator import batch_builder, committer, pipeline, recovery, startup
 from collator.diskwriter import DiskWriter
 from collator.options import Options, parse_sync
 from collator.server import Collator
@@ -185,40 +182,6 @@ def test_an_end_while_a_sync_hangs_is_one_line_and_leaves_its_files_alone(
     for thread in workers:
         thread.join(0.2)
     assert raised == []
-
-
-def test_a_rescue_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
-    """The first start is killed when half the bytes are copied; the second one rescues all of them, once."""
-    path = tmp_path / "stream"
-    with collate(path) as collator:
-        producer = Producer(collator, "ada")
-        producer.send(b"one\n")
-        producer.until(4)
-    junk = b"by hand\n" * (rescue.COPY_BYTES // 4)
-    with path.open("ab") as file:
-        file.write(junk)
-    program = (
-        "import os, signal, sys\n"
-        "from collator import rescue\n"
-        "from collator.cli import main\n"
-        "honest = rescue.os.fsync\n"
-        "def fsync(fd):\n"
-        "    if 'rescued' in os.readlink(f'/proc/self/fd/{fd}'):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    honest(fd)\n"
-        "rescue.os.fsync = fsync\n"
-        "main()\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", program, str(path), "--listen", "127.0.0.1:0"], check=False, capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert list(tmp_path.glob("stream.rescued-*")) == []
-    assert path.read_bytes() == b"one\n" + junk
-    with collate(path):
-        (rescued,) = tmp_path.glob("*rescued*")
-        assert rescued.read_bytes() == junk
-    assert list(tmp_path.glob(".*")) == []
 
 
 def pipeline_of(looped: Looped) -> pipeline.Pipeline:

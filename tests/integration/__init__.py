@@ -1,1 +1,0 @@
-"""Real programs from Debian, and the commands that a newcomer types."""
