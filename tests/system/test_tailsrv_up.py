@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import pytest
@@ -21,89 +21,14 @@ from compose.up.options import Options
 from compose.up.passed_options import COMMANDS
 from tailsrv_formats.addresses import Address
 from tests.support.http import health
+from tests.support.launchers import COMMAND, Up, up
 from tests.support.outputs import KINDS, output
-from tests.support.processes import children
+from tests.support.processes import children, is_running
 from tests.support.sockets import read_exactly, read_to_end
 from tests.support.waits import PATIENCE, wait_until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-COMMAND = (sys.executable, "-m", "compose.up")
-AT_ONCE = 8.0
-"""Less than the ten seconds of a start that waits, or the thirty of an end."""
-
-
-class Up:
-    """A running `tailsrv-up`."""
-
-    def __init__(self, process: subprocess.Popen[bytes], addresses: list[str]) -> None:
-        self.process = process
-        self.addresses = addresses
-
-    def connect(self, number: int) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", int(self.addresses[number].rpartition(":")[2])), PATIENCE)
-
-    def daemons(self) -> list[int]:
-        """The collator, the indexer, the broadcaster."""
-        return children(self.process.pid)
-
-    def passes_a_line_on(self) -> None:
-        with self.connect(0) as consumer, self.connect(1) as producer:
-            consumer.sendall(b"0\n")
-            producer.sendall(b"a line\n")
-            assert read_exactly(consumer, 7) == b"a line\n"
-
-    def ends(self, signum: int = signal.SIGTERM) -> int:
-        """Signal it; the exit code, which has to come at once."""
-        begin = time.monotonic()
-        self.process.send_signal(signum)
-        try:
-            code = self.process.wait(AT_ONCE)
-        except subprocess.TimeoutExpired:
-            pytest.fail("it does not end:\n" + "\n".join(map(state, (self.process.pid, *self.daemons()))))
-        assert time.monotonic() - begin < AT_ONCE
-        return code
-
-
-def state(pid: int) -> str:
-    """What a process is, and what its threads wait for."""
-    found = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()]
-    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
-        lines = (task / "status").read_text().splitlines()
-        found += [line for line in lines if line.startswith(("State", "SigPnd", "SigBlk", "SigIgn", "SigCgt"))]
-        with contextlib.suppress(OSError):  # only root may see it
-            found.append((task / "stack").read_text())
-    return "\n".join(found)
-
-
-@contextlib.contextmanager
-def up(file: Path, *options: str, prefix: tuple[str, ...] = (), **popen: Any) -> Iterator[Up]:
-    """`tailsrv-up` on free ports, ready."""
-    read_end, write_end = os.pipe()
-    command = [*prefix, *COMMAND, str(file), "--base-port", "0", "--host", "127.0.0.1"]
-    with subprocess.Popen(
-        [*command, "--ready-fd", str(write_end), *options],
-        pass_fds=(write_end,),
-        stdin=subprocess.DEVNULL,
-        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **popen},
-    ) as process:
-        os.close(write_end)
-        daemons: list[int] = []
-        try:
-            with os.fdopen(read_end, "rb") as ready:
-                running = Up(process, json.loads(ready.readline() or b'{"addresses": []}')["addresses"])
-                assert ready.read() == b""  # nobody else keeps it open
-            daemons = running.daemons() if process.poll() is None else []
-            yield running
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait(PATIENCE)
-            for pid in daemons:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-            wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in daemons), "the daemons are gone")
+CAPTURED: dict[str, Any] = {"host": "", "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+"""On all interfaces, and the outputs as text."""
 
 
 def log_lines(running: Up, rounds: int) -> None:
@@ -123,17 +48,19 @@ def log_lines(running: Up, rounds: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", ["stderr", "stdout"])
 def test_an_output_that_takes_nothing_harms_nothing(tmp_path: Path, kind: str, which: str) -> None:
-    with output(kind) as out, up(tmp_path / "log", prefix=(), **{which: out.fd}) as running:
-        log_lines(running, 20)
-        running.passes_a_line_on()
-        assert running.ends(signal.SIGINT) == 0
+    with output(kind) as out:
+        streams: dict[str, Any] = {which: out.fd}
+        with up(tmp_path / "log", **streams) as running:
+            log_lines(running, 20)
+            running.assert_passes_a_line_on()
+            assert running.end(signal.SIGINT) == 0
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "1>&-", "0<&- 1>&- 2>&-", "1>/dev/full"])
 def test_an_output_that_is_closed_or_full_harms_nothing(tmp_path: Path, redirection: str) -> None:
     with up(tmp_path / "log", prefix=("sh", "-c", f'exec "$@" {redirection}', "sh")) as running:
-        running.passes_a_line_on()
-        assert running.ends() == 0
+        running.assert_passes_a_line_on()
+        assert running.end() == 0
 
 
 def test_a_reader_that_dies_harms_nothing(tmp_path: Path) -> None:
@@ -143,8 +70,8 @@ def test_a_reader_that_dies_harms_nothing(tmp_path: Path) -> None:
         os.close(write_end)
         os.close(read_end)
         log_lines(running, 3)
-        running.passes_a_line_on()
-        assert running.ends() == 0
+        running.assert_passes_a_line_on()
+        assert running.end() == 0
 
 
 def test_who_reads_on_gets_the_banner_the_lines_and_how_many_are_missing(tmp_path: Path) -> None:
@@ -160,7 +87,7 @@ def test_who_reads_on_gets_the_banner_the_lines_and_how_many_are_missing(tmp_pat
         assert lines[-1]["count"] > 0
         assert {line["daemon"] for line in lines[:-1]} <= {"tailsrv-collate", "tailsrv-index", "tailsrv"}
         assert all(line["event"] for line in lines)
-        assert running.ends() == 0
+        assert running.end() == 0
 
 
 def test_a_second_ctrl_c_kills_what_hangs(tmp_path: Path) -> None:
@@ -171,7 +98,7 @@ def test_a_second_ctrl_c_kills_what_hangs(tmp_path: Path) -> None:
         wait_until(lambda: _is_pending(collate, signal.SIGTERM), "it has been told")
         assert Path(f"/proc/{index}").exists()  # the writer is first
         assert Path(f"/proc/{tailsrv}").exists()
-        assert running.ends(signal.SIGINT) == 1
+        assert running.end(signal.SIGINT) == 1
         assert running.process.stderr is not None
         assert b"collate was killed by SIGKILL" in running.process.stderr.read()
 
@@ -214,8 +141,8 @@ def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path:
     with up(tmp_path / "log", env=environment) as running:
         assert [address.rpartition(":")[0] for address in running.addresses] == ["127.0.0.1"] * 4
         assert health(f"unix:{tmp_path}/http")[0] == 200
-        running.passes_a_line_on()
-        assert running.ends() == 0
+        running.assert_passes_a_line_on()
+        assert running.end() == 0
 
 
 def test_options_of_the_daemons_are_passed_to_those_that_have_them(tmp_path: Path) -> None:
@@ -223,11 +150,11 @@ def test_options_of_the_daemons_are_passed_to_those_that_have_them(tmp_path: Pat
     with up(tmp_path / "log", *options, stderr=subprocess.PIPE) as running:
         collator, _, broadcaster = running.daemons()
         assert [len(children(pid)) for pid in (collator, broadcaster)] == [0, 2]
-        running.passes_a_line_on()
+        running.assert_passes_a_line_on()
         with running.connect(2) as producer:
             producer.sendall(b"me\n" + b"x" * 2000 + b"\n")
             assert b"error: " in read_to_end(producer)
-        assert running.ends() == 0
+        assert running.end() == 0
     assert (tmp_path / "elsewhere").exists()
     assert not (tmp_path / "log.index").exists()
 
@@ -242,7 +169,7 @@ def test_each_daemon_has_an_http_endpoint_of_its_own(tmp_path: Path) -> None:
     with up(tmp_path / "log", "--metrics", f"unix:{tmp_path}/http") as running:
         for daemon in ("tailsrv", "collate", "index"):
             assert health(f"unix:{tmp_path}/http.{daemon}")[0] == 200
-        assert running.ends() == 0
+        assert running.end() == 0
     ports = Options(file="x", metrics=Address(host="::1", port=9100))
     assert [str(ports.metrics_address(daemon)) for daemon in ("tailsrv", "collate", "index")] == [
         "[::1]:9100",
@@ -303,7 +230,7 @@ def test_a_terminal_gets_text_of_a_hundred_columns_with_levels_in_colour(tmp_pat
 def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: Path) -> None:
     with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
         running.process.send_signal(signal.SIGHUP)
-        assert running.ends(signal.SIGHUP) == 0
+        assert running.end(signal.SIGHUP) == 0
         assert running.process.stderr is not None
         assert running.process.stderr.read().count(b'"stopped"') == 3
 
@@ -311,15 +238,15 @@ def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: P
 def test_nohup_is_respected(tmp_path: Path) -> None:
     with up(tmp_path / "log", prefix=("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")) as running:
         running.process.send_signal(signal.SIGHUP)
-        running.passes_a_line_on()
-        assert running.ends() == 0
+        running.assert_passes_a_line_on()
+        assert running.end() == 0
 
 
 def test_a_full_log_file_is_survived(tmp_path: Path) -> None:
     with up(tmp_path / "log", "--log-file", "/dev/full") as running:
         log_lines(running, 3)
-        running.passes_a_line_on()
-        assert running.ends() == 0
+        running.assert_passes_a_line_on()
+        assert running.end() == 0
 
 
 def test_a_log_file_that_is_not_read_is_survived(tmp_path: Path) -> None:
@@ -327,8 +254,8 @@ def test_a_log_file_that_is_not_read_is_survived(tmp_path: Path) -> None:
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     with up(tmp_path / "log", "--log-file", str(tmp_path / "fifo")) as running:
         log_lines(running, 40)
-        running.passes_a_line_on()
-        assert running.ends() == 0
+        running.assert_passes_a_line_on()
+        assert running.end() == 0
     os.close(reader)
 
 
@@ -483,7 +410,7 @@ def test_a_start_that_takes_long_is_waited_for(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        running = Up(process, [])  # type: ignore[arg-type] # its output is text here
+        running = Up(process, [])
         try:
             while '"waiting_for":["collate"]' not in (line := process.stderr.readline()):
                 assert line
@@ -498,3 +425,83 @@ def test_a_start_that_takes_long_is_waited_for(tmp_path: Path) -> None:
                 for pid in running.daemons():
                     os.kill(pid, signal.SIGCONT)  # a stopped process would never learn that its launcher is gone
             process.kill()
+
+
+def test_ctrl_c_stops_all_of_them_and_exits_0(tmp_path: Path) -> None:
+    with up(tmp_path / "log", **CAPTURED) as stream:
+        daemons = stream.daemons()
+        assert len(daemons) == 3
+        stream.process.send_signal(signal.SIGINT)
+        _, said = stream.process.communicate(timeout=PATIENCE)
+        assert stream.process.returncode == 0
+    assert "Traceback" not in said
+    for pid in daemons:
+        assert not is_running(pid)
+
+
+def test_when_one_dies_the_others_are_stopped_and_the_exit_code_is_not_0(tmp_path: Path) -> None:
+    with up(tmp_path / "log", **CAPTURED) as stream:
+        os.kill(stream.daemons()[-1], signal.SIGKILL)
+        _, said = stream.process.communicate(timeout=PATIENCE)
+        assert stream.process.returncode == 1
+    assert "was killed by SIGKILL" in said
+
+
+def test_when_the_launcher_is_killed_its_daemons_end(tmp_path: Path) -> None:
+    with up(tmp_path / "log", **CAPTURED) as stream:
+        daemons = stream.daemons()
+        stream.process.kill()
+        stream.process.communicate(timeout=PATIENCE)
+        assert len(daemons) == 3
+        wait_until(lambda: not any(map(is_running, daemons)), "they are gone")
+
+
+def test_the_banner_names_every_address_and_commands_to_paste(tmp_path: Path) -> None:
+    with up(tmp_path / "log", **CAPTURED) as stream:
+        stream.process.send_signal(signal.SIGTERM)
+        shown, said = stream.process.communicate(timeout=PATIENCE)
+    ports = stream.ports
+    for name, role in (
+        ("broadcast", "broadcast"),
+        ("collate", "raw"),
+        ("acknowledged", "acknowledged"),
+        ("index", "index"),
+    ):
+        assert re.search(rf"{name} +\S+:{ports[role]}$", shown, re.MULTILINE)
+    assert f"echo 1000 | nc -N localhost {ports['index']} | nc localhost {ports['broadcast']}" in shown
+    assert {json.loads(line)["daemon"] for line in said.splitlines()} == {
+        "tailsrv-collate",
+        "tailsrv-index",
+        "tailsrv",
+    }
+
+
+def test_a_line_goes_from_a_producer_to_a_consumer(tmp_path: Path) -> None:
+    with (
+        up(tmp_path / "log", **CAPTURED) as stream,
+        socket.create_connection(("localhost", stream.ports["broadcast"]), PATIENCE) as consumer,
+        socket.create_connection(("localhost", stream.ports["raw"]), PATIENCE) as producer,
+    ):
+        consumer.sendall(b"0\n")
+        producer.sendall(b"from end to end\n")
+        assert read_exactly(consumer, 16) == b"from end to end\n"
+
+
+def test_logs_are_shown_and_kept_where_asked(tmp_path: Path) -> None:
+    with up(tmp_path / "log", "--log-file", str(tmp_path / "kept"), **CAPTURED) as stream:
+        stream.process.send_signal(signal.SIGTERM)
+        _, said = stream.process.communicate(timeout=PATIENCE)
+    assert (tmp_path / "kept").read_text() == said
+
+
+@pytest.mark.parametrize("options", [("--base-port", "65533"), ("--framing", "morse"), ("--allow", "nobody")])
+def test_a_wrong_command_line_exits_2_with_one_line(tmp_path: Path, options: tuple[str, ...]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "compose.up", str(tmp_path / "log"), *options],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert options[1] in ended.stderr
