@@ -15,6 +15,7 @@ from tailsrv_formats.header import parse as parse_header
 from tests.support.collators import ACK, Producer, collate, raw, wait_committed
 from tests.support.http import scrape
 from tests.support.sockets import reset
+from tests.support.waits import wait_quiet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,12 +120,12 @@ def test_a_producer_whose_first_message_looks_like_a_header_goes_on(tmp_path: Pa
     path = tmp_path / "stream"
     with collate(path) as collator, collator.connect() as sock:
         sock.sendall(b"1\n")
-        time.sleep(0.2)
-        assert path.read_bytes() == b""  # it is held
+        raw(collator, b"other\n")  # is read after it
+        assert wait_committed(path, 6) == b"other\n"
         sock.sendall(b"2\n")
-        assert wait_committed(path, 4) == b"1\n2\n"
-        sock.sendall(b"3\n")  # and never again
-        assert wait_committed(path, 6) == b"1\n2\n3\n"
+        assert wait_committed(path, 10) == b"other\n1\n2\n"
+        sock.sendall(b"3\n")  # is not held: only the first message may be a header
+        assert wait_committed(path, 12) == b"other\n1\n2\n3\n"
         assert collator.stop() == 0
 
 
@@ -132,9 +133,10 @@ def test_what_is_held_at_the_end_is_a_message(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator, collator.connect() as sock:
         sock.sendall(b"42\n")
-        time.sleep(0.2)
+        raw(collator, b"other\n")  # is read after it
+        assert wait_committed(path, 6) == b"other\n"
         assert collator.stop() == 0
-    assert path.read_bytes() == b"42\n"
+    assert path.read_bytes() == b"other\n42\n"
 
 
 def test_an_incomplete_line_is_held_as_long_as_it_likes_and_dropped_by_a_reset(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_an_incomplete_line_is_held_as_long_as_it_likes_and_dropped_by_a_reset(t
         patient, gone = collator.connect(), collator.connect()
         patient.sendall(b"12")
         gone.sendall(b"34")
-        time.sleep(1.5)
+        time.sleep(1.5)  # longer than a whole line is held; the promise is about time passing
         reset(gone)
         assert collator.wait_log("incomplete message dropped")["bytes"] == 2
         patient.sendall(b"34 is no header of anybody\n")
@@ -189,9 +191,9 @@ def test_many_silent_held_clients_cost_no_turn_of_the_loop(tmp_path: Path) -> No
             sock.sendall(b"12")
         raw(collator, b"hello\n")
         wait_committed(path, 6)
-        time.sleep(0.3)
+        wait_quiet(lambda: int(collator.status("voluntary_ctxt_switches")), 0.3)
         before = int(collator.status("voluntary_ctxt_switches"))
-        time.sleep(0.5)
+        time.sleep(0.5)  # the promise is about time passing
         assert int(collator.status("voluntary_ctxt_switches")) <= before + 2
         for sock in socks:
             sock.close()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tailsrv_formats.framing import FRAMINGS, FramingError, make_framing
 from tests.fuzz import fuzz_framing
-from tests.fuzz.fuzz_framing import check, naive
+from tests.fuzz.fuzz_framing import assert_framed, naive
 
 GOLDEN = {
     "newline": (b"a\n\nbc\n", [2, 3, 6]),
@@ -54,7 +54,7 @@ def test_golden_bytes(name: str) -> None:
 def test_whole_byte_by_byte_and_in_arbitrary_cuts(stream: tuple[str, bytes], limit: int, cuts: tuple[int, ...]) -> None:
     name, data = stream
     for pieces in ((1 << 20,), (1,) if len(data) < 2000 else (97,), cuts):
-        check(name, data, limit, pieces)
+        assert_framed(name, data, limit, pieces)
 
 
 @given(streams(), st.integers(0, 2000), st.integers(0, 20))
@@ -108,6 +108,6 @@ def test_the_fuzz_target_finds_nothing_in_random_streams() -> None:
     source = random.Random()
     for _ in range(2000):
         data = source.randbytes(source.randrange(400))
-        fuzz_framing.one_input(data)
+        fuzz_framing.assert_input(data)
         few = bytes(byte % 5 for byte in data[4:])
-        fuzz_framing.one_input(data[:4] + few)
+        fuzz_framing.assert_input(data[:4] + few)

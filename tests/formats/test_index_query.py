@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tailsrv_formats.index_query import LINE_BYTES, Answer, Malformed, Query, format_time, parse, render, render_error
-from tests.fuzz.fuzz_query import one_input, shaped
+from tests.fuzz.fuzz_query import assert_input, shaped
 
 NINE = 1795424400 * 10**9  # 2026-11-23T09:00:00Z
 
@@ -118,5 +118,5 @@ def test_whatever_is_sent_there_is_one_line_for_it() -> None:
     rng = random.Random(5)
     for _ in range(3000):
         data = rng.randbytes(rng.randrange(80))
-        one_input(data)
-        one_input(shaped(data))
+        assert_input(data)
+        assert_input(shaped(data))

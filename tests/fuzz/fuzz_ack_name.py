@@ -17,7 +17,7 @@ from tests.fuzz.campaign import run
 ALLOWED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
 
 
-def one_input(data: bytes) -> None:
+def assert_input(data: bytes) -> None:
     """Check the invariant, for the line that the data begins with."""
     line = data[: data.find(b"\n") + 1 or NAME_LINE_BYTES][:NAME_LINE_BYTES]
     ended = line.endswith(b"\n")
@@ -39,4 +39,4 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    run(one_input)
+    run(assert_input)

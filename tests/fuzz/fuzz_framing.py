@@ -86,7 +86,7 @@ def deliver(builder: BatchBuilder, inbox: Inbox, data: bytes, cuts: itertools.cy
     return None
 
 
-def check(name: str, data: bytes, limit: int, cuts: tuple[int, ...]) -> None:
+def assert_framed(name: str, data: bytes, limit: int, cuts: tuple[int, ...]) -> None:
     """Check the invariant for one framing."""
     ends, behind = naive(name, data, limit)
     last = ends[-1] if ends else 0
@@ -115,14 +115,14 @@ def check(name: str, data: bytes, limit: int, cuts: tuple[int, ...]) -> None:
     assert builder.held == 0
 
 
-def one_input(data: bytes) -> None:
+def assert_input(data: bytes) -> None:
     """Spend the first bytes on the framing, the limit and the cuts, the others on the stream."""
     if len(data) < 4:
         return
     name = FRAMINGS[data[0] % len(FRAMINGS)]
     limit = 1 + data[1] * (1 if data[0] < 128 else 40)
-    check(name, data[4:], limit, (1 + data[2], 1 + data[3] * 16))
+    assert_framed(name, data[4:], limit, (1 + data[2], 1 + data[3] * 16))
 
 
 if __name__ == "__main__":
-    run(one_input)
+    run(assert_input)

@@ -23,7 +23,7 @@ def judge(received: bytes, *, ended: bool) -> Request | Where | str | None:
         return "error"
 
 
-def one_input(data: bytes) -> None:
+def assert_input(data: bytes) -> None:
     """Check the invariant."""
     for ended in (False, True):
         verdict = judge(data, ended=ended)
@@ -51,4 +51,4 @@ def shaped(data: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    run(one_input, lambda data: one_input(shaped(data)))
+    run(assert_input, lambda data: assert_input(shaped(data)))

@@ -118,7 +118,7 @@ def judge(answer: bytes) -> tuple[int, bytes] | None:
     return int(status), body
 
 
-def check(harness: Harness, data: bytes) -> None:
+def assert_answered(harness: Harness, data: bytes) -> None:
     """Check the invariant."""
     whole = judge(harness.talk([data] if data else []))
     if whole is None:
@@ -160,10 +160,10 @@ def _harness() -> Harness:
     return Harness()
 
 
-def one_input(data: bytes) -> None:
+def assert_input(data: bytes) -> None:
     """Check the invariant, with one endpoint for the whole campaign."""
-    check(_harness(), data)
+    assert_answered(_harness(), data)
 
 
 if __name__ == "__main__":
-    run(one_input, lambda data: one_input(shaped(data)))
+    run(assert_input, lambda data: assert_input(shaped(data)))

@@ -105,7 +105,7 @@ class Indexer:
             follower.cut(error)
         return None
 
-    def check(self, truth: Truth = TRUTH) -> int:
+    def assert_answers(self, truth: Truth = TRUTH) -> int:
         """Compare all answers with those of a naive reading; how many there were at the first try."""
         answered = 0
         for number in range(truth.count + 1):
@@ -137,15 +137,15 @@ class Indexer:
         self.close()
 
 
-def one_input(data: bytes, directory: str) -> int:
+def assert_input(data: bytes, directory: str) -> int:
     """Check the invariant for these bytes as an index. Returns how many answers there were."""
     with Indexer(directory, index=data) as indexer:
-        answered = indexer.attach().check()
+        answered = indexer.attach().assert_answers()
     for name in os.listdir(directory):
         os.unlink(os.path.join(directory, name))
     with Indexer(directory) as indexer:
         indexer.attach().overwrite(data)
-        indexer.check()
+        indexer.assert_answers()
     for name in os.listdir(directory):
         os.unlink(os.path.join(directory, name))
     return answered
@@ -153,4 +153,4 @@ def one_input(data: bytes, directory: str) -> int:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
-        run(lambda data: one_input(data, directory), lambda data: one_input(edited(data), directory))
+        run(lambda data: assert_input(data, directory), lambda data: assert_input(edited(data), directory))

@@ -40,7 +40,7 @@ def sample(sync: str = "always") -> tuple[bytes, list[Record]]:
     return content + bytes(512), records
 
 
-def one_input(data: bytes) -> None:
+def assert_input(data: bytes) -> None:
     """Apply edits of three bytes each (where, where, what) to a journal, or take the data for one; read it."""
     content, records = sample()
     edited = bytearray(content)
@@ -57,4 +57,4 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    run(one_input)
+    run(assert_input)

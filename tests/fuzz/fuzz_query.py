@@ -20,7 +20,7 @@ WORDS = (
 )
 
 
-def one_input(line: bytes) -> None:
+def assert_input(line: bytes) -> None:
     """Check the invariant."""
     line = line.replace(b"\n", b"")
     query = parse(line)
@@ -48,4 +48,4 @@ def shaped(data: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    run(one_input, lambda data: one_input(shaped(data)))
+    run(assert_input, lambda data: assert_input(shaped(data)))

@@ -55,7 +55,7 @@ def check_all(daemon: Daemon, truth: Truth) -> None:
             return not any(reply.startswith("error: ") for reply in replies)
 
         wait_until(is_right, "every answer is there")
-        asker.check(truth, range(0, truth.count + 1, 501))
+        asker.assert_answers(truth, range(0, truth.count + 1, 501))
 
 
 # --- the index
@@ -222,7 +222,7 @@ def test_before_nonsense_all_is_answered_and_it_is_reported_once_with_its_place(
             with path.open("ab") as stream:
                 stream.write(b"\xff" * 1000)
             with Asker(daemon) as asker:
-                asker.check(truth, [0, truth.count])
+                asker.assert_answers(truth, [0, truth.count])
             assert len([event for event in daemon.events() if event["event"] == "corrupt stream: invalid framing"]) == 1
             assert daemon.stop() == 0
 

@@ -51,7 +51,7 @@ def test_a_mark_older_than_the_index_costs_nothing_at_a_start(path: Path) -> Non
     set_mark(path, EARLY.end + 3)
     with index(path, *OPTIONS) as daemon, Asker(daemon) as asker:
         assert asker.count() == EARLY.count
-        asker.check(EARLY, range(0, EARLY.count + 1, 7))
+        asker.assert_answers(EARLY, range(0, EARLY.count + 1, 7))
         assert asker.line(str(EARLY.count + 1)).startswith("error: ")
         assert "error" in asker.ask(offset=EARLY.end + 1)
         assert index_path.read_bytes() == before
@@ -59,10 +59,10 @@ def test_a_mark_older_than_the_index_costs_nothing_at_a_start(path: Path) -> Non
             committed = Truth("newline", lines(part))
             set_mark(path, committed.end)
             wait_counted(asker, part)
-            asker.check(committed, range(0, part + 1, 997))
+            asker.assert_answers(committed, range(0, part + 1, 997))
         set_mark(path, WHOLE.end)
         wait_counted(asker, WHOLE.count)
-        asker.check(WHOLE, range(0, WHOLE.count + 1, 1777))
+        asker.assert_answers(WHOLE, range(0, WHOLE.count + 1, 1777))
         with path.open("ab") as stream:
             stream.write(b"x" * 99 + b"\n")
         set_mark(path, WHOLE.end + 100)
@@ -83,11 +83,11 @@ def test_a_mark_that_goes_back_while_it_runs_costs_nothing(path: Path) -> None:
             set_mark(path, end)
             wait_until(lambda: asker.ask(count=True).get("end", WHOLE.end) <= EARLY.end, "the mark is seen")
         assert asker.count() == EARLY.count
-        asker.check(EARLY, range(0, EARLY.count + 1, 7))
+        asker.assert_answers(EARLY, range(0, EARLY.count + 1, 7))
         assert asker.line(str(EARLY.count + 1)).startswith("error: ")
         set_mark(path, WHOLE.end)
         wait_counted(asker, WHOLE.count)
-        asker.check(WHOLE, range(0, WHOLE.count + 1, 1777))
+        asker.assert_answers(WHOLE, range(0, WHOLE.count + 1, 1777))
         assert daemon.stop() == 0
     assert index_path.read_bytes() == before
     assert not path.with_name("stream.index.old").exists()
@@ -120,10 +120,10 @@ def test_what_the_power_cut_took_of_the_stream_is_cut_off_the_index_and_what_rep
             assert asker.count() == WHOLE.count
             cut()
         wait_until(lambda: asker.ask(count=True).get("count") == EARLY.count, "the cut is seen")
-        asker.check(EARLY, range(0, EARLY.count + 1, 7))
+        asker.assert_answers(EARLY, range(0, EARLY.count + 1, 7))
         replace()
         wait_until(lambda: asker.ask(count=True).get("count") == other.count, "the new messages are seen")
-        asker.check(other, range(0, other.count + 1, 331))
+        asker.assert_answers(other, range(0, other.count + 1, 331))
         assert daemon.stop() == 0
     assert verify(str(path)) == []
     assert not path.with_name("stream.index.old").exists()
@@ -136,10 +136,10 @@ def test_wherever_the_mark_is_no_answer_is_beyond_it(tmp_path: Path) -> None:
         count = max(number for number, offset in enumerate(TRUTH.offsets) if offset <= end)
         known = Truth("newline", lines(120)[:count])
         with Indexer(str(folder)) as indexer:
-            indexer.attach(end).check(known)
+            indexer.attach(end).assert_answers(known)
             for further in (min(end + 100, TRUTH.end), TRUTH.end):
                 indexer.follower.advance(further)
-            indexer.check()
+            indexer.assert_answers()
             assert indexer.log.of("index set aside") == []
             with open(indexer.index_path, "rb") as file:
                 assert file.read() == RIGHT
@@ -155,7 +155,7 @@ def test_an_early_entry_that_is_damaged_is_made_again(tmp_path: Path) -> None:
         with Indexer(str(folder), index=bytes(damaged)) as indexer:
             indexer.attach(TRUTH.offsets[60])
             indexer.follower.advance(TRUTH.end)
-            indexer.check()
+            indexer.assert_answers()
             path = indexer.path
         assert verify(path) == []
 
@@ -176,7 +176,7 @@ def test_questions_while_the_file_is_not_there_cost_nothing(path: Path) -> None:
         assert elsewhere.read_bytes() == before
         away.rename(path)
         wait_counted(asker, WHOLE.count)
-        asker.check(WHOLE, range(0, WHOLE.count + 1, 1777))
+        asker.assert_answers(WHOLE, range(0, WHOLE.count + 1, 1777))
         assert daemon.stop() == 0
     assert elsewhere.read_bytes() == before
     assert not path.with_name("elsewhere.old").exists()

@@ -19,7 +19,7 @@ from indexer.walker import Walker
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.index_file import Entry, Header, encode_entries
 from tailsrv_formats.index_query import Query, format_time
-from tests.fuzz.fuzz_index_file import RIGHT, edited, one_input
+from tests.fuzz.fuzz_index_file import RIGHT, assert_input, edited
 from tests.support.naive_index import Truth, framings, lines, payload_lists
 
 if TYPE_CHECKING:
@@ -175,11 +175,11 @@ def test_a_stream_that_was_rewritten_gets_no_answer_where_it_was(directory: str)
 
 def test_whatever_an_index_file_holds_no_answer_is_wrong(directory: str) -> None:
     rng = random.Random(11)
-    assert one_input(RIGHT, directory) == 2 * 121
+    assert assert_input(RIGHT, directory) == 2 * 121
     for _ in range(300):
         data = rng.randbytes(rng.randrange(12))
-        one_input(data, directory)
-        one_input(edited(data), directory)
+        assert_input(data, directory)
+        assert_input(edited(data), directory)
 
 
 def test_the_same_inputs_find_an_index_that_is_not_checked(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_the_same_inputs_find_an_index_that_is_not_checked(directory: str, monke
 
     def ask_all() -> None:
         for _ in range(1000):
-            one_input(edited(rng.randbytes(rng.randrange(12))), directory)
+            assert_input(edited(rng.randbytes(rng.randrange(12))), directory)
 
     with pytest.raises(AssertionError):
         ask_all()

@@ -80,7 +80,7 @@ def test_following_over_an_unreadable_place_is_reported_once_and_tried_again(pat
         assert f"{path} cannot be read around byte 0" in why
         wait_until(lambda: asker.line("5") == str(TRUTH.offsets[5]), "it is read again")
         wait_until(lambda: health(daemon)[0] == 200, "it is well")
-        asker.check(TRUTH, range(0, TRUTH.count + 1, 501))
+        asker.assert_answers(TRUTH, range(0, TRUTH.count + 1, 501))
         with path.open("ab") as stream:
             stream.write(LONGER.content[TRUTH.end :])
         wait_until(lambda: asker.ask(count=True).get("count") == LONGER.count, "it is followed")
@@ -110,7 +110,7 @@ def test_a_file_whose_server_has_forgotten_it_is_opened_again(path: Path, poll: 
             stream.write(LONGER.content[TRUTH.end :])
         wait_until(lambda: asker.ask(count=True).get("count") == LONGER.count, "it is followed")
         wait_until(lambda: health(daemon)[0] == 200, "it is well")
-        asker.check(LONGER, range(0, LONGER.count + 1, 501))
+        asker.assert_answers(LONGER, range(0, LONGER.count + 1, 501))
         assert "unexpected error" not in [event["event"] for event in daemon.events()]
         assert daemon.stop() == 0
     assert verify(str(path)) == []
@@ -130,7 +130,7 @@ def test_an_unreadable_place_that_growth_meets_is_waited_out_and_what_is_known_i
                 assert reply == "0" or reply.startswith("error: "), reply
         daemon.wait_log("stream read failed")
         wait_until(lambda: asker.ask(count=True).get("count") == TRUTH.count, "all is known")
-        asker.check(TRUTH, range(0, TRUTH.count + 1, 501))
+        asker.assert_answers(TRUTH, range(0, TRUTH.count + 1, 501))
         assert daemon.stop() == 0
     assert verify(str(path)) == []
 
@@ -181,14 +181,14 @@ def test_a_start_without_an_inode_for_the_index_serves_and_creates_it_later(tmp_
         path.write_bytes(TRUTH.content)
         options = ("--index", str(place / "index"), "--metrics", "127.0.0.1:0")
         with index(path, *options) as daemon, Asker(daemon) as asker:
-            asker.check(TRUTH, range(0, TRUTH.count + 1, 501))
+            asker.assert_answers(TRUTH, range(0, TRUTH.count + 1, 501))
             code, why = health(daemon)
             assert code == 503
             assert "No space left on device; make room" in why
             (place / "a").unlink()
             daemon.wait_log("index write resumed")
             assert health(daemon)[0] == 200
-            asker.check(TRUTH, range(0, TRUTH.count + 1, 501))
+            asker.assert_answers(TRUTH, range(0, TRUTH.count + 1, 501))
             assert daemon.stop() == 0
         assert verify(str(path), str(place / "index")) == []
     finally:
@@ -202,11 +202,11 @@ def test_a_file_that_becomes_unusable_is_waited_for_until_it_can_be_served(path:
         path.mkdir()
         assert "not a regular file" in daemon.wait_log("the file cannot be served")["error"]
         assert health(daemon)[0] == 503
-        asker.check(TRUTH, range(0, TRUTH.count + 1, 501))
+        asker.assert_answers(TRUTH, range(0, TRUTH.count + 1, 501))
         path.rmdir()
         path.write_bytes(LONGER.content)
         wait_until(lambda: asker.ask(count=True).get("count") == LONGER.count, "it is taken up")
-        asker.check(LONGER, range(0, LONGER.count + 1, 501))
+        asker.assert_answers(LONGER, range(0, LONGER.count + 1, 501))
         assert health(daemon)[0] == 200
         assert len([event for event in daemon.events() if event["event"] == "the file cannot be served"]) == 1
         assert daemon.stop() == 0

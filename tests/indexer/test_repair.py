@@ -53,7 +53,7 @@ def test_a_flipped_bit_in_any_field_costs_nothing_but_the_time_of_its_entry(dire
     for bit in bits():
         entry = (bit // 8 - HEADER_BYTES) // ENTRY_BYTES
         with Indexer(directory, index=flipped(RIGHT, bit)) as indexer:
-            indexer.attach().check()
+            indexer.attach().assert_answers()
             assert indexer.log.of("index set aside") == [], bit
             with open(indexer.index_path, "rb") as file:
                 now = file.read()
@@ -70,7 +70,7 @@ def test_a_bit_that_flips_while_it_runs_costs_no_answer(directory: str) -> None:
         indexer.attach()
         for bit in bits():
             indexer.overwrite(flipped(RIGHT, bit))
-            assert indexer.check() == 2 * (TRUTH.count + 1), bit
+            assert indexer.assert_answers() == 2 * (TRUTH.count + 1), bit
         assert indexer.log.of("index set aside") == []
         assert indexer.follower._store.repaired == len(bits())
 
@@ -84,7 +84,7 @@ def test_garbage_anywhere_at_a_start_or_later_leads_to_no_wrong_answer(at: int, 
             indexer.attach()
             if running:
                 indexer.overwrite(damaged)
-            indexer.check()
+            indexer.assert_answers()
             path = indexer.path
         if at >= HEADER_BYTES:
             assert verify(path) == []
@@ -98,7 +98,7 @@ def test_an_index_that_is_cut_anywhere_leads_to_no_wrong_answer(size: int, runni
         indexer.attach()
         if running:
             os.truncate(indexer.index_path, size)
-        indexer.check()
+        indexer.assert_answers()
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -106,7 +106,7 @@ def test_damage_of_every_kind_leads_to_no_wrong_answer_whatever_the_framing(dire
     rng = random.Random(7)
     truth = Truth(framing, [*lines(40), b"x" * 300, b"", b"y" * 128, *([b"the same bytes before each boundary"] * 40)])
     with Indexer(directory, truth, index=None) as indexer:
-        indexer.attach(truth.end).check(truth)
+        indexer.attach(truth.end).assert_answers(truth)
         with open(indexer.index_path, "rb") as file:
             right = file.read()
     for trial in range(60):
@@ -123,7 +123,7 @@ def test_damage_of_every_kind_leads_to_no_wrong_answer_whatever_the_framing(dire
             if running:
                 indexer.overwrite(bytes(damaged))
             indexer.follower.advance(truth.end)
-            indexer.check(truth)
+            indexer.assert_answers(truth)
             path = indexer.path
         if trial % 3 != 2:  # right entries in a wrong place may be of use where they are
             assert verify(path) == [], trial
@@ -138,7 +138,7 @@ def test_two_entries_that_are_swapped_are_put_right(directory: str) -> None:
     )
     with Indexer(directory) as indexer:
         indexer.attach().overwrite(bytes(changed))
-        assert indexer.check() == 2 * (TRUTH.count + 1)
+        assert indexer.assert_answers() == 2 * (TRUTH.count + 1)
         assert indexer.log.of("index set aside") == []
 
 
@@ -151,7 +151,7 @@ def test_damage_that_takes_long_to_repair_is_cut_off_and_made_again(
     half = HEADER_BYTES + ENTRIES // 4 * ENTRY_BYTES
     with Indexer(directory) as indexer:
         indexer.attach().overwrite(RIGHT[:half] + bytes(len(RIGHT) - half))
-        indexer.check()
+        indexer.assert_answers()
         assert [facts for facts in indexer.log.of("index repaired") if "cut" in facts]
         assert indexer.log.of("index set aside") == []
         path = indexer.path
@@ -174,7 +174,7 @@ def test_a_repaired_time_is_that_of_the_next_right_entry_so_that_nothing_is_miss
 def test_a_header_that_a_power_cut_left_without_the_stream_s_beginning_is_used(directory: str) -> None:
     content = Header("newline", 64, 1).encode() + RIGHT[HEADER_BYTES:]
     with Indexer(directory, index=content) as indexer:
-        indexer.attach().check()
+        indexer.attach().assert_answers()
         assert indexer.log.of("index set aside") == []
         with open(indexer.index_path, "rb") as file:
             assert file.read() == RIGHT
@@ -215,7 +215,7 @@ def test_the_top_bit_of_an_offset_ends_nothing_and_costs_no_answer(path: Path, r
         asker.count()
         if running:
             damage(path, damaged)
-        asker.check(LARGE, range(0, LARGE.count + 1, 3))
+        asker.assert_answers(LARGE, range(0, LARGE.count + 1, 3))
         assert daemon.wait_log("index repaired")["entries"] == 1
         assert daemon.stop() == 0
     assert verify(str(path)) == []
@@ -249,7 +249,7 @@ def test_a_header_that_is_damaged_is_set_aside_and_made_again(path: Path) -> Non
     before = index_of(path).read_bytes()
     with index(path) as daemon, Asker(daemon) as asker:
         assert asker.count() == LARGE.count
-        asker.check(LARGE, range(0, LARGE.count, 501))
+        asker.assert_answers(LARGE, range(0, LARGE.count, 501))
         assert daemon.wait_log("index set aside")["because"] == "its header is damaged"
         assert daemon.stop() == 0
     assert path.with_name("stream.index.old").read_bytes() == before

@@ -98,12 +98,12 @@ def test_whatever_comes_while_there_are_no_descriptors_is_dealt_with_and_each_pa
             assert asker.line("15000") == str(SMALL.offsets[15000]), "what it held is answered"
             limit(daemon, LIMIT)
         wait_until(lambda: asker.ask(count=True).get("count") == OTHER.count, "the new file is taken up")
-        asker.check(OTHER, range(0, OTHER.count + 1, 101))
+        asker.assert_answers(OTHER, range(0, OTHER.count + 1, 101))
 
         for peer in peers:
             peer.close()
         with Asker(daemon) as late:
-            late.check(OTHER, range(0, OTHER.count + 1, 101))
+            late.assert_answers(OTHER, range(0, OTHER.count + 1, 101))
         assert health(daemon)[0] == 200
         for activity in ("opening the file", "watching the file"):
             assert count(daemon, f"{activity} paused") == count(daemon, f"{activity} resumed") == (not reserve)
@@ -118,12 +118,12 @@ def test_an_index_is_set_aside_without_a_descriptor_to_spare(tmp_path: Path) -> 
     path = tmp_path / "stream"
     path.write_bytes(SMALL.content)
     with index(path, prefix=("prlimit", f"--nofile={LIMIT}:{LIMIT}")) as daemon, Asker(daemon) as asker:
-        asker.check(SMALL, range(0, SMALL.count + 1, 501))
+        asker.assert_answers(SMALL, range(0, SMALL.count + 1, 501))
         limit(daemon, 3)
         path.write_bytes(OTHER.content)
         assert daemon.wait_log("index set aside")["renamed"] is None
         wait_until(lambda: asker.ask(count=True).get("count") == OTHER.count, "the new content is indexed")
-        asker.check(OTHER, range(0, OTHER.count + 1, 101))
+        asker.assert_answers(OTHER, range(0, OTHER.count + 1, 101))
         limit(daemon, LIMIT)
         assert daemon.stop() == 0
     assert verify(str(path)) == []
@@ -138,11 +138,11 @@ def test_an_index_that_cannot_be_renamed_any_more_is_emptied(tmp_path: Path, err
     words = ("strace", "-D", "-f", "-qq", "-e", "signal=none", "-o", "/dev/null")
     prefix = (*words, "-e", "trace=rename", "-e", f"inject=rename:error={error}")
     with index(path, prefix=prefix) as daemon, Asker(daemon) as asker:
-        asker.check(SMALL, range(0, SMALL.count + 1, 501))
+        asker.assert_answers(SMALL, range(0, SMALL.count + 1, 501))
         path.write_bytes(OTHER.content)
         assert daemon.wait_log("index set aside")["renamed"] is None
         wait_until(lambda: asker.ask(count=True).get("count") == OTHER.count, "the new content is indexed")
-        asker.check(OTHER, range(0, OTHER.count + 1, 101))
+        asker.assert_answers(OTHER, range(0, OTHER.count + 1, 101))
         assert daemon.stop() == 0
     assert verify(str(path)) == []
     with index(path, "--rebuild", prefix=prefix, ready=False) as daemon:

@@ -74,7 +74,8 @@ def metadata(wheel: Path) -> str:
 
 def test_a_package_index_accepts_all_archives(archives: Archives) -> None:
     paths = [*archives.wheels.values(), *archives.sources.values()]
-    run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *paths)
+    said = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *paths)
+    assert said.count("PASSED") == len(paths) == 4
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,7 @@ def test_a_listener_that_is_closed_during_a_pause_harms_no_other_descriptor(
     accepting.acceptor.close()
     calls.clear()
     accepting.until(lambda: bool(calls))
+    assert os.read(number, 10) == b"x"  # it is open, and the loop still watches it
     accepting.reactor.unregister(number)
     for sock in (one, other):
         sock.close()

@@ -160,6 +160,7 @@ def test_a_family_that_the_machine_does_not_have_is_left_out(monkeypatch: pytest
     unknown = (socket.AF_IPX, socket.SOCK_STREAM, 6, "", ("2001:db8::7", 0))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [unknown, OF_THIS_MACHINE])
     (listener,) = bind(Address(host="localhost"))
+    assert listener.address.startswith("127.0.0.1:")
     listener.close()
 
 

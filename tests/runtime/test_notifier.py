@@ -97,6 +97,7 @@ def test_an_address_that_leads_nowhere_is_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     notifier = Notifier(reactor)
     notifier.send("READY=1", until_taken=True)
+    assert reactor._timeout() == -1  # it is not tried again
     notifier.close()
 
 

@@ -95,13 +95,17 @@ def test_a_narrow_terminal_gets_one_line(monkeypatch: pytest.MonkeyPatch, clock:
 
 
 def test_a_terminal_that_goes_away_ends_the_drawing_alone() -> None:
+    writes: list[str] = []
+
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
+            writes.append(text)
             raise OSError(5, text)
 
     bar = ProgressBar(Gone(), "indexing")
     bar(0, 100)
     bar(100, 100)
+    assert len(writes) == 1
 
 
 def test_nothing_to_do_shows_nothing() -> None:

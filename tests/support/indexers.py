@@ -54,8 +54,8 @@ class Asker:
         wait_until(is_known, "the stream is indexed")
         return int(found["count"])
 
-    def check(self, truth: Truth, numbers: Sequence[int]) -> None:
-        """Every answer about these messages is the naive reading's."""
+    def assert_answers(self, truth: Truth, numbers: Sequence[int]) -> None:
+        """Assert that every answer about these messages is that of the naive reading."""
         requests, expected = [], []
         for number in numbers:
             requests += [b"%d\n" % number, b"-%d\n" % (truth.count - number)]

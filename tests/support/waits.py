@@ -25,3 +25,16 @@ def wait_until(condition: Callable[[], bool], what: str = "") -> None:
 def wait_size(path: Path, size: int) -> None:
     """Wait until the file has at least `size` bytes."""
     wait_until(lambda: path.exists() and path.stat().st_size >= size, f"{path} reaches {size} bytes")
+
+
+def wait_quiet(measure: Callable[[], object], seconds: float) -> None:
+    """Wait until the measure has not changed for `seconds`: what a start or a connection set off is then over."""
+    last, since = measure(), time.monotonic()
+
+    def is_quiet() -> bool:
+        nonlocal last, since
+        if (now := measure()) != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    wait_until(is_quiet, f"no change for {seconds:g} s")

@@ -216,4 +216,5 @@ def test_connections_that_are_over_are_forgotten(daemon: Daemon) -> None:
     for _ in range(200):
         ask(address, "GET", "/healthz")
         socket.create_connection(address, PATIENCE).close()
-    wait_until(lambda: daemon.descriptors() <= before, "descriptors are given back")
+    wait_until(lambda: daemon.descriptors() <= before, "the descriptors are closed")
+    assert ask(address, "GET", "/healthz")[0] == 200

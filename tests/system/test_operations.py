@@ -19,10 +19,10 @@ from tests.support.daemons import MODULES, Daemon
 from tests.support.http import scrape
 from tests.support.processes import processor_seconds
 from tests.support.sockets import read_exactly
-from tests.support.waits import PATIENCE, wait_until
+from tests.support.waits import PATIENCE, wait_quiet, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 COMMANDS = tuple(MODULES)
@@ -285,25 +285,10 @@ def test_idle_daemons_never_wake_up(tmp_path: Path) -> None:
                 for command, daemon in zip(COMMANDS, daemons, strict=True)
             }
 
-        _wait_quiet(switches)
+        wait_quiet(switches, 0.5)
         before = switches()
         time.sleep(10)  # the promise is about time passing
         assert switches() == before
-
-
-def _wait_quiet(switches: Callable[[], dict[str, int]]) -> None:
-    """Until what the start and the connections set off is done: two looks half a second apart that are the same."""
-    last: dict[str, int] = {}
-
-    def same() -> bool:
-        nonlocal last
-        now = switches()
-        quiet = now == last
-        last = now
-        time.sleep(0.5)
-        return quiet
-
-    wait_until(same, "the daemons are quiet")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -18,7 +18,7 @@ from tests.support.daemons import Daemon
 from tests.support.http import health, http_get
 from tests.support.processes import processor_seconds
 from tests.support.sockets import read_to_end, reset
-from tests.support.waits import wait_until
+from tests.support.waits import wait_quiet, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -305,15 +305,8 @@ def test_a_collator_with_a_silent_producer_never_wakes_up(tmp_path: Path, sync: 
     with collate(path, "--sync", sync) as collator, collator.connect() as sock:
         sock.sendall(b"one\n")
         wait_committed(path, 4)
-        before, since = -1, 0.0
-
-        def quiet() -> bool:
-            nonlocal before, since
-            last, before = before, int(collator.status("voluntary_ctxt_switches"))
-            since = since if last == before else time.monotonic()
-            return time.monotonic() - since > 0.5
-
-        wait_until(quiet, "the last sync is over")
+        wait_quiet(lambda: collator.status("voluntary_ctxt_switches"), 0.5)  # the last sync is over
+        before = int(collator.status("voluntary_ctxt_switches"))
         sock.settimeout(2)
         with pytest.raises(TimeoutError):
             sock.recv(1)

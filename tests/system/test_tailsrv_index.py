@@ -40,12 +40,12 @@ def test_a_stream_is_answered_from_its_first_query_on_and_as_it_grows(path: Path
     half, whole = Truth(framing, payloads[:2000]), Truth(framing, payloads)
     path.write_bytes(half.content)
     with index(path, "--framing", framing) as daemon, Asker(daemon) as asker:
-        asker.check(half, range(0, half.count + 1, 7))
+        asker.assert_answers(half, range(0, half.count + 1, 7))
         with path.open("ab", buffering=0) as stream:
             for at in range(half.end, whole.end, 777):
                 stream.write(whole.content[at : min(at + 777, whole.end)])
-        asker.check(whole, range(0, whole.count + 1, 3))
-        asker.check(whole, range(whole.count - 5, whole.count + 1))
+        asker.assert_answers(whole, range(0, whole.count + 1, 3))
+        asker.assert_answers(whole, range(whole.count - 5, whole.count + 1))
         assert daemon.stop() == 0
     assert verify(str(path)) == []
 
@@ -58,7 +58,7 @@ def test_a_restart_answers_the_same(path: Path, framing: str) -> None:
     sizes = []
     for _ in range(2):
         with index(path, "--framing", framing) as daemon, Asker(daemon) as asker:
-            asker.check(truth, range(0, truth.count + 1, 50))
+            asker.assert_answers(truth, range(0, truth.count + 1, 50))
             assert daemon.stop() == 0
         sizes.append(index_path.stat().st_size)
     assert sizes[0] == sizes[1]
@@ -136,7 +136,7 @@ def test_who_does_not_read_its_replies_is_not_read_from_and_costs_no_memory(path
                     assert asker.line("7") == str(truth.offsets[7])
                     refused += 1
             assert daemon.memory() - before < 4 * MIB
-            asker.check(truth, range(0, 301, 10))
+            asker.assert_answers(truth, range(0, 301, 10))
             # All that was taken is answered, once it reads.
             greedy.setblocking(True)
             greedy.settimeout(30)
