@@ -146,7 +146,7 @@ def test_no_python_is_one_line(checkout: Checkout) -> None:
     assert_one_line(said, "./python3 not found", "apt-get install python3")
 
 
-def test_a_folder_of_somebody_else_is_one_line(checkout: Checkout) -> None:
+def test_a_folder_of_another_user_is_one_line(checkout: Checkout) -> None:
     checkout.folder.chmod(0o555)
     prefix = ("setpriv", "--bounding-set", "-dac_override") if os.geteuid() == 0 else ()
     code, said, _ = checkout.make("demo", prefix=prefix)

@@ -331,7 +331,7 @@ def test_every_fault_scenario_declares_what_its_rigs_run() -> None:
         assert runs <= allowed((*entry.needs, *entry.long_needs)), name
 
 
-def test_programs_are_found_behind_wrappers_and_within_a_shells_line() -> None:
+def test_programs_are_found_after_wrappers_and_within_a_shells_line() -> None:
     assert programs_in(["nc", "-N"]) == ["nc"]
     assert programs_in(["/usr/bin/nc"]) == []
     assert programs_in(["setpriv", "--pdeathsig", "KILL", "nbdkit"]) == ["setpriv", "nbdkit"]
@@ -340,7 +340,7 @@ def test_programs_are_found_behind_wrappers_and_within_a_shells_line() -> None:
     assert not set(BASE_PROGRAMS) & {program for need in REGISTRY.values() for program in need.programs}
 
 
-def test_the_registry_and_the_readme_of_the_rigs_know_each_other() -> None:
+def test_every_scenario_has_a_row_in_the_readme() -> None:
     """Each scenario has a row that describes its fixture."""
     rows = re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \|", (TESTS / "faults/README.md").read_text(), re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == set(SCENARIOS)

@@ -23,7 +23,7 @@ def sync(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_a_producer_hears_where_it_is_and_goes_on_there(tmp_path: Path, sync: str) -> None:
+def test_a_producer_receives_its_position_and_continues_there(tmp_path: Path, sync: str) -> None:
     path = tmp_path / "stream"
     for life in range(3):
         with collate(path, "--sync", sync) as collator:
@@ -38,7 +38,7 @@ def test_a_producer_hears_where_it_is_and_goes_on_there(tmp_path: Path, sync: st
     assert path.read_bytes() == b"".join(b"ln %02d\n" % number for number in range(6))
 
 
-def test_each_line_says_where_the_bytes_since_the_last_one_stand(tmp_path: Path, sync: str) -> None:
+def test_each_acknowledgement_names_the_place_of_the_bytes_since_the_one_before(tmp_path: Path, sync: str) -> None:
     path = tmp_path / "stream"
     streams = {
         who: b"".join(
@@ -90,7 +90,7 @@ def test_after_a_half_close_the_last_line_comes_once_more_and_then_the_end(tmp_p
     assert (tmp_path / "stream").read_bytes() == b"one\ntwo\n"
 
 
-def test_a_reset_takes_back_nothing_that_was_whole(tmp_path: Path) -> None:
+def test_a_reset_withdraws_no_whole_message(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         producer = Producer(collator, "a")
@@ -106,7 +106,7 @@ def test_a_reset_takes_back_nothing_that_was_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one\nhalf\n"
 
 
-def test_the_second_with_a_name_closes_the_first_before_it_hears(tmp_path: Path, sync: str) -> None:
+def test_a_second_connection_with_a_name_closes_the_first_before_it_receives_a_line(tmp_path: Path, sync: str) -> None:
     path = tmp_path / "stream"
     with collate(path, "--sync", sync) as collator:
         first = Producer(collator, "same")
@@ -133,7 +133,7 @@ def test_the_second_with_a_name_closes_the_first_before_it_hears(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["a b", "x" * 129, "naïve", "a/b"])
-def test_a_bad_name_hears_why(tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_is_answered_with_the_reason(tmp_path: Path, name: str) -> None:
     with collate(tmp_path / "stream") as collator:
         producer = Producer(collator, name)
         answer = producer.rest()
@@ -143,7 +143,7 @@ def test_a_bad_name_hears_why(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("framing", ["newline", "u32be"])
-def test_a_message_that_cannot_be_hears_why_after_what_came_before_is_acknowledged(
+def test_an_impossible_message_is_answered_with_the_reason_after_the_ones_before_it_are_acknowledged(
     tmp_path: Path, sync: str, framing: str
 ) -> None:
     path = tmp_path / "stream"
@@ -164,7 +164,7 @@ def test_a_message_that_cannot_be_hears_why_after_what_came_before_is_acknowledg
     assert path.read_bytes() == good
 
 
-def test_anonymous_producers_hear_of_their_connection_alone(tmp_path: Path) -> None:
+def test_acknowledgements_of_anonymous_producers_count_their_connection_alone(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         for turn in range(1, 4):
@@ -200,7 +200,7 @@ def send_for_ever(sock: socket.socket) -> None:
         sock.send(b"\n" * 65_536)
 
 
-def test_a_producer_that_does_not_read_is_not_read_from_and_harms_nobody(tmp_path: Path) -> None:
+def test_a_producer_that_does_not_read_is_not_read_from_and_delays_no_other_one(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path, "--sync", "never") as collator, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)

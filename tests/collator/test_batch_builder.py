@@ -24,7 +24,7 @@ def feed(builder: BatchBuilder, inbox: Inbox, data: bytes, cut: int = 1 << 30) -
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
-def test_interleaved_producers_stand_whole_and_in_their_order(name: str) -> None:
+def test_messages_of_interleaved_producers_are_whole_and_in_their_order(name: str) -> None:
     source = random.Random(name)
     framing = make_framing(name, 1 << 20)
     numbers = itertools.count()

@@ -44,7 +44,7 @@ def test_a_wrong_command_line_exits_2(tmp_path: Path, arguments: tuple[str, ...]
     assert not (tmp_path / "stream").exists()
 
 
-def test_what_cannot_be_a_stream_exits_1(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_stream_exits_1(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing" / "stream"):
         code, said = run(str(path), "--listen", "127.0.0.1:0")
         assert code == 1
@@ -62,6 +62,6 @@ def test_sync_policies(text: str, sync: Sync) -> None:
 @pytest.mark.parametrize(
     "text", ["", "interval", "interval:", "interval:0", "interval:-5", "interval:1_0", "interval:٣"]
 )
-def test_what_is_no_sync_policy(text: str) -> None:
+def test_an_invalid_sync_policy_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="interval:MS"):
         parse_sync(text)

@@ -58,7 +58,7 @@ def test_a_journal_that_has_grown_is_compacted_as_soon_as_there_are_descriptors(
         assert Producer(collator, "a").told() == (told + 2, told + 2)
 
 
-def test_foreign_bytes_are_moved_aside_as_soon_as_there_is_a_descriptor_for_them(tmp_path: Path) -> None:
+def test_foreign_bytes_are_rescued_as_soon_as_a_descriptor_is_free(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         producer, other = Producer(collator, "a"), collator.connect()
@@ -109,7 +109,7 @@ def test_a_thread_that_cannot_be_started_is_a_shortage(monkeypatch: pytest.Monke
         (errno.ENOMEM, "memory"),
     ],
 )
-def test_each_obstacle_says_what_it_is_and_what_to_do(number: int, advice: str) -> None:
+def test_each_obstacle_names_its_cause_and_what_to_do(number: int, advice: str) -> None:
     met = obstacle(OSError(number, os.strerror(number)))
     assert met is not None
     assert met.error == os.strerror(number)
@@ -117,6 +117,6 @@ def test_each_obstacle_says_what_it_is_and_what_to_do(number: int, advice: str) 
     assert ("free some disk space" in met.advice) == (number in {errno.ENOSPC, errno.EDQUOT})
 
 
-def test_a_disk_at_fault_is_none() -> None:
+def test_a_failing_disk_is_not_an_obstacle_that_passes() -> None:
     assert obstacle(OSError(errno.EIO, "Input/output error")) is None
     assert obstacle(OSError(errno.EROFS, "Read-only file system")) is None

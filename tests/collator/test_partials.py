@@ -18,7 +18,7 @@ class Holder:
         self.inbox.partial = b"x" * size
 
 
-def test_the_one_without_progress_for_longest_is_the_oldest_whoever_trickles() -> None:
+def test_the_message_without_progress_for_longest_is_first_even_if_its_producer_trickles() -> None:
     partials: Partials[Holder] = Partials()
     idle, trickling, sending, small = (Holder() for _ in range(4))
     for holder in (sending, trickling, idle, small):
@@ -38,7 +38,7 @@ def test_the_one_without_progress_for_longest_is_the_oldest_whoever_trickles() -
     assert order == [trickling, idle, sending, small]
 
 
-def test_who_would_make_progress_if_it_were_read_from_goes_last() -> None:
+def test_a_producer_that_would_progress_if_it_were_read_from_is_dropped_last() -> None:
     partials: Partials[Holder] = Partials()
     sending, trickling, idle = Holder(), Holder(), Holder()
     for holder in (sending, trickling, idle):
@@ -56,7 +56,7 @@ def first(partials: Partials[Holder]) -> Holder | None:
     return None if found is None else found[0]
 
 
-def test_who_has_completed_its_message_is_not_among_them() -> None:
+def test_a_producer_that_has_completed_its_message_is_not_dropped() -> None:
     partials: Partials[Holder] = Partials()
     holder = Holder()
     holder.holds(10)

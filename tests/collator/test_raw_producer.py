@@ -22,7 +22,7 @@ SYNCS = ("always", "never", "interval:5")
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("sync", ["always", "never"])
-def test_every_message_of_every_producer_stands_whole_and_in_order(tmp_path: Path, framing: str, sync: str) -> None:
+def test_every_message_of_every_producer_is_stored_whole_and_in_order(tmp_path: Path, framing: str, sync: str) -> None:
     frames = make_framing(framing)
     source = random.Random(framing + sync)
     sizes = (0, 1, 100, 5000, 60_000) if framing == "u16be" else (0, 1, 100, 20_000, 300_000)
@@ -95,7 +95,7 @@ def test_a_message_that_is_too_long_ends_its_own_connection_alone(tmp_path: Path
     assert sorted(messages(path, framing)) == [b"good", b"other"]
 
 
-def test_a_line_appended_by_hand_while_it_runs_is_set_aside_and_nothing_else_moves(tmp_path: Path) -> None:
+def test_a_line_appended_by_hand_while_it_runs_is_rescued_and_nothing_else_moves(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         raw(collator, b"one\n")

@@ -39,7 +39,7 @@ def say(
     return decide(journal, size, seen, lambda record: held[record.crc] and size >= record.end, same_boot=same_boot)
 
 
-def test_all_in_order() -> None:
+def test_a_stream_in_order_is_continued_as_it_is() -> None:
     decision = say(True, True, True)
     assert (decision.end, decision.records, decision.lost) == (30, 3, 0)
 
@@ -63,7 +63,7 @@ def test_a_durable_record_that_the_file_contradicts_is_refused() -> None:
         say(True, False, True, seen=None)
 
 
-def test_a_file_that_became_shorter_goes_on_where_it_is_borne_out_and_that_is_told() -> None:
+def test_a_file_that_became_shorter_continues_at_its_last_verified_record_and_that_is_reported() -> None:
     decision = say(True, True, True, size=25)
     assert (decision.end, decision.records, decision.lost) == (20, 2, 10)
     decision = say(True, True, True, size=15)
@@ -152,7 +152,7 @@ def test_a_kill_costs_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("junk", [b"half a mess", b"by hand\n", bytes(100_000)])
-def test_bytes_beyond_the_journal_are_moved_aside(tmp_path: Path, junk: bytes) -> None:
+def test_bytes_beyond_the_journal_are_rescued(tmp_path: Path, junk: bytes) -> None:
     path = stream(tmp_path)
     with path.open("ab") as file:
         file.write(junk)
@@ -198,7 +198,7 @@ def test_a_truncated_file_goes_on_at_a_boundary_and_its_producers_send_again(tmp
 
 
 @pytest.mark.parametrize("state", [b"", b"garbage", line(30)[:-1] + b"x" + line(30)[1:]])
-def test_a_mark_that_says_nothing_is_written_anew(tmp_path: Path, state: bytes) -> None:
+def test_an_unreadable_mark_is_written_again(tmp_path: Path, state: bytes) -> None:
     path = stream(tmp_path)
     (tmp_path / "stream.commit").write_bytes(state)
     with collate(path):
@@ -208,7 +208,7 @@ def test_a_mark_that_says_nothing_is_written_anew(tmp_path: Path, state: bytes) 
         assert mark(path) == 30
 
 
-def test_a_mark_that_is_behind_is_moved(tmp_path: Path) -> None:
+def test_a_mark_older_than_the_journal_is_moved_forward(tmp_path: Path) -> None:
     path = stream(tmp_path)
     (tmp_path / "stream.commit").write_bytes(line(10) + line(20))
     with collate(path):
@@ -312,7 +312,7 @@ def test_a_file_that_is_not_in_this_framing_is_not_touched(tmp_path: Path) -> No
     assert path.read_bytes() == b"just some lines\nof text\n"
 
 
-def test_a_link_beside_the_stream_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_in_the_place_of_a_sidecar_file_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     path = tmp_path / "stream"
@@ -329,7 +329,7 @@ def test_a_link_beside_the_stream_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_new_beginning_that_a_crash_left_half_done_is_swept_away(tmp_path: Path) -> None:
+def test_a_compaction_that_a_crash_interrupted_leaves_no_file(tmp_path: Path) -> None:
     path = stream(tmp_path)
     (tmp_path / ".stream.producers.abcdefgh").write_bytes(b"half")
     with collate(path) as collator:
@@ -345,7 +345,7 @@ def endless(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_recovery_that_takes_long_says_how_far_it_is_and_ends_at_once_on_sigterm(tmp_path: Path) -> None:
+def test_a_long_recovery_reports_its_progress_and_ends_at_once_on_sigterm(tmp_path: Path) -> None:
     path = endless(tmp_path)
     with collate(path, "--framing", "u32be", "--metrics", "127.0.0.1:0", ready=False) as collator:
 
@@ -376,7 +376,7 @@ def test_a_watchdog_is_fed_while_a_recovery_takes_long(tmp_path: Path) -> None:
             assert collator.stop() == 0
 
 
-def test_two_that_start_at_once_agree_on_one_and_the_other_says_who_it_is(tmp_path: Path) -> None:
+def test_of_two_collators_that_start_at_once_one_runs_and_the_other_names_it(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path, ready=False) as one, collate(path, ready=False) as two:
         wait_until(lambda: (one.process.poll() is None) != (two.process.poll() is None), "one of them ends")
@@ -390,7 +390,7 @@ def test_two_that_start_at_once_agree_on_one_and_the_other_says_who_it_is(tmp_pa
 
 @pytest.mark.parametrize("kind", ["directory", "fifo"])
 @pytest.mark.parametrize("name", ["stream.producers", "stream.commit"])
-def test_what_is_no_file_beside_the_stream_is_named_and_never_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_sidecar_that_is_no_regular_file_is_an_error_that_names_it(tmp_path: Path, name: str, kind: str) -> None:
     path = stream(tmp_path)
     (tmp_path / name).unlink()
     if kind == "fifo":
@@ -401,7 +401,7 @@ def test_what_is_no_file_beside_the_stream_is_named_and_never_waited_for(tmp_pat
 
 
 @pytest.mark.parametrize("sync", ["always", "never"])
-def test_a_journal_that_has_grown_begins_anew_while_messages_come(tmp_path: Path, sync: str) -> None:
+def test_a_large_journal_is_compacted_while_messages_arrive(tmp_path: Path, sync: str) -> None:
     path = tmp_path / "stream"
     journal = tmp_path / "stream.producers"
     names = [f"{number:x<128}" for number in range(300)]

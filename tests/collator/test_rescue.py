@@ -80,7 +80,9 @@ def test_a_rescue_takes_along_what_is_appended_while_it_is_made_durable(
 
 
 @pytest.mark.parametrize("left", [4, 9])
-def test_a_rescue_ends_when_somebody_shortens_the_file_meanwhile(file: StreamFile, tmp_path: Path, left: int) -> None:
+def test_a_rescue_ends_when_another_process_shortens_the_file_meanwhile(
+    file: StreamFile, tmp_path: Path, left: int
+) -> None:
     path = tmp_path / "stream"
     with path.open("ab", buffering=0) as other:
         other.write(b"x" * (3 << 20))
@@ -102,7 +104,7 @@ def test_a_rescue_does_not_lengthen_a_file_that_became_too_short(file: StreamFil
     assert not list(tmp_path.glob("*.rescued-*"))
 
 
-def test_a_rescue_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+def test_a_rescue_that_is_killed_leaves_no_file_under_the_final_name(tmp_path: Path) -> None:
     """The first start is killed when half the bytes are copied; the second one rescues all of them, once."""
     path = tmp_path / "stream"
     with collate(path) as collator:

@@ -129,7 +129,7 @@ def test_a_journal_that_is_deleted_while_watches_are_used_up_is_written_again_on
 
 
 @pytest.mark.parametrize("looped", ["interval:1"], indirect=True)
-def test_a_sync_of_an_interval_that_hangs_is_no_good_health(looped: Looped, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_interval_sync_makes_the_collator_unhealthy(looped: Looped, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
 
     def hang(_: DiskWriter) -> None:
@@ -147,7 +147,7 @@ def test_a_sync_of_an_interval_that_hangs_is_no_good_health(looped: Looped, monk
 
 
 @pytest.mark.parametrize("looped", ["always", "interval:1"], indirect=True)
-def test_an_end_while_a_sync_hangs_is_one_line_and_leaves_its_files_alone(
+def test_a_shutdown_during_a_hung_sync_raises_nothing_and_touches_no_file(
     looped: Looped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, goes_on, ended = (threading.Event() for _ in range(3))
@@ -190,7 +190,7 @@ def pipeline_of(looped: Looped) -> pipeline.Pipeline:
     return stage
 
 
-def test_a_closed_producer_that_was_parked_is_forgotten(looped: Looped) -> None:
+def test_a_parked_producer_that_is_closed_leaves_the_queue(looped: Looped) -> None:
     looped.start()
     scheduler = pipeline_of(looped)._scheduler
     looped.reactor._after_round = ()  # which would open it again
@@ -226,7 +226,7 @@ def test_memory_that_is_used_up_pauses_the_reading_and_nothing_else(
 
 
 @pytest.mark.parametrize(("failures", "committed"), [(3, True), (1 << 30, False)], ids=["for a while", "for good"])
-def test_an_end_without_memory_waits_for_what_was_sent_before_it_and_not_for_ever(
+def test_a_shutdown_without_memory_waits_for_what_was_sent_and_not_for_ever(
     looped: Looped, monkeypatch: pytest.MonkeyPatch, failures: int, committed: bool
 ) -> None:
     looped.start()
@@ -249,7 +249,7 @@ def test_an_end_without_memory_waits_for_what_was_sent_before_it_and_not_for_eve
     assert bool(looped.log.of("stopped out of memory")) is not committed
 
 
-def test_a_message_that_there_is_no_memory_for_closes_its_producer_alone(tmp_path: Path) -> None:
+def test_a_message_too_large_for_the_memory_closes_its_producer_alone(tmp_path: Path) -> None:
     """The limit of the process is what it has, and little more."""
     path = tmp_path / "stream"
     with collate(path, "--max-message-bytes", str(1 << 28), "--sync", "never") as collator:

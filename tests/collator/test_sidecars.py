@@ -32,7 +32,7 @@ def take_away(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["unlink", "move", "replace"])
 @pytest.mark.parametrize("names", [(JOURNAL,), (MARK,), (JOURNAL, MARK)])
 @pytest.mark.parametrize("sync", ["always", "never"])
-def test_a_file_beside_the_stream_that_is_taken_away_is_written_again_at_once(
+def test_a_sidecar_file_that_is_removed_is_written_again_at_once(
     tmp_path: Path, names: tuple[str, ...], how: str, sync: str
 ) -> None:
     path = tmp_path / "stream"
@@ -57,7 +57,7 @@ def test_a_file_beside_the_stream_that_is_taken_away_is_written_again_at_once(
 
 
 @pytest.mark.parametrize("name", [JOURNAL, MARK])
-def test_files_that_are_taken_away_again_and_again_under_load_cost_no_acknowledgement(
+def test_sidecar_files_that_are_removed_again_and_again_under_load_cost_no_acknowledgement(
     tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / "stream"
@@ -92,7 +92,7 @@ def test_files_that_are_taken_away_again_and_again_under_load_cost_no_acknowledg
     assert path.stat().st_size == sum(told)
 
 
-def test_a_compaction_is_no_loss(tmp_path: Path) -> None:
+def test_a_compaction_is_not_reported_as_a_missing_journal(tmp_path: Path) -> None:
     path, journal = tmp_path / "stream", tmp_path / JOURNAL
     with collate(path, "--sync", "never") as collator:
         producer = Producer(collator, "a")

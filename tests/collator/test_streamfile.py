@@ -62,7 +62,7 @@ def append_all(file: StreamFile, pieces: list[Piece]) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_stranger_who_appends_at_the_same_moment_is_set_aside(
+def test_bytes_that_another_process_appends_at_the_same_moment_are_rescued(
     file: StreamFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
     path = tmp_path / "stream"

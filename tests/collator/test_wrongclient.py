@@ -46,7 +46,7 @@ def test_a_line_is_recognised_whole_and_may_still_become_one_in_every_part(first
 
 
 @pytest.mark.parametrize("first", MESSAGES)
-def test_messages_are_not(first: bytes) -> None:
+def test_messages_are_not_taken_for_clients_of_other_ports(first: bytes) -> None:
     assert recognise(first) is None
     assert not may_become(first)
 
@@ -92,7 +92,7 @@ def test_a_client_of_another_port_sees_a_reset_and_the_stream_nothing(
 @pytest.mark.parametrize(
     "parts", [[b"0", b"\n"], [b"web-1", b"\r", b"\n"], [b"GET / HT", b"TP/1.1\r\n"], [b" ", b"end\n"]]
 )
-def test_it_may_come_in_pieces(tmp_path: Path, parts: list[bytes]) -> None:
+def test_a_line_of_another_client_is_recognised_in_pieces(tmp_path: Path, parts: list[bytes]) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator, collator.connect() as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -105,7 +105,7 @@ def test_it_may_come_in_pieces(tmp_path: Path, parts: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("line", [b"0\n", b"web-1\r\n", b"end\n", b"0"])
-def test_a_producer_that_says_a_line_and_ends_has_said_a_message(tmp_path: Path, line: bytes) -> None:
+def test_a_line_that_looks_like_a_header_is_a_message_when_its_producer_ends(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         began = time.monotonic()
@@ -129,7 +129,7 @@ def test_a_producer_whose_first_message_looks_like_a_header_goes_on(tmp_path: Pa
         assert collator.stop() == 0
 
 
-def test_what_is_held_at_the_end_is_a_message(tmp_path: Path) -> None:
+def test_a_line_that_is_held_at_sigterm_is_a_message(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator, collator.connect() as sock:
         sock.sendall(b"42\n")
@@ -154,7 +154,7 @@ def test_an_incomplete_line_is_held_as_long_as_it_likes_and_dropped_by_a_reset(t
         assert collator.stop() == 0
 
 
-def test_an_option_takes_everything_for_a_message(tmp_path: Path) -> None:
+def test_accept_any_message_takes_every_line_for_a_message(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path, "--accept-any-message") as collator, collator.connect() as sock:
         sock.sendall(b"0\n")
@@ -165,7 +165,7 @@ def test_an_option_takes_everything_for_a_message(tmp_path: Path) -> None:
         assert wait_committed(path, 18) == b"0\nGET / HTTP/1.1\r\n"
 
 
-def test_they_are_counted(tmp_path: Path) -> None:
+def test_clients_of_other_ports_are_counted(tmp_path: Path) -> None:
     with collate(tmp_path / "stream", "--metrics", "127.0.0.1:0") as collator:
         with collator.connect() as sock:
             sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -183,7 +183,7 @@ def test_the_acknowledged_port_takes_a_name_line_with_a_carriage_return(tmp_path
         assert producer.told() == (6, 6)
 
 
-def test_many_silent_held_clients_cost_no_turn_of_the_loop(tmp_path: Path) -> None:
+def test_many_silent_held_clients_never_wake_the_loop(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         socks = [collator.connect() for _ in range(50)]

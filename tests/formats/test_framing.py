@@ -70,7 +70,7 @@ def test_a_walk_stops_at_the_first_boundary_it_is_asked_for(stream: tuple[str, b
 
 
 @given(streams())
-def test_junk_behind_a_stream_changes_nothing_before_it(stream: tuple[str, bytes]) -> None:
+def test_junk_after_a_stream_changes_nothing_before_it(stream: tuple[str, bytes]) -> None:
     name, data = stream
     framing = make_framing(name, 1 << 16)
     boundary, count = framing.walk(data, 0, len(data))

@@ -73,7 +73,7 @@ NOT_HEADERS = (
 
 
 @pytest.mark.parametrize("header", MEANINGS)
-def test_a_header_means_the_same_whole_byte_by_byte_and_with_junk_behind(header: bytes) -> None:
+def test_a_header_means_the_same_whole_byte_by_byte_and_before_junk(header: bytes) -> None:
     assert parse(header) == MEANINGS[header]
     assert parse(header + b"junk\n" * 20) == MEANINGS[header]
     assert all(parse(header[:length]) is None for length in range(len(header)))

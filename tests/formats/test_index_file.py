@@ -50,7 +50,7 @@ def test_an_entry_is_these_bytes() -> None:
     assert holds(unpack(packed), mark)
 
 
-def test_an_arrival_that_nobody_saw_sets_the_top_bit_of_the_time() -> None:
+def test_an_arrival_that_was_not_observed_sets_the_top_bit_of_the_time() -> None:
     packed = encode_entries([1000, 50000, 7], HEADER.created, exact=False)
     assert packed[16] == 0x98
     assert decode_entry(unpack(packed)) == Entry(1000, 50000, HEADER.created, exact=False)

@@ -89,7 +89,7 @@ def test_what_is_none(line: bytes) -> None:
         b'{"\xff":1}',
     ],
 )
-def test_what_is_none_in_json(line: bytes) -> None:
+def test_an_invalid_json_request_is_answered_with_an_error(line: bytes) -> None:
     malformed = parse(line)
     assert isinstance(malformed, Malformed)
     assert malformed.is_json
@@ -104,7 +104,7 @@ def test_an_answer_is_this_line() -> None:
     assert render(following) == b'{"number":9,"offset":150,"length":null,"time":null,"count":9,"end":150}\n'
 
 
-def test_only_a_time_that_is_not_exact_says_so() -> None:
+def test_only_an_answer_without_an_exact_time_states_that() -> None:
     assert json.loads(render(Answer(7, 100, 20, None, 9, 150, exact=False)))["exact"] is False
     assert b"exact" not in render(Answer(7, 100, 20, None, 9, 150, exact=True))
 
@@ -114,7 +114,7 @@ def test_an_error_is_one_line_of_ascii_in_the_language_of_the_request() -> None:
     assert json.loads(render_error("nö", True)) == {"error": "n\\xf6"}
 
 
-def test_whatever_is_sent_there_is_one_line_for_it() -> None:
+def test_every_request_is_answered_with_one_line() -> None:
     rng = random.Random(5)
     for _ in range(3000):
         data = rng.randbytes(rng.randrange(80))

@@ -63,13 +63,13 @@ def test_golden_bytes() -> None:
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 7, 8, 4096])
-def test_zeros_behind_the_last_record_are_a_clean_end(zeros: int) -> None:
+def test_zeros_after_the_last_record_are_a_clean_end(zeros: int) -> None:
     journal = decode(GOLDEN + bytes(zeros))
     assert (len(journal.records), journal.torn) == (2, 0)
 
 
 @pytest.mark.parametrize("boot", [BOOT, b"C" * 16])
-def test_a_cut_anywhere_behind_the_first_record_is_a_torn_end(boot: bytes) -> None:
+def test_a_cut_anywhere_after_the_first_record_is_a_torn_end(boot: bytes) -> None:
     content, records = fuzz_journal.sample()
     first = decode(content).positions[0]
     for length in range(first, len(content.rstrip(b"\0"))):
@@ -106,7 +106,7 @@ def test_a_changed_byte_in_the_last_record_is_a_torn_end() -> None:
         assert journal.torn
 
 
-def test_after_a_power_cut_a_hole_between_records_that_nobody_synced_is_a_torn_end() -> None:
+def test_after_a_power_cut_a_hole_between_unsynced_records_is_a_torn_end() -> None:
     header = Header(bytes(16), BOOT, "nul", "never").encode()
     records = [Record(0, 9, 9, 1), Record(9, 12, 9, 2), Record(12, 13, 9, 3), Record(13, 20, 9, 4)]
     parts = [encode_record(seed(header), record, (), ()) for record in records]
@@ -126,7 +126,7 @@ def test_a_record_of_another_journal_is_not_taken_for_one_of_ours() -> None:
 
 
 @pytest.mark.parametrize("position", [9, 5_000, 30_000])
-def test_damage_in_a_record_of_many_producers_is_told_from_a_torn_end_by_what_follows(position: int) -> None:
+def test_records_that_follow_tell_damage_from_a_torn_end(position: int) -> None:
     header = Header(bytes(16), BOOT, "newline", "always").encode()
     named = [encode_named(b"p%d" % number, 300 * number, 700 * number) for number in range(2000)]
     numbered = [BY_NUMBER.pack(number, 301 * number, 1 << 40 | number) for number in range(2000)]
@@ -144,7 +144,7 @@ def test_damage_in_a_record_of_many_producers_is_told_from_a_torn_end_by_what_fo
     assert journal.torn
 
 
-def test_a_claimed_length_is_checked_before_it_is_believed() -> None:
+def test_a_claimed_length_is_checked_before_it_is_used() -> None:
     claimed = GOLDEN + b"\xff\xff\xff\xff" + bytes(100)
     assert len(decode(claimed).records) == 2
     assert HEADER.size == 64

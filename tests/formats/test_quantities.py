@@ -35,7 +35,7 @@ def test_sizes(text: str, size: int) -> None:
     "text",
     ["", "many", "-1", "+1", "1_000", "1.5", "1XB", "iB", "1KiBi", "9223372036854775808", "1e9", "٣", "nan", " 1"],
 )
-def test_what_is_not_a_size_says_what_is(text: str) -> None:
+def test_an_invalid_size_is_an_error_that_states_the_valid_forms(text: str) -> None:
     with pytest.raises(UsageError, match=r"size; write|whole number of bytes"):
         parse_size(text)
 
@@ -66,7 +66,7 @@ def test_a_duration_of_zero_is_valid_where_it_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("text", ["", ".", ".s", "0", "0s", "-5", "soon", "nan", "inf", "1e999", "5 min", "1w", "٣s"])
-def test_what_is_not_a_duration_says_what_is(text: str) -> None:
+def test_an_invalid_duration_is_an_error_that_states_the_valid_forms(text: str) -> None:
     with pytest.raises(UsageError, match="duration; write"):
         parse_duration(text)
 
@@ -79,7 +79,7 @@ def test_a_size_reads_as_it_is_written(size: int) -> None:
 @pytest.mark.parametrize(
     ("size", "text"), [(1 << 28, "256MiB"), (10_000_000, "10M"), (4097, "4097"), (0, "0"), (1 << 20, "1MiB")]
 )
-def test_sizes_are_written_shortly(size: int, text: str) -> None:
+def test_a_size_is_written_in_its_shortest_form(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
@@ -87,6 +87,6 @@ def test_sizes_are_written_shortly(size: int, text: str) -> None:
     ("seconds", "text"),
     [(10, "10s"), (0.5, "500ms"), (90, "90s"), (7200, "2h"), (604800, "7d"), (1.5, "1.5s"), (300, "5m")],
 )
-def test_durations_are_written_shortly(seconds: float, text: str) -> None:
+def test_a_duration_is_written_in_its_shortest_form(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
     assert parse_duration(text) == seconds

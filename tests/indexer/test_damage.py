@@ -117,7 +117,7 @@ def test_a_file_that_is_no_index_is_set_aside_and_not_destroyed(path: Path, cont
 
 
 @pytest.mark.parametrize("options", [("--framing", "nul"), ("--interval-bytes", "512"), ("--rebuild",)])
-def test_an_index_made_otherwise_is_set_aside_and_made_anew(path: Path, options: tuple[str, ...]) -> None:
+def test_an_index_with_other_settings_is_set_aside_and_made_again(path: Path, options: tuple[str, ...]) -> None:
     before = index_of(path).read_bytes()
     with index(path, *options) as daemon:
         assert daemon.wait_log("index set aside")["renamed"] == str(path) + ".index.old"
@@ -167,7 +167,7 @@ def removed_and_made(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("replace", [same_file, another_file, removed_and_made])
 @pytest.mark.parametrize("content", [OTHER.content, OTHER.content[:5000], b""], ids=["other", "shorter", "empty"])
-def test_a_stream_that_is_replaced_under_a_running_indexer_is_indexed_anew(
+def test_a_stream_that_is_replaced_under_a_running_indexer_is_indexed_from_its_start(
     path: Path, replace: Callable[[Path, bytes], None], content: bytes
 ) -> None:
     truth = Truth("newline", content.split(b"\n")[:-1])
@@ -185,7 +185,7 @@ def test_a_stream_that_is_replaced_under_a_running_indexer_is_indexed_anew(
         assert daemon.stop() == 0
 
 
-def test_a_stream_that_shrank_while_nobody_looked_keeps_what_is_right_of_its_index(path: Path) -> None:
+def test_a_stream_that_shrank_between_runs_keeps_the_right_part_of_its_index(path: Path) -> None:
     truth = Truth("newline", lines(10000))
     os.truncate(path, truth.end)
     with index(path) as daemon:
@@ -209,7 +209,9 @@ def test_a_stream_that_was_moved_away_is_still_answered(path: Path) -> None:
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_before_nonsense_all_is_answered_and_it_is_reported_once_with_its_place(tmp_path: Path, framing: str) -> None:
+def test_everything_before_corrupt_bytes_is_answered_and_their_offset_is_reported_once(
+    tmp_path: Path, framing: str
+) -> None:
     path = tmp_path / "stream"
     truth = Truth(framing, lines(3000))
     path.write_bytes(truth.content + b"\xff" * 100_000)

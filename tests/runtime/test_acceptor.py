@@ -119,7 +119,7 @@ def test_a_connection_that_the_loop_has_no_room_for_is_closed_and_logged(
     assert_next_is_accepted(accepting)
 
 
-def test_nobody_is_accepted_with_descriptors_that_the_reserve_lacks(
+def test_no_connection_is_accepted_while_the_reserve_is_incomplete(
     accepting: Accepting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else peers take what becomes free, and a health check never gets one."""

@@ -38,7 +38,7 @@ def test_a_torn_line_leaves_the_other_one(good: int, torn: int, position: int, f
 
 
 @given(st.binary(max_size=59))
-def test_what_is_no_mark_says_nothing(junk: bytes) -> None:
+def test_an_invalid_mark_reads_as_no_mark(junk: bytes) -> None:
     assert mark.decode(junk) is None or mark.decode_line(junk[:30]) is not None
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o640), (0o077, 0o600), (0o000, 0o640)])
-def test_the_kernel_applies_the_umask_and_nobody_sets_it(
+def test_the_kernel_applies_the_umask_and_the_process_never_sets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, mode: int
 ) -> None:
     """Other threads would create files with any permissions while it is set."""

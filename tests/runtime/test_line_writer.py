@@ -210,7 +210,7 @@ def test_lines_of_several_threads_are_never_interleaved(reader: Reader, reactor:
     writer.close()
 
 
-def test_what_waits_is_told_to_who_paces_itself_by_it(reader: Reader, reactor: Reactor) -> None:
+def test_the_size_of_the_backlog_is_reported_to_the_callback(reader: Reader, reactor: Reactor) -> None:
     writer = LineWriter(reader.fd)
     writer.attach(reactor)
     for number in range(20_000):

@@ -257,7 +257,7 @@ def test_of_many_that_replace_a_stale_socket_at_the_same_moment_one_has_it(tmp_p
             assert said() == [b"bound", b"in use", b"in use", b"in use"]
 
 
-def test_a_directory_that_somebody_has_locked_does_not_hold_up_the_start(tmp_path: Path) -> None:
+def test_a_directory_that_another_process_has_locked_does_not_delay_the_start(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     begin = time.monotonic()
@@ -276,7 +276,7 @@ def test_a_directory_that_somebody_has_locked_does_not_hold_up_the_start(tmp_pat
         ("datagram", "Protocol wrong type for socket"),
     ],
 )
-def test_a_path_that_can_not_be_bound_is_one_line_that_says_why(tmp_path: Path, path: str, words: str) -> None:
+def test_a_path_that_cannot_be_bound_is_one_line_with_the_reason(tmp_path: Path, path: str, words: str) -> None:
     (tmp_path / "file").touch()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
         datagram.bind(str(tmp_path / "datagram"))
@@ -354,7 +354,7 @@ def test_what_is_advised_to_admit_a_peer_admits_it_and_its_neighbour_not(peer: s
         (("::/0",), "10.1.2.3", False),
     ],
 )
-def test_who_may_connect(allowed: tuple[str, ...], host: str, permitted: bool) -> None:
+def test_the_allowed_networks_may_connect_and_no_others(allowed: tuple[str, ...], host: str, permitted: bool) -> None:
     assert AllowList(allowed).permits(host) is permitted
 
 

@@ -93,7 +93,9 @@ def test_a_socket_that_is_gone_is_nothing_and_one_that_comes_back_is_found(
 
 
 @pytest.mark.parametrize("path", ["", "missing", "x" * 200, "@" + "x" * 200, "vsock:2:1"])
-def test_an_address_that_leads_nowhere_is_nothing(monkeypatch: pytest.MonkeyPatch, reactor: Reactor, path: str) -> None:
+def test_a_notify_address_that_leads_nowhere_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, reactor: Reactor, path: str
+) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     notifier = Notifier(reactor)
     notifier.send("READY=1", until_taken=True)
@@ -102,7 +104,7 @@ def test_an_address_that_leads_nowhere_is_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("command", MODULES)
-def test_a_daemon_serves_and_ends_while_nobody_reads_its_states(tmp_path: Path, command: str) -> None:
+def test_a_daemon_serves_and_ends_while_systemd_does_not_read(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").write_text("line\n")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -119,7 +121,7 @@ def test_a_daemon_serves_and_ends_while_nobody_reads_its_states(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("interval", ["0", "²", "-5", "1e6", "", "9" * 400])
-def test_a_watchdog_interval_that_is_none_is_ignored(tmp_path: Path, interval: str) -> None:
+def test_an_invalid_watchdog_interval_is_ignored(tmp_path: Path, interval: str) -> None:
     (tmp_path / "log").write_text("line\n")
     environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": interval}
     with Daemon("tailsrv", tmp_path / "log", "--listen", "127.0.0.1:0", environment=environment) as daemon:

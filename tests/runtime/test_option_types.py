@@ -47,7 +47,7 @@ def test_a_valid_value(kind: click.ParamType[Any], text: str, value: object) -> 
         (ListenAddress(), "80", "invalid address '80'; write HOST:PORT, [V6]:PORT, :PORT or unix:PATH"),
     ],
 )
-def test_an_invalid_value_is_an_error_that_says_what_is_valid(
+def test_an_invalid_value_is_an_error_that_states_the_valid_ones(
     kind: click.ParamType[Any], text: str, error: str
 ) -> None:
     with pytest.raises(click.BadParameter) as raised:

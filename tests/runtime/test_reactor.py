@@ -28,7 +28,7 @@ def test_timers_run_in_their_order_and_a_cancelled_one_never(reactor: Reactor) -
 
 
 @pytest.mark.parametrize("seconds", [30 * 86400.0, 1e12, 1e300, float("inf")])
-def test_a_timer_may_be_as_far_away_as_anybody_likes(reactor: Reactor, seconds: float) -> None:
+def test_a_timer_may_be_arbitrarily_far_away(reactor: Reactor, seconds: float) -> None:
     """The kernel's longest time-out is 24 days."""
     far = reactor.call_later(seconds, reactor.stop)
     reactor.post(lambda: reactor.call_later(0.01, reactor.stop))
@@ -123,7 +123,7 @@ def test_deadlines_expire_in_order_and_leave_no_timer_behind(reactor: Reactor) -
     assert reactor._timeout() == -1
 
 
-def test_deadlines_that_are_all_cancelled_wake_nobody(reactor: Reactor) -> None:
+def test_cancelled_deadlines_do_not_wake_the_loop(reactor: Reactor) -> None:
     deadlines: Deadlines[str] = Deadlines(reactor, 10.0, pytest.fail)
     deadlines.start("a")
     assert reactor._timeout() > 0
@@ -163,7 +163,7 @@ def test_an_unexpected_error_of_a_peers_handler_closes_that_peer_and_the_loop_go
         sock.close()
 
 
-def test_a_peer_that_can_not_even_be_closed_is_forgotten(reactor: Reactor) -> None:
+def test_a_peer_whose_closing_fails_is_unregistered(reactor: Reactor) -> None:
     reported: list[Exception] = []
     reactor.on_contained = reported.append
     bad = ClosesItself(reactor)
@@ -282,7 +282,7 @@ def test_an_unexpected_error_at_a_deadline_closes_the_peer_that_it_was_for(react
 
 
 @pytest.mark.parametrize("second", [ValueError("closing failed, too"), OSError(9, "Bad file descriptor")])
-def test_a_peer_whose_closing_fails_at_its_deadline_costs_nobody_else_theirs(
+def test_a_peer_whose_closing_fails_at_its_deadline_does_not_stop_other_deadlines(
     reactor: Reactor, second: Exception
 ) -> None:
     """Work that is not done in a registered handler is contained by the same rule."""
@@ -338,7 +338,7 @@ def test_a_deadline_that_is_started_while_others_expire_has_its_full_time(reacto
     assert reactor._timeout() == -1
 
 
-def test_what_a_thread_posts_after_the_end_is_forgotten() -> None:
+def test_a_call_that_a_thread_posts_after_the_end_is_dropped() -> None:
     """A thread that waits for a disk outlives the loop; the loop's descriptors may be somebody else's by then."""
     reactor = Reactor()
     reactor.close()

@@ -76,7 +76,7 @@ def raising(*errors: int) -> Callable[[], None]:
     return attempt
 
 
-def test_an_activity_that_meets_a_shortage_is_paused_told_of_once_and_resumes(
+def test_an_activity_that_meets_a_shortage_pauses_is_logged_once_and_resumes(
     reactor: Reactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.001)
@@ -110,7 +110,7 @@ def test_an_error_that_is_no_shortage_is_the_callers(reactor: Reactor) -> None:
     assert activity.paused is None
 
 
-def test_what_is_wrong_after_the_shortage_is_told_to_who_asked_to_hear_it(
+def test_a_failure_after_the_shortage_is_reported_to_the_callback(
     reactor: Reactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By then nobody is there to whom it could be raised: FILE became a directory meanwhile."""

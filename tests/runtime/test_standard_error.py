@@ -80,7 +80,7 @@ def test_a_standard_error_that_is_closed_or_full_harms_nothing(file: Path, form:
 
 @pytest.mark.parametrize("kind", ["full pipe", "stopped terminal", "full socket"])
 @pytest.mark.parametrize("form", FORMS)
-def test_who_reads_on_gets_the_lines_that_waited(file: Path, form: str, kind: str) -> None:
+def test_a_reader_that_continues_gets_the_lines_that_waited(file: Path, form: str, kind: str) -> None:
     """Without another event; each of them whole."""
     with output(kind) as error, start(form, file, "--log-format", "json", stderr=error.fd):
         lines = error.read(until=b'"listening"').splitlines()
@@ -168,7 +168,7 @@ def test_a_background_daemon_is_not_stopped_by_a_terminal_that_stops_background_
 
 @pytest.mark.parametrize("command", [*MODULES.values(), "compose.up", "compose.check"])
 @pytest.mark.parametrize("kind", ["full pipe", "no reader", "stopped terminal", "full socket"])
-def test_a_wrong_command_line_is_answered_with_2_also_where_nobody_can_read_why(command: str, kind: str) -> None:
+def test_a_wrong_command_line_exits_2_even_if_its_error_cannot_be_written(command: str, kind: str) -> None:
     with output(kind) as error:
         ended = subprocess.run(
             [sys.executable, "-m", command, "--nonsense"],

@@ -141,7 +141,7 @@ def test_from_the_moment_that_the_mark_exists_it_bounds_the_end(log: Path, watch
     mark.close()
 
 
-def test_a_mark_that_is_deleted_goes_on_to_hold_until_there_is_a_new_one(log: Path, watch: Watch) -> None:
+def test_a_deleted_mark_bounds_the_end_until_there_is_a_new_one(log: Path, watch: Watch) -> None:
     log.write_bytes(b"0123456789")
     mark = MarkWriter(f"{log}.commit", 4)
     story = watch()
@@ -238,7 +238,7 @@ def test_changed_permissions_are_not_a_file_that_goes(log: Path, watch: Watch) -
     assert story.gone == 0
 
 
-def test_many_events_and_the_longest_names_beside_the_file_are_taken_at_once(log: Path, watch_events: Watch) -> None:
+def test_many_events_and_the_longest_names_are_handled_in_one_round(log: Path, watch_events: Watch) -> None:
     log.write_bytes(b"")
     story = watch_events()
     for number in range(50):
@@ -284,7 +284,7 @@ def test_a_mark_of_0_is_a_mark(log: Path, watch: Watch) -> None:
     assert (story.stream.committed, story.stream.end) == (0, 0)
 
 
-def test_a_look_finds_a_mark_that_no_event_has_told_yet(log: Path, watch: Watch) -> None:
+def test_a_look_finds_a_mark_whose_event_has_not_arrived(log: Path, watch: Watch) -> None:
     log.write_bytes(b"0123456789")
     story = watch()
     MarkWriter(f"{log}.commit", 10).close()
@@ -293,7 +293,7 @@ def test_a_look_finds_a_mark_that_no_event_has_told_yet(log: Path, watch: Watch)
     assert story.stream.end == 10
 
 
-def test_a_look_finds_a_file_that_no_event_has_told_yet(log: Path, watch: Watch) -> None:
+def test_a_look_finds_a_file_whose_event_has_not_arrived(log: Path, watch: Watch) -> None:
     story = watch()
     log.write_bytes(b"0123456789")
     story.stream.look()
@@ -350,7 +350,7 @@ def test_a_mark_that_is_no_file_holds_the_end_where_it_was_until_it_is_replaced_
     assert story.stream.unhealthy() is None
 
 
-def test_a_mark_that_is_replaced_by_something_else_goes_on_to_hold(log: Path, watch: Watch) -> None:
+def test_a_mark_that_is_replaced_by_a_directory_still_bounds_the_end(log: Path, watch: Watch) -> None:
     log.write_bytes(b"0123456789")
     MarkWriter(f"{log}.commit", 4).close()
     story = watch()
@@ -383,7 +383,7 @@ def test_a_mark_that_is_replaced_is_followed(log: Path, watch: Watch, way: str) 
 # --- wake-ups, polling, closing
 
 
-def test_other_names_of_the_directory_wake_nobody_who_has_a_file_and_a_mark(log: Path, watch_events: Watch) -> None:
+def test_other_names_in_the_directory_do_not_wake_a_stream_with_file_and_mark(log: Path, watch_events: Watch) -> None:
     log.write_bytes(b"0123456789")
     MarkWriter(f"{log}.commit", 4).close()
     story = watch_events()
@@ -394,7 +394,7 @@ def test_other_names_of_the_directory_wake_nobody_who_has_a_file_and_a_mark(log:
 
 
 @pytest.mark.parametrize("poll_seconds", [None, 0.01])
-def test_a_stream_that_is_closed_when_its_file_is_gone_is_never_heard_of_again(
+def test_a_stream_that_is_closed_when_its_file_is_gone_reports_nothing_more(
     log: Path, poll_seconds: float | None
 ) -> None:
     log.write_bytes(b"0123456789")
@@ -451,7 +451,7 @@ def test_bytes_that_were_appended_right_before_the_file_was_moved_are_reported(l
     assert (story.gone, story.ends[-1]) == (1, 11)
 
 
-def test_what_was_appended_before_a_file_was_moved_is_told_by_polling(log: Path, watch_events: Watch) -> None:
+def test_a_poll_reports_bytes_that_were_appended_before_the_file_was_moved(log: Path, watch_events: Watch) -> None:
     """Where the kernel tells nothing, as on a network file system."""
     log.write_bytes(b"hello")
     story = watch_events(poll_seconds=60)
@@ -493,7 +493,7 @@ def test_a_file_that_appears_in_a_shortage_is_opened_when_it_is_over(
     assert story.stream.unhealthy() is None
 
 
-def test_what_is_no_file_after_a_shortage_is_the_owners_to_deal_with(
+def test_a_directory_in_the_place_of_the_file_after_a_shortage_is_reported_as_failed(
     log: Path, watch_events: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story = watch_events()
@@ -521,7 +521,7 @@ def test_a_mark_that_appears_in_a_shortage_holds_the_end_where_it_was(
     assert story.lines.count("opening the commit mark paused") == 1
 
 
-def test_a_watch_that_the_kernel_refuses_is_asked_for_again(
+def test_a_watch_that_the_kernel_refuses_is_requested_again(
     log: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story = watch()

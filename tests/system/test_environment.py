@@ -70,7 +70,7 @@ def parsed(prefix: str, arguments: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("prefix", "option"), OPTIONS, ids=[variable(option, prefix) for prefix, option in OPTIONS])
-def test_a_variable_says_what_its_option_would_say(
+def test_a_variable_sets_what_its_option_sets(
     prefix: str, option: click.Option, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longest = max(option.opts, key=len)
@@ -111,7 +111,7 @@ CHECKED = [
 
 
 @pytest.mark.parametrize(("prefix", "option"), CHECKED, ids=[variable(option, prefix) for prefix, option in CHECKED])
-def test_a_value_that_is_none_is_an_error_that_names_the_variable(
+def test_an_invalid_value_is_an_error_that_names_the_variable(
     prefix: str, option: click.Option, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for text in ("neither", "-5", "nan", "inf", "-inf", "1e999"):
@@ -215,7 +215,7 @@ def test_a_bad_value_is_one_line_that_names_the_variable(prefix: str, option: st
     assert ended.stderr.count(f"{prefix}_") == 1
 
 
-def test_a_variable_that_is_not_to_blame_is_not_named(tmp_path: Path) -> None:
+def test_a_variable_that_is_valid_is_not_named_in_an_error(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "collator", str(tmp_path / "log"), "-p", "0", "--sync", "sometimes"],
         env={
@@ -250,7 +250,7 @@ def a_clients_value(option: Option) -> str:
 
 
 @EACH_CLIENT_OPTION
-def test_a_clients_variable_says_what_its_option_would_say(command: Command, option: Option) -> None:
+def test_a_clients_variable_sets_what_its_option_sets(command: Command, option: Option) -> None:
     value = a_clients_value(option)
     for name in option.names:
         wanted = command.parse(["h", name] if option.const is not None else ["h", name, value], {})
@@ -274,7 +274,7 @@ def test_a_clients_flag_takes_yes_and_no_and_nothing_else(command: Command, opti
 
 
 @EACH_CLIENT_OPTION
-def test_a_clients_value_that_is_none_is_an_error_that_names_the_option_or_the_variable(
+def test_a_clients_invalid_value_is_an_error_that_names_the_option_or_the_variable(
     command: Command, option: Option
 ) -> None:
     if not option.choices and option.metavar not in {"N", "BYTES", "DURATION"}:
@@ -346,6 +346,6 @@ def test_options_may_be_anywhere_among_the_arguments(arguments: list[str]) -> No
         (["h", "more"], "more"),
     ],
 )
-def test_a_wrong_command_line_says_what_is_wrong_with_it(arguments: list[str], error: str) -> None:
+def test_a_wrong_command_line_is_an_error_that_states_the_reason(arguments: list[str], error: str) -> None:
     with pytest.raises(UsageError, match=error):
         cat.command.parse(arguments, {})

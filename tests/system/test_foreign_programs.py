@@ -102,7 +102,7 @@ def _request(port: int, count: int) -> None:
 
 
 @pytest.mark.needs("rsyslogd", "nc")
-def test_rsyslog_and_nc_ship_at_once_and_every_line_stands_whole(tmp_path: Path) -> None:
+def test_rsyslog_and_nc_ship_at_once_and_every_line_is_stored_whole(tmp_path: Path) -> None:
     """Two real shippers, many connections: no line torn, mixed, lost or doubled."""
     stream, source = tmp_path / "stream", tmp_path / "application.log"
     source.touch()

@@ -136,7 +136,7 @@ def test_silent_peers_do_not_keep_a_health_check_out(daemon: Daemon) -> None:
         assert b"tailsrv_http_dropped_connections_total" in ask(address, "GET", "/metrics")[2]
 
 
-def test_a_peer_that_does_not_read_its_answer_holds_up_nobody(daemon: Daemon) -> None:
+def test_a_peer_that_does_not_read_its_answer_delays_no_other_one(daemon: Daemon) -> None:
     address = http_address(daemon)
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -148,7 +148,7 @@ def test_a_peer_that_does_not_read_its_answer_holds_up_nobody(daemon: Daemon) ->
 
 
 @pytest.mark.parametrize("command", ["tailsrv", "tailsrv-collate", "tailsrv-index"])
-def test_health_and_metrics_are_told_while_peers_hold_all_descriptors(tmp_path: Path, command: str) -> None:
+def test_health_and_metrics_are_answered_while_peers_hold_all_descriptors(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").write_text("line\n")
     with (
         Daemon(command, tmp_path / "log", *LISTEN, prefix=("prlimit", "--nofile=64:64")) as daemon,

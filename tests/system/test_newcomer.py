@@ -94,7 +94,7 @@ def test_make_demo_ends_by_itself_and_shows_a_stream(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_where_there_is_no_nc_make_demo_says_so_and_prints_commands_that_work(tmp_path: Path) -> None:
+def test_without_nc_make_demo_states_that_and_prints_commands_that_work(tmp_path: Path) -> None:
     folder, empty = tmp_path / "tmp", tmp_path / "empty"
     folder.mkdir()
     empty.mkdir()

@@ -103,7 +103,7 @@ def test_options_can_be_given_in_the_environment(tmp_path: Path, command: str) -
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_that_is_none_exits_1_with_one_line(tmp_path: Path, command: str) -> None:
+def test_a_path_that_is_no_regular_file_exits_1_with_one_line(tmp_path: Path, command: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     for name in ("fifo", "folder"):
@@ -204,7 +204,7 @@ def test_sockets_from_systemd_are_used_when_no_address_is_named(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_systemd_is_told_of_readiness_and_that_the_loop_turns(tmp_path: Path, command: str) -> None:
+def test_systemd_receives_readiness_and_watchdog_notifications(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").touch()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -220,9 +220,7 @@ def test_systemd_is_told_of_readiness_and_that_the_loop_turns(tmp_path: Path, co
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_peer_from_outside_is_refused_before_a_byte_and_the_log_says_how_to_admit_it(
-    tmp_path: Path, command: str
-) -> None:
+def test_a_peer_from_outside_is_refused_and_the_log_states_how_to_admit_it(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").write_text("line\n")
     with Daemon(command, tmp_path / "log", *LISTEN, "--allow", "192.0.2.0/24") as daemon:
         with daemon.connect() as peer, contextlib.suppress(ConnectionError):
@@ -248,7 +246,7 @@ def test_metrics_and_health_are_served_by_http(tmp_path: Path, command: str) -> 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_log_that_nobody_takes_harms_nothing(tmp_path: Path, command: str) -> None:
+def test_a_closed_log_pipe_harms_no_daemon(tmp_path: Path, command: str) -> None:
     (tmp_path / "log").write_text("line\n")
     with Daemon(command, tmp_path / "log", *LISTEN, "--log-level", "debug") as daemon:
         assert daemon.process.stderr is not None

@@ -134,7 +134,7 @@ def _run(path: Path | bytes, *options: str, **settings: Any) -> tuple[int, str]:
 
 @pytest.mark.parametrize("state", KINDS.values())
 @pytest.mark.parametrize("suffix", COMPANIONS)
-def test_a_companion_that_is_none_is_a_finding(path: Path, suffix: str, state: str) -> None:
+def test_a_companion_that_is_no_regular_file_is_a_finding(path: Path, suffix: str, state: str) -> None:
     companion = path.with_name(f"stream{suffix}")
     companion.unlink(missing_ok=True)
     STATES[state](companion)
@@ -147,7 +147,7 @@ def test_a_companion_that_is_none_is_a_finding(path: Path, suffix: str, state: s
 
 
 @pytest.mark.parametrize("state", [kind for name, kind in KINDS.items() if name not in {"empty", "huge", "garbage"}])
-def test_a_stream_that_is_none_is_a_finding(path: Path, state: str) -> None:
+def test_a_stream_that_is_no_regular_file_is_a_finding(path: Path, state: str) -> None:
     path.unlink()
     STATES[state](path)
     code, said = _run(path)
@@ -263,7 +263,7 @@ def test_a_stream_that_changes_while_it_is_read_ends_no_check(path: Path) -> Non
     assert check(str(path)).findings == []
 
 
-def test_it_takes_no_lock_and_sees_who_has_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_takes_no_lock_and_reports_an_active_writer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A collator that starts at that moment would end: "has a writer already"."""
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", None)

@@ -44,7 +44,7 @@ def crowd(collator: Daemon, count: int, number: int, greeting: bytes = b"") -> I
 
 
 @pytest.mark.parametrize("number", [RAW, ACK])
-def test_a_thousand_silent_connections_cost_little_and_hinder_nobody(tmp_path: Path, number: int) -> None:
+def test_a_thousand_silent_connections_cost_little_memory_and_delay_no_producer(tmp_path: Path, number: int) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         before = collator.memory()
@@ -110,7 +110,7 @@ def test_lines_without_an_end_stay_within_the_buffer_and_a_holder_is_disconnecte
         assert collator.stop() == 0
 
 
-def test_a_message_in_single_bytes_and_one_in_a_thousand_parts_hinder_nobody(tmp_path: Path) -> None:
+def test_slow_and_divided_messages_delay_no_other_producer(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     with collate(path) as collator:
         with collator.connect() as slow, collator.connect() as parts:

@@ -115,7 +115,7 @@ def test_requests_are_answered_in_order_however_they_are_cut(path: Path) -> None
             assert json.loads(asker.next())["offset"] == truth.offsets[7]
 
 
-def test_who_does_not_read_its_replies_is_not_read_from_and_costs_no_memory(path: Path) -> None:
+def test_a_client_that_does_not_read_is_not_read_from_and_costs_no_memory(path: Path) -> None:
     truth = Truth("newline", lines(300))
     path.write_bytes(truth.content)
     with index(path) as daemon, Asker(daemon) as asker:
@@ -200,7 +200,7 @@ def test_a_file_that_does_not_exist_yet_is_waited_for(path: Path) -> None:
         wait_until(lambda: asker.line("1") == "4", "the file is taken up")
 
 
-def test_what_was_seen_to_arrive_has_its_time_and_what_was_there_says_so(path: Path) -> None:
+def test_an_observed_arrival_has_its_time_and_older_messages_are_marked(path: Path) -> None:
     path.write_bytes(b"old line\n" * 3000)
     with index(path) as daemon, Asker(daemon) as asker, path.open("ab", buffering=0) as stream:
         assert asker.count() == 3000
@@ -250,7 +250,7 @@ def test_a_large_stream_is_built_while_queries_are_answered(path: Path) -> None:
     assert verify(str(path)) == []
 
 
-def test_a_second_indexer_of_the_same_index_says_who_has_it(path: Path) -> None:
+def test_a_second_indexer_of_an_index_names_the_process_of_the_first(path: Path) -> None:
     path.touch()
     with index(path) as first, index(path, ready=False) as second:
         assert second.wait() == 1
@@ -269,7 +269,7 @@ def test_a_second_indexer_of_the_same_index_says_who_has_it(path: Path) -> None:
         (("--listen", "192.0.2.1:0"), 1, "ip address"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(path: Path, options: tuple[str, ...], code: int, told: str) -> None:
+def test_an_impossible_setting_is_one_line(path: Path, options: tuple[str, ...], code: int, told: str) -> None:
     path.touch()
     with Daemon("tailsrv-index", path, *options, ready=False) as daemon:
         assert daemon.wait() == code
@@ -290,7 +290,7 @@ def test_a_link_in_the_place_of_the_index_is_not_followed(path: Path) -> None:
     assert victim.read_bytes() == b"precious"
 
 
-def test_an_idle_indexer_does_not_wake_up(path: Path) -> None:
+def test_an_idle_indexer_never_wakes_up(path: Path) -> None:
     path.write_bytes(b"one\n")
     with index(path) as daemon, Asker(daemon) as asker:
         asker.count()
@@ -304,7 +304,7 @@ def test_an_idle_indexer_does_not_wake_up(path: Path) -> None:
         assert switches() - before <= 1
 
 
-def test_metrics_tell_how_far_it_is(path: Path) -> None:
+def test_metrics_report_the_progress_of_the_index(path: Path) -> None:
     path.write_bytes(b"one\ntwo\nthr")
     with index(path, "--metrics", "127.0.0.1:0") as daemon, Asker(daemon) as asker:
         asker.line("1")

@@ -74,7 +74,7 @@ def test_a_reader_that_dies_harms_nothing(tmp_path: Path) -> None:
         assert running.end() == 0
 
 
-def test_who_reads_on_gets_the_banner_the_lines_and_how_many_are_missing(tmp_path: Path) -> None:
+def test_a_reader_that_continues_gets_the_banner_the_lines_and_the_number_of_dropped_lines(tmp_path: Path) -> None:
     with (
         output("full pipe") as out,
         output("full pipe") as error,
@@ -132,7 +132,7 @@ def _runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def test_the_daemons_read_their_own_variables_behind_what_it_passes_on(tmp_path: Path) -> None:
+def test_the_daemons_own_variables_apply_after_the_options_that_the_launcher_passes(tmp_path: Path) -> None:
     wanted = {"TAILSRV_COLLATE_METRICS": f"unix:{tmp_path}/http", "TAILSRV_COLLATE_LISTEN": "198.51.100.1:1"}
     ports = dict.fromkeys(
         ("TAILSRV_PORT", "TAILSRV_COLLATE_PORT", "TAILSRV_COLLATE_ACK_PORT", "TAILSRV_INDEX_PORT"), "0"
@@ -194,7 +194,7 @@ def test_a_port_that_is_taken_is_one_line_that_names_the_option(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("form", ["auto", "json"])
-def test_its_log_is_json_lines_where_nobody_looks(tmp_path: Path, form: str) -> None:
+def test_its_log_is_json_lines_without_a_terminal(tmp_path: Path, form: str) -> None:
     """Also what a daemon says in another form."""
     with up(tmp_path / "log", "--log-format", form, stderr=subprocess.PIPE) as running:
         os.kill(running.daemons()[0], signal.SIGKILL)
@@ -227,7 +227,7 @@ def test_a_terminal_gets_text_of_a_hundred_columns_with_levels_in_colour(tmp_pat
     assert "\x1b" not in (tmp_path / "kept").read_text()
 
 
-def test_a_closed_terminal_stops_it_cleanly_also_if_it_says_so_twice(tmp_path: Path) -> None:
+def test_a_closed_terminal_stops_it_cleanly_even_with_two_hang_ups(tmp_path: Path) -> None:
     with up(tmp_path / "log", stderr=subprocess.PIPE) as running:
         running.process.send_signal(signal.SIGHUP)
         assert running.end(signal.SIGHUP) == 0
@@ -302,7 +302,7 @@ def test_a_ready_descriptor_that_is_closed_or_for_reading_is_a_wrong_command_lin
 
 
 @pytest.mark.parametrize("kind", ["no reader", "full pipe"])
-def test_a_ready_descriptor_that_nobody_reads_is_survived(tmp_path: Path, kind: str) -> None:
+def test_a_ready_descriptor_without_a_reader_is_survived(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "log"
     with (
         output(kind) as ready,
@@ -366,7 +366,7 @@ def _with_descriptors(tmp_path: Path, count: int) -> str:
     return said
 
 
-def test_systemd_is_told_that_it_is_ready_that_it_runs_and_that_it_stops(tmp_path: Path) -> None:
+def test_systemd_receives_readiness_watchdog_and_stopping_notifications(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(PATIENCE)
