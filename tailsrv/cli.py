@@ -15,7 +15,7 @@ from tailsrv_runtime.option_types import Duration, Size, WholeNumber
 from tailsrv_runtime.options import common_options, common_settings
 
 if TYPE_CHECKING:
-    from tailsrv.workers import Supervisor
+    from tailsrv.supervisor import Supervisor
 
 
 @click.command(
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     help="Number of serving processes, 1 to 1024.",
 )
 @common_options
-def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Options takes over
+def command(**values: Any) -> None:  # noqa: ANN401 - values of click; Options has their types
     """Broadcast the growing FILE to every client."""
     settings = common_settings(values)
     options = Options(commit_mark=not settings.pop("no_commit_mark"), **settings)
@@ -66,7 +66,7 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click's values, which Opti
 
 
 def _supervisor() -> type[Supervisor]:
-    from tailsrv.workers import Supervisor  # noqa: PLC0415 - one process needs none
+    from tailsrv.supervisor import Supervisor  # noqa: PLC0415 - a single process does not need it
 
     return Supervisor
 

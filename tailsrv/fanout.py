@@ -1,18 +1,20 @@
-"""New bytes to everybody who waits for them.
+"""Sending the file's bytes to all subscribers.
 
-Subscribers that have everything are *live*: they are all at one offset, so an append is read once and each of them gets
-one non-blocking send. That loop is where a broadcaster's time goes; nothing is allocated, logged or looked up in it. A
-subscriber whose socket does not accept all bytes falls *behind* and is served when its socket has room: by a sendfile
-here if it needs little, on a replay thread if it needs much, or bytes that are on the disk. A subscriber whose next
-byte is not in the file yet is *waiting*, in a heap ordered by offset. `tailsrv.subscriber` has the table of states.
+Subscribers that have received everything are LIVE: they all have the same offset, so an append is read once, and each
+of them gets it by one non-blocking send (`_feed`). This loop is where a broadcaster spends its time: per subscriber and
+append it allocates nothing, logs nothing and looks nothing up. A subscriber whose socket does not accept all bytes
+becomes BEHIND. When its socket has room, this module sends one piece by sendfile, or moves it to a replay thread if it
+needs many bytes, or bytes that are on disk (`_catch_up`). A subscriber whose next byte the file does not have is
+WAITING in a heap ordered by offset. `tailsrv.subscriber` has the table of states.
 
-Live subscribers come first in each round of the reactor: turns are taken after its events. Nothing here waits for a
-disk: what has just been appended is in memory, and everything else is looked for there first.
+Subscribers that are BEHIND are served after all events of a round, so that live subscribers come first. As long as
+replay threads can be started, nothing here waits for the disk: the bytes of an append are in memory, and of all others
+this module checks that they are.
 
-An unexpected error in the work for one subscriber closes that one (`Reactor.contain`). What all of them share is set
-before any of them is dealt with, so that such an error leaves it whole.
+An unexpected error in the work for one subscriber closes that subscriber (`Reactor.contain`). State that all
+subscribers share is up to date before any of them is handled, so such an error leaves it consistent.
 
-Knows nothing of headers, listeners or how a connection is closed.
+This module knows nothing of headers, listeners or how a connection is closed.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.replay import FILE_ERRORS, NEAR_BYTES, ReplayPool, in_memory, unreadable
-from tailsrv.subscriber import BEHIND, GONE, LIVE, WAITING, Subscriber
-from tailsrv.transfer import send_range
+from tailsrv.page_cache import in_memory
+from tailsrv.replay import NEAR_BYTES, ReplayPool
+from tailsrv.subscriber import BEHIND, ENDED, LIVE, WAITING, Subscriber
+from tailsrv.transfer import FILE_ERRORS, send_range, unreadable
 from tailsrv_formats.header import NEVER
 from tailsrv_runtime.reactor import HANGUP, WRITE
 
@@ -36,25 +39,25 @@ if TYPE_CHECKING:
     from tailsrv_runtime.stream import Stream
 
 CHUNK_BYTES: Final = 1 << 16
-"""What is read at a time for live subscribers: it stays in the processor's cache while it is copied to all of them."""
+"""The most that is read at once for live subscribers: it stays in the processor's cache while each of them gets it."""
 
-TURNS_PER_ROUND: Final = 8
-"""How many such turns there are between two looks at the live ones."""
+CATCH_UPS_PER_ROUND: Final = 8
+"""Subscribers that are BEHIND and are served in one round, before live subscribers may get the next append."""
 
-SCATTER_BYTES: Final = 1 << 20
-"""When the end runs ahead of the live ones by so much, each catches up by itself: sendfile copies nothing."""
+LARGE_APPEND_BYTES: Final = 1 << 20
+"""Above this, live subscribers get an append by sendfile, each at its own pace: sendfile does not copy the bytes."""
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 class Fanout:
     """Sends a stream's bytes to subscribers.
 
-    `finished(subscriber)` is called for one that has all it asked for, `lost(subscriber)` for one whose connection
-    broke. Both are out of our hands then, but still registered with the reactor. ``abort(subscriber)`` closes one in
-    whose service something unexpected went wrong, however far it had come.
+    ``finished(subscriber)`` is called when a subscriber has all bytes up to its stop, and ``disconnected(subscriber)``
+    when its client has disconnected. ``abort(subscriber)`` is called after an unexpected error in the work for it, in
+    any state. Each of the three calls `remove` and closes the socket, which is registered with the reactor.
     """
 
     def __init__(
@@ -62,64 +65,71 @@ class Fanout:
         reactor: Reactor,
         stream: Stream,
         finished: Callable[[Subscriber], None],
-        lost: Callable[[Subscriber], None],
+        disconnected: Callable[[Subscriber], None],
         *,
         abort: Callable[[Subscriber], None],
         replay_rate: int | None = None,
     ) -> None:
+        """`replay_rate`: bytes per second for each subscriber that replays; None: unlimited."""
         self._reactor = reactor
         self._stream = stream
         self._finished = finished
-        self._lost = lost
+        self._disconnected = disconnected
         self._abort = abort
-        self.at = stream.end
-        """What live subscribers have been sent."""
+        self.live_offset = stream.end
+        """The next byte for every live subscriber. Also without any, it follows the end of the stream."""
         self._sent = 0
         self._live: dict[Callable[[bytes], int], Subscriber] = {}
+        """The live subscribers by their `send`: the loop over all of them needs nothing else."""
         self._replays = ReplayPool(reactor, stream, self._replayed, self._live, replay_rate)
         self._waiting: list[tuple[int, int, Subscriber]] = []
-        self._left = 0
-        """How many of those in the heap have left, at most."""
-        self._order = itertools.count()
+        """A heap: the offset, then a number that makes each entry unique, so that subscribers are never compared."""
+        self._numbers = itertools.count()
+        self._removed_waiting = 0
+        """At most this many entries of the heap belong to subscribers that were removed."""
         self._due: dict[Subscriber, None] = {}
-        self._advancing = False
-        reactor.after_round(self._take_turns)
+        """Subscribers that are BEHIND and whose sockets have room, in the order of these events."""
+        self._advance_is_scheduled = False
+        reactor.after_round(self._serve_due)
 
     @property
     def sent(self) -> int:
-        """Bytes that sockets took, ever."""
+        """Number of bytes that sockets have accepted since the start."""
         return self._sent + self._replays.sent
 
-    # --- subscribers come and go
+    # --- subscribers are added and removed
 
     def add(self, subscriber: Subscriber) -> None:
-        """Serve it from its offset on. It is registered with the reactor, for any event."""
+        """Serve `subscriber` from its offset on. It is registered with the reactor, for any events."""
         subscriber.become(BEHIND)
         self._catch_up(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Forget it; also one that we never had."""
+        """Stop to serve `subscriber`, which need not have been added."""
         self._live.pop(subscriber.send, None)
         self._due.pop(subscriber, None)
         if subscriber.state is WAITING:
-            self._left += 1
-        subscriber.become(GONE)
+            self._removed_waiting += 1
+        subscriber.become(ENDED)
         # An entry in the middle of a heap cannot be removed; but clients that ask for byte 2**62 and disconnect must
         # not make the heap grow.
-        if self._left > len(self._waiting) // 2:
+        if self._removed_waiting > len(self._waiting) // 2:
             self._waiting = [entry for entry in self._waiting if entry[2].state is WAITING]
             heapq.heapify(self._waiting)
-            self._left = 0
+            self._removed_waiting = 0
 
     def offset(self, subscriber: Subscriber) -> int:
-        """The next byte that it gets."""
-        return self.at if subscriber.state is LIVE else subscriber.offset
+        """The next byte that `subscriber` will get."""
+        return self.live_offset if subscriber.state is LIVE else subscriber.offset
 
     def stop_at(self, end: int, subscribers: Iterable[Subscriber]) -> None:
-        """Let none of `subscribers`, which are all there are, go beyond `end`: who is there has finished."""
+        """The stream ends at byte `end`: finish each of `subscribers` that has everything, and the others later.
+
+        `subscribers`: all that were added and not removed.
+        """
         for subscriber in tuple(self._live.values()):
-            self._leave_live(subscriber, self.at)
-        self.at = max(self.at, end)
+            self._set_behind(subscriber, self.live_offset)
+        self.live_offset = max(self.live_offset, end)
         self._waiting.clear()
         for subscriber in tuple(subscribers):
             subscriber.stop = min(subscriber.stop, max(subscriber.offset, end))
@@ -133,7 +143,7 @@ class Fanout:
         self._replays.close()
 
     def _guard(self, step: Callable[[Subscriber], None], subscriber: Subscriber) -> None:
-        """Take one step for one subscriber; what goes wrong with it is that subscriber's end."""
+        """Call ``step(subscriber)``; an unexpected error closes the subscriber."""
         try:
             step(subscriber)
         except Exception as error:  # noqa: BLE001 - contained, or raised again
@@ -145,27 +155,29 @@ class Fanout:
     # --- the file grows
 
     def advance(self) -> None:
-        """The stream's end may have moved: send what is new."""
-        at, end = self.at, self._stream.end
-        if end <= at:
-            if end < at:
-                self._go_back()
+        """The stream's end may have moved: send the bytes that are new."""
+        start, end = self.live_offset, self._stream.end
+        if end <= start:
+            if end < start:
+                self._on_truncation()
         elif not self._live:
-            self.at = end
-        elif end - at > SCATTER_BYTES:
-            self._scatter(end)
+            self.live_offset = end
+        elif end - start > LARGE_APPEND_BYTES:
+            self._on_large_append(end)
         else:
-            self._feed(at, end)
+            self._feed(start, end)
         if self._waiting:
             self._wake_waiting()
 
-    def _feed(self, at: int, end: int) -> None:
+    def _feed(self, start: int, end: int) -> None:
+        """Send a chunk of the bytes from `start` to `end` to every live subscriber."""
         live = self._live
         try:
-            data = os.pread(self._stream.fd, min(end - at, CHUNK_BYTES), at)
+            data = os.pread(self._stream.fd, min(end - start, CHUNK_BYTES), start)
         except OSError as error:
-            raise unreadable(self._stream.path, at, error) from None
+            raise unreadable(self._stream.path, start, error) from None
         length = len(data)
+        # Subscribers are changed after the loop: to remove one from the dict during the iteration is an error.
         short: list[tuple[Callable[[bytes], int], int]] = []
         for send in live:
             try:
@@ -174,82 +186,88 @@ class Fanout:
                 sent = 0
             except OSError:
                 sent = -1
-            except Exception as error:  # noqa: BLE001 - reported here; the subscriber is closed with those that are lost
-                self._reactor.contain(error, _nothing)
+            except Exception as error:  # noqa: BLE001 - reported here; the subscriber is closed below, as if disconnected
+                self._reactor.contain(error, _do_nothing)
                 sent = -1
             if sent != length:
                 short.append((send, sent))
-        self.at = at + length
+        self.live_offset = start + length
         self._sent += length * len(live)
         for send, sent in short:
             subscriber = live[send]
             try:
-                self._fell_short(subscriber, at, length, sent)
+                self._on_short_send(subscriber, start, length, sent)
             except Exception as error:  # noqa: BLE001 - contained, or raised again
                 self._contain(error, subscriber)
-        if self.at < end and length:
-            self._advance_again()
+        if self.live_offset < end and length:
+            self._schedule_advance()
+
+    def _schedule_advance(self) -> None:
+        """Send the next chunk after the other events of this round were handled."""
+        if not self._advance_is_scheduled:
+            self._advance_is_scheduled = True
+            self._reactor.call_later(0, self._advance_again)
 
     def _advance_again(self) -> None:
-        """There is more than a chunk: go on after others had a turn."""
-        if not self._advancing:
-            self._advancing = True
-            self._reactor.call_later(0, self._go_on)
-
-    def _go_on(self) -> None:
-        self._advancing = False
+        self._advance_is_scheduled = False
         self.advance()
 
-    def _fell_short(self, subscriber: Subscriber, at: int, length: int, sent: int) -> None:
+    def _on_short_send(self, subscriber: Subscriber, start: int, length: int, sent: int) -> None:
+        """The socket accepted `sent` of the chunk's `length` bytes; -1: the client has disconnected."""
         self._sent -= length - max(sent, 0)
         if sent < 0:
-            self._lost(subscriber)
+            self._disconnected(subscriber)
         else:
-            self._leave_live(subscriber, at + sent)
-            self._want(subscriber, WRITE)
+            self._set_behind(subscriber, start + sent)
+            self._wait_for(subscriber, WRITE)
 
-    def _leave_live(self, subscriber: Subscriber, offset: int) -> None:
+    def _set_behind(self, subscriber: Subscriber, offset: int) -> None:
+        """Make a live subscriber BEHIND; `offset` is the next byte that it needs."""
         del self._live[subscriber.send]
         subscriber.become(BEHIND)
         subscriber.offset = offset
 
-    def _scatter(self, end: int) -> None:
-        at, self.at = self.at, end
-        for subscriber in tuple(self._live.values()):
-            self._leave_live(subscriber, at)
-            self._guard(self._want_room, subscriber)
+    def _on_large_append(self, end: int) -> None:
+        """Let every live subscriber catch up by itself."""
+        start, self.live_offset = self.live_offset, end
+        self._place_live(start)
 
-    def _go_back(self) -> None:
-        """The file was truncated: nobody gets anything until it exceeds what has been sent."""
-        at, self.at = self.at, self._stream.end
+    def _on_truncation(self) -> None:
+        """The file is shorter: no live subscriber gets anything until the file exceeds what all of them have."""
+        start, self.live_offset = self.live_offset, self._stream.end
+        self._place_live(start)
+
+    def _place_live(self, offset: int) -> None:
+        """The live subscribers need byte `offset`, and `live_offset` is another: change their states."""
         for subscriber in tuple(self._live.values()):
-            self._leave_live(subscriber, at)
-            self._guard(self._wait, subscriber)
+            self._set_behind(subscriber, offset)
+            self._guard(self._place, subscriber)
 
     def _wake_waiting(self) -> None:
+        """Serve the waiting subscribers that the end of the stream has reached."""
         waiting = self._waiting
         woken = []
-        while waiting and waiting[0][0] < self.at:
+        while waiting and waiting[0][0] < self.live_offset:
             woken.append(heapq.heappop(waiting)[2])
         for subscriber in woken:
-            if subscriber.state is WAITING:
+            if subscriber.state is WAITING:  # otherwise it was removed, and its entry was left in the heap
                 subscriber.become(BEHIND)
                 self._guard(self._catch_up, subscriber)
 
-    # --- those who are not live
+    # --- subscribers that are behind
 
     def on_event(self, subscriber: Subscriber, mask: int) -> None:
-        """A subscriber's socket has room, or its peer has gone."""
+        """The socket of an added subscriber has room, or has hung up."""
         if mask & HANGUP:
-            self._lost(subscriber)
+            self._disconnected(subscriber)
         elif subscriber.state is BEHIND:
             self._due[subscriber] = None
 
-    def _take_turns(self) -> None:
+    def _serve_due(self) -> None:
         due = self._due
         if due:
-            # Who is left out has waited longest when the next round comes; its socket has room still.
-            for subscriber in tuple(itertools.islice(due, TURNS_PER_ROUND)):
+            # The others stay first in the order: their sockets still have room, so the next round serves them.
+            for subscriber in tuple(itertools.islice(due, CATCH_UPS_PER_ROUND)):
                 del due[subscriber]
                 try:
                     self._catch_up(subscriber)
@@ -257,66 +275,65 @@ class Fanout:
                     self._contain(error, subscriber)
 
     def _catch_up(self, subscriber: Subscriber) -> None:
-        """One turn."""
+        """Send one piece to a subscriber that is BEHIND, or start its replay; then change its state if necessary."""
         offset = subscriber.offset
-        ready = min(self.at, subscriber.stop) - offset
-        if ready > 0:
+        available = min(self.live_offset, subscriber.stop) - offset
+        if available > 0:
             fd = self._stream.fd
-            if (ready > self._replays.near or not in_memory(fd, offset)) and self._replays.start(subscriber):
+            if (available > self._replays.near_bytes or not in_memory(fd, offset)) and self._replays.start(subscriber):
                 return
+            # Also if no thread could be started: then the main loop waits for the disk, but the client is served.
             try:
-                sent = send_range(subscriber, self._stream, offset, min(ready, NEAR_BYTES))
+                sent = send_range(subscriber, self._stream, offset, min(available, NEAR_BYTES))
             except BlockingIOError:
-                self._want(subscriber, WRITE)
+                self._wait_for(subscriber, WRITE)
                 return
             except OSError as error:
                 if error.errno in FILE_ERRORS:
                     raise unreadable(self._stream.path, offset, error) from None
-                self._lost(subscriber)
+                self._disconnected(subscriber)
                 return
-            if not sent:  # truncated a moment ago; its event is on the way
-                self._wait(subscriber)
+            if not sent:  # the file was truncated, and its event has not arrived yet
+                self._set_waiting(subscriber)
                 return
             self._sent += sent
             subscriber.offset = offset + sent
         self._place(subscriber)
 
-    def _replayed(self, subscriber: Subscriber, lost: bool) -> None:
-        """A replay thread has finished with it; `lost`: its connection broke."""
+    def _replayed(self, subscriber: Subscriber, disconnected: bool) -> None:
+        """A replay thread returns the subscriber."""
         subscriber.become(BEHIND)
         subscriber.events = 0
         try:
             self._reactor.register(subscriber.fd, 0, subscriber.handler, functools.partial(self._abort, subscriber))
-            if lost:
-                self._lost(subscriber)
+            if disconnected:
+                self._disconnected(subscriber)
             else:
                 self._place(subscriber)
         except Exception as error:  # noqa: BLE001 - contained, or raised again
             self._contain(error, subscriber)
 
     def _place(self, subscriber: Subscriber) -> None:
-        """Give it the state that its offset calls for."""
+        """Give a subscriber that is BEHIND the state that follows from its offset."""
         offset = subscriber.offset
         if offset >= subscriber.stop:
             self._finished(subscriber)
-        elif offset < self.at:
-            self._want(subscriber, WRITE)
-        elif offset == self.at and subscriber.stop == NEVER:
-            self._want(subscriber, 0)
+        elif offset < self.live_offset:
+            self._wait_for(subscriber, WRITE)
+        elif offset == self.live_offset and subscriber.stop == NEVER:
+            self._wait_for(subscriber, 0)
             subscriber.become(LIVE)
             self._live[subscriber.send] = subscriber
         else:
-            self._wait(subscriber)
+            self._set_waiting(subscriber)
 
-    def _wait(self, subscriber: Subscriber) -> None:
-        self._want(subscriber, 0)
+    def _set_waiting(self, subscriber: Subscriber) -> None:
+        self._wait_for(subscriber, 0)
         subscriber.become(WAITING)
-        heapq.heappush(self._waiting, (subscriber.offset, next(self._order), subscriber))
+        heapq.heappush(self._waiting, (subscriber.offset, next(self._numbers), subscriber))
 
-    def _want_room(self, subscriber: Subscriber) -> None:
-        self._want(subscriber, WRITE)
-
-    def _want(self, subscriber: Subscriber, events: int) -> None:
+    def _wait_for(self, subscriber: Subscriber, events: int) -> None:
+        """Have the reactor wait for `events` of the subscriber's socket; it reports a hang-up in any case."""
         if subscriber.events != events:
             subscriber.events = events
             self._reactor.modify(subscriber.fd, events)

@@ -1,22 +1,20 @@
-"""Replays: subscribers that are far behind, or whose bytes are on the disk, are served by threads.
+"""Replays: threads that serve the subscribers that need many bytes, or bytes that are on disk.
 
-A sendfile of bytes that are not in memory sleeps until the disk has answered; one of bytes that are uses the processor
-for as long as copying takes. Live subscribers must feel neither, so replays run on a few threads. Each is a reactor of
-its own, to which its subscribers belong: between the start and the end of a replay nothing passes between threads but
-two integers that are only read here, the end of the stream and the subscriber's stop.
+A sendfile waits for the disk when its bytes are not in memory, and uses the processor when they are. Live subscribers
+must not wait for either, so replays run on a few threads of a lower priority. Each thread has a reactor of its own, and
+a subscriber belongs to one reactor at a time. `ReplayPool.start` moves it from the main loop to a thread, and the
+thread posts it back at the end of its replay. Meanwhile the thread only reads what the main loop changes (the end of
+the stream, the subscriber's stop, and whether there are live subscribers), and it alone changes the subscriber's
+offset.
 
-An unexpected error in the work for one subscriber ends that subscriber's connection, on these threads as on the home
-loop's, which reports it. An error of a thread's own ends the daemon: its subscribers would wait for ever.
+An unexpected error in the work for one subscriber closes that subscriber, as it does in the main loop, and the main
+loop reports it. An error of the thread itself ends the daemon: nobody would serve the thread's subscribers any more.
 
-The file is looked at in windows. A window whose first byte is not in memory is requested ahead of its use, and dropped
-from memory when the last of the replays that are near has passed it: reading old history once does not push out what
-others need. "In memory" is what preadv2 with RWF_NOWAIT says; where a file system can't say it, everything counts as
-being in memory.
+Replays request the file's bytes from the disk ahead of their use: see page_cache.py.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import sys
@@ -24,11 +22,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv.bucket import Bucket
+from tailsrv.page_cache import WINDOW_BYTES, ReadAhead
 from tailsrv.subscriber import REPLAYING
-from tailsrv.transfer import send_range
-from tailsrv_formats.errors import reason
-from tailsrv_runtime.errors import FatalError
+from tailsrv.token_bucket import TokenBucket
+from tailsrv.transfer import FILE_ERRORS, send_range, unreadable
 from tailsrv_runtime.reactor import HANGUP, WRITE, Reactor
 
 if TYPE_CHECKING:
@@ -38,222 +35,208 @@ if TYPE_CHECKING:
     from tailsrv_runtime.stream import Stream
 
 CORES: Final = len(os.sched_getaffinity(0))
-THREADS: Final = 4
-"""At most; and no more than there are cores. See `ReplayPool.allowed`."""
+MAX_THREADS: Final = 4
+"""Limit of replay threads on a machine with more cores than this; see `ReplayPool.max_threads`."""
 
 NICENESS: Final = 10
-"""Of the replay threads: live subscribers go first, here and on the whole machine."""
+"""Added to the nice value of replay threads: live subscribers and other processes have precedence."""
 
 SWITCH_SECONDS: Final = 0.0002
-"""How long the main loop waits at most for a replay thread that holds the interpreter."""
+"""Python's switch interval: how long the main loop waits at most for a replay thread that holds the interpreter."""
 
 NEAR_BYTES: Final = 1 << 18
-"""A subscriber that needs less than this is served by the main loop, in one turn."""
+"""The main loop serves a subscriber that needs at most this, by one sendfile."""
 
-TURN_BYTES: Final = 1 << 20
-"""What one subscriber gets before the next one of its thread has a turn, so that a live one waits for no longer,"""
-ALONE_TURN_BYTES: Final = 1 << 23
-"""and while nobody is live: as much as a socket takes, which saves a fifth of the time."""
+QUANTUM_BYTES: Final = 1 << 20
+"""The most that a thread sends to one subscriber before it serves the next one, while there are live subscribers: a
+subscriber that has nearly caught up does not wait long."""
 
-WINDOW_BYTES: Final = 1 << 23
-KEPT_BYTES: Final = 1 << 28
-"""A window is kept in memory for a replay that will need it within so many bytes."""
-
-ADVICE_BYTES: Final = 1 << 17
-"""The kernel reads ahead only so much for one call: read_ahead_kb, 128 by default."""
-
-FILE_ERRORS: Final = frozenset(
-    {errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.ENODATA}
-)
-"""What sendfile says when it is the file that can't be read; everything else is the peer's."""
+QUANTUM_BYTES_WITHOUT_LIVE: Final = 1 << 23
+"""The same while there are none: as much as a socket accepts, which saves a fifth of the time."""
 
 
-def unreadable(path: str, offset: int, error: OSError) -> FatalError:
-    """The end of a daemon whose file can't be read."""
-    return FatalError(f"cannot read {path} at byte {offset}: {reason(error)}; check its disk or file system")
-
-
-def in_memory(fd: int, offset: int) -> bool:
-    """Whether reading the byte at `offset` would do without the disk."""
-    try:
-        os.preadv(fd, (bytearray(1),), offset, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:  # EOPNOTSUPP: it can't be known; anything worse is seen, and said, by who reads next
-        return True
-    return True
-
-
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 class ReplayPool:
-    """Serves subscribers on threads, and calls ``replayed(subscriber, lost)`` in the home loop when one is finished.
+    """Serves subscribers on threads. All methods but the last three run in the main loop.
 
-    `lost`: its connection broke. Otherwise it is near the end of the stream, has reached its stop, or has to move to
-    another thread: whether there are `live` subscribers decides how many threads there may be.
+    ``replayed(subscriber, disconnected)`` is called in the main loop at the end of a replay. If the subscriber has not
+    disconnected, it is near the end of the stream, has reached its stop, or has to continue on another thread, because
+    fewer threads are allowed while there are `live` subscribers.
     """
 
     def __init__(
         self,
-        home: Reactor,
+        main: Reactor,
         stream: Stream,
         replayed: Callable[[Subscriber, bool], None],
         live: Sized,
         rate: int | None = None,
     ) -> None:
-        self.near = NEAR_BYTES if rate is None else min(NEAR_BYTES, rate // 16)
-        """A subscriber that needs less than this needs no replay."""
-        self.replaying: dict[Subscriber, None] = {}
-        self.cold: set[int] = set()
-        """Windows that were read from the disk for us, by number."""
+        """`rate`: bytes per second for each subscriber; None: unlimited."""
+        self.near_bytes = NEAR_BYTES if rate is None else min(NEAR_BYTES, rate // 16)
+        """A subscriber that needs at most this does not need a replay. With a low rate it needs one earlier, because
+        the main loop does not limit the rate."""
         self.stream = stream
         self.rate = rate
-        self._home = home
-        self._replayed = replayed
         self.live = live
-        """The subscribers whose latency counts."""
+        self._replaying: dict[Subscriber, None] = {}
+        self.read_ahead = ReadAhead(stream, self._replaying)
+        self._main = main
+        self._replayed = replayed
         self._threads: list[ReplayThread] = []
 
     @property
     def sent(self) -> int:
-        """Bytes that sockets took, ever."""
+        """Number of bytes that sockets have accepted since the start."""
         return sum(thread.sent for thread in self._threads)
 
     def start(self, subscriber: Subscriber) -> bool:
-        """Serve it from its offset on; False when there is neither a thread nor the means to start one."""
+        """Serve `subscriber` from its offset on. Returns False if there is no thread and none can be started."""
         thread = self._least_busy()
         if thread is None:
             return False
-        self._home.unregister(subscriber.fd)
+        self._main.unregister(subscriber.fd)
         subscriber.become(REPLAYING)
-        self.replaying[subscriber] = None
+        self._replaying[subscriber] = None
         thread.assign(subscriber)
         return True
 
-    def allowed(self) -> int:
-        """How many threads there may be now.
+    def max_threads(self) -> int:
+        """How many threads may serve subscribers at the moment.
 
-        One core is left to live subscribers: with as many threads as cores they wait for a replay's time slice.
+        While there are live subscribers, one core is left to them: otherwise they would wait for the time slice of a
+        replay thread.
         """
-        return max(1, min(THREADS, CORES - bool(self.live)))
+        return max(1, min(MAX_THREADS, CORES - bool(self.live)))
 
     def _least_busy(self) -> ReplayThread | None:
-        allowed = self.allowed()
+        allowed = self.max_threads()
         thread = min(self._threads[:allowed], key=len, default=None)
         if thread is None or (len(thread) and len(self._threads) < allowed):
             try:
                 thread = ReplayThread(self, len(self._threads))
-            except (OSError, RuntimeError):  # no descriptors, no threads: use what there is
+            except (OSError, RuntimeError):  # out of descriptors or threads
                 return thread
             sys.setswitchinterval(SWITCH_SECONDS)
             self._threads.append(thread)
         return thread
 
-    def finished(self, subscriber: Subscriber, lost: bool) -> None:
-        """Called by a replay thread that has finished with a subscriber."""
-        self._home.post(functools.partial(self._finished, subscriber, lost))
+    def _finished(self, subscriber: Subscriber, disconnected: bool) -> None:
+        if subscriber in self._replaying:  # otherwise the pool was closed in the meantime
+            del self._replaying[subscriber]
+            self._replayed(subscriber, disconnected)
+        if not self._replaying:
+            self.read_ahead.forget()
+
+    def close(self) -> None:
+        """Stop the threads; see `ReplayThread.stop`."""
+        for thread in self._threads:
+            thread.stop()
+        self._replaying.clear()
+
+    # --- called by the replay threads
+
+    def finish(self, subscriber: Subscriber, disconnected: bool) -> None:
+        """The thread has unregistered `subscriber`: return it to the main loop."""
+        self._main.post(functools.partial(self._finished, subscriber, disconnected))
 
     def fail(self, error: BaseException) -> None:
-        """Called by a replay thread: the daemon can't go on."""
+        """The thread has ended by `error`: end the daemon."""
 
         def end() -> None:
             raise error
 
-        self._home.post(end)
+        self._main.post(end)
 
     def report(self, error: Exception) -> None:
-        """Called by a replay thread: something unexpected has cost one subscriber its connection."""
-        self._home.post(functools.partial(self._home.contain, error, _nothing))
-
-    def _finished(self, subscriber: Subscriber, lost: bool) -> None:
-        if subscriber in self.replaying:  # otherwise the pool was closed meanwhile
-            del self.replaying[subscriber]
-            self._replayed(subscriber, lost)
-        if not self.replaying:
-            self.cold.clear()
-
-    def close(self) -> None:
-        """Stop the threads. A thread that waits for the disk is left to it."""
-        for thread in self._threads:
-            thread.stop()
-        self.replaying.clear()
+        """The thread has closed one subscriber because of `error`: count and log it."""
+        self._main.post(functools.partial(self._main.contain, error, _do_nothing))
 
 
 class ReplayThread:
-    """One thread, and the subscribers that it serves."""
+    """One thread, and the subscribers that it serves. `assign` and `stop` are called in the main loop."""
 
     def __init__(self, pool: ReplayPool, number: int) -> None:
-        self.reactor = Reactor()
-        self.reactor.on_contained = pool.report
+        """Start the thread. Raises `OSError` or `RuntimeError` if there are no descriptors or threads.
+
+        `number`: how many threads the pool has already.
+        """
+        self._reactor = Reactor()
+        self._reactor.on_contained = pool.report
         self._number = number
-        self.subscribers: dict[Subscriber, None] = {}
+        self._subscribers: dict[Subscriber, None] = {}
+        """Those that are assigned. The main loop adds and the thread removes: each is one atomic operation."""
         self.sent = 0
+        """Number of bytes that sockets have accepted."""
         self._pool = pool
         self._stream = pool.stream
-        self._asked: dict[Subscriber, int] = {}
-        self._buckets: dict[Subscriber, Bucket] = {}
+        self._requested: dict[Subscriber, int] = {}
+        """The first window that has not been requested from the disk, for each subscriber."""
+        self._buckets: dict[Subscriber, TokenBucket] = {}
+        """Empty if the rate is unlimited."""
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
-            self.reactor.close()
+            self._reactor.close()
             raise
 
     def __len__(self) -> int:
-        return len(self.subscribers)
+        return len(self._subscribers)
 
     def assign(self, subscriber: Subscriber) -> None:
-        """Serve `subscriber` from its offset on. Called in the home loop."""
-        self.subscribers[subscriber] = None
-        self.reactor.post(functools.partial(self._begin, subscriber))
+        """Serve `subscriber` from its offset on."""
+        self._subscribers[subscriber] = None
+        self._reactor.post(functools.partial(self._begin, subscriber))
+
+    def stop(self) -> None:
+        """End the thread. One that waits for the disk is not waited for: it ends with the process."""
+        self._reactor.post(self._reactor.stop)
+        self._thread.join(1.0)
+        if not self._thread.is_alive():
+            self._reactor.close()
+
+    # --- in the thread
 
     def _run(self) -> None:
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
-            self.reactor.run()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the daemon's thread has to say and end it
+            self._reactor.run()
+        except BaseException as error:  # noqa: BLE001 - raised again in the main loop
             self._pool.fail(error)
 
-    def stop(self) -> None:
-        """End the thread; one that waits for the disk is left to it."""
-        self.reactor.post(self.reactor.stop)
-        self._thread.join(1.0)
-        if not self._thread.is_alive():
-            self.reactor.close()
-
-    # --- in the thread
-
     def _begin(self, subscriber: Subscriber) -> None:
-        self._asked[subscriber] = subscriber.offset // WINDOW_BYTES
+        self._requested[subscriber] = subscriber.offset // WINDOW_BYTES
         if self._pool.rate is not None:
-            self._buckets[subscriber] = Bucket(self._pool.rate, time.monotonic())
+            self._buckets[subscriber] = TokenBucket(self._pool.rate, time.monotonic())
         abort = functools.partial(self._abort, subscriber)
         try:
-            self.reactor.register(subscriber.fd, WRITE, functools.partial(self._on_event, subscriber), abort)
+            self._reactor.register(subscriber.fd, WRITE, functools.partial(self._on_event, subscriber), abort)
         except Exception as error:  # noqa: BLE001 - contained, or raised again
-            self.reactor.contain(error, abort)
+            self._reactor.contain(error, abort)
 
     def _on_event(self, subscriber: Subscriber, mask: int) -> None:
-        turn = TURN_BYTES if self._pool.live else ALONE_TURN_BYTES
-        most = min(turn, min(self._stream.end, subscriber.stop) - subscriber.offset)
+        quantum = QUANTUM_BYTES if self._pool.live else QUANTUM_BYTES_WITHOUT_LIVE
+        most = min(quantum, min(self._stream.end, subscriber.stop) - subscriber.offset)
         if mask & HANGUP or most <= 0:
-            self._finish(subscriber, lost=bool(mask & HANGUP))
+            self._finish(subscriber, disconnected=bool(mask & HANGUP))
             return
         bucket = self._buckets.get(subscriber)
         if bucket is None:
             self._send(subscriber, most)
         elif allowed := bucket.take(time.monotonic(), most):
-            bucket.give_back(allowed - self._send(subscriber, allowed))
+            bucket.put_back(allowed - self._send(subscriber, allowed))
         else:
-            self._pause(subscriber, bucket.wait())
+            self._pause(subscriber, bucket.wait_seconds())
 
     def _send(self, subscriber: Subscriber, most: int) -> int:
-        """One turn; the bytes that its socket took."""
+        """Send up to `most` bytes. Returns how many the socket accepted."""
         offset = subscriber.offset
-        if offset // WINDOW_BYTES + 1 >= self._asked[subscriber]:
-            self._look_ahead(subscriber, offset)
+        if offset // WINDOW_BYTES + 1 >= self._requested[subscriber]:
+            self._requested[subscriber] = self._pool.read_ahead.advance(offset, self._requested[subscriber])
         try:
             sent = send_range(subscriber, self._stream, offset, most)
         except BlockingIOError:
@@ -261,56 +244,35 @@ class ReplayThread:
         except OSError as error:
             if error.errno in FILE_ERRORS:
                 raise unreadable(self._stream.path, offset, error) from None
-            self._finish(subscriber, lost=True)
+            self._finish(subscriber, disconnected=True)
             return 0
         self.sent += sent
         subscriber.offset = offset + sent
-        # Nothing sent: the file was truncated; the home loop's event is on the way.
-        near = min(self._stream.end, subscriber.stop) - subscriber.offset <= self._pool.near
-        if not sent or near or self._number >= self._pool.allowed():
+        # Nothing sent: the file was truncated, and the main loop has not received the event yet.
+        near = min(self._stream.end, subscriber.stop) - subscriber.offset <= self._pool.near_bytes
+        if not sent or near or self._number >= self._pool.max_threads():
             self._finish(subscriber)
         return sent
 
     def _pause(self, subscriber: Subscriber, seconds: float) -> None:
-        """It has had its bytes of this moment: leave it alone, room in its socket or not."""
-        self.reactor.modify(subscriber.fd, 0)
-        self.reactor.call_later(seconds, functools.partial(self._resume, subscriber))
+        """The bucket is empty: send nothing for a while, although the socket has room."""
+        self._reactor.modify(subscriber.fd, 0)
+        self._reactor.call_later(seconds, functools.partial(self._resume, subscriber))
 
     def _resume(self, subscriber: Subscriber) -> None:
-        if subscriber in self._asked:
+        if subscriber in self._requested:  # otherwise its replay has ended in the meantime
             try:
-                self.reactor.modify(subscriber.fd, WRITE)
+                self._reactor.modify(subscriber.fd, WRITE)
             except Exception as error:  # noqa: BLE001 - contained, or raised again
-                self.reactor.contain(error, functools.partial(self._abort, subscriber))
+                self._reactor.contain(error, functools.partial(self._abort, subscriber))
 
     def _abort(self, subscriber: Subscriber) -> None:
-        if subscriber in self.subscribers:
-            self._finish(subscriber, lost=True)
+        if subscriber in self._subscribers:
+            self._finish(subscriber, disconnected=True)
 
-    def _finish(self, subscriber: Subscriber, *, lost: bool = False) -> None:
-        self.reactor.unregister(subscriber.fd)
-        self._asked.pop(subscriber, None)
+    def _finish(self, subscriber: Subscriber, *, disconnected: bool = False) -> None:
+        self._reactor.unregister(subscriber.fd)
+        self._requested.pop(subscriber, None)
         self._buckets.pop(subscriber, None)
-        del self.subscribers[subscriber]
-        self._pool.finished(subscriber, lost)
-
-    def _look_ahead(self, subscriber: Subscriber, offset: int) -> None:
-        """Have the disk work on the windows that come next, and let go of those behind."""
-        fd, cold = self._stream.fd, self._pool.cold
-        present = offset // WINDOW_BYTES
-        for window in range(max(present, self._asked[subscriber]), present + 2):
-            begin = window * WINDOW_BYTES
-            if window not in cold and not in_memory(fd, max(begin, offset)):
-                cold.add(window)
-                for part in range(begin, begin + WINDOW_BYTES, ADVICE_BYTES):
-                    os.posix_fadvise(fd, part, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
-        self._asked[subscriber] = present + 2
-        # What has just been sent may be in the socket still, and can't be dropped.
-        behind = present - 2
-        if behind in cold and not self._is_needed(behind):
-            cold.discard(behind)
-            os.posix_fadvise(fd, behind * WINDOW_BYTES, WINDOW_BYTES, os.POSIX_FADV_DONTNEED)
-
-    def _is_needed(self, window: int) -> bool:
-        end = (window + 1) * WINDOW_BYTES
-        return any(end - KEPT_BYTES < other.offset < end for other in tuple(self._pool.replaying))
+        del self._subscribers[subscriber]
+        self._pool.finish(subscriber, disconnected)

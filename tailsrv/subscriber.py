@@ -1,25 +1,30 @@
-"""One client, from its header to its last byte: what there is to know, in as few bytes as possible.
+"""One client, from its connection to the last byte that it is sent.
 
-A broadcaster has ten thousand of these. Each is in one state, and belongs to the module that this state names:
+A broadcaster has ten thousand of these, so they are small. The state of a subscriber names the module that serves it:
 
-| state     | owner                            | next      | when                                                    |
-| --------- | -------------------------------- | --------- | ------------------------------------------------------- |
-| ASKING    | server: the header has not come  | BEHIND    | the header was read                                     |
-| BEHIND    | fanout: there are bytes for it   | LIVE      | it has everything, and no stop                          |
-|           |                                  | WAITING   | the file has nothing for it yet, or was truncated       |
-|           |                                  | REPLAYING | it needs much, or bytes that are on the disk            |
-| LIVE      | fanout: it gets what is appended | BEHIND    | its socket is full, the end ran ahead, the daemon stops |
-|           |                                  | WAITING   | the file was truncated                                  |
-| WAITING   | fanout: ordered by offset        | BEHIND    | the file has reached it, or the daemon stops            |
-| REPLAYING | replay: another thread has it    | BEHIND    | it is near the end, at its stop, or lost                |
-| any       |                                  | GONE      | it has all it asked for, was lost or cut off            |
-| GONE      | lingering_close, or nobody       |           |                                                         |
+| state           | served by                            | next      | when                                            |
+| --------------- | ------------------------------------ | --------- | ----------------------------------------------- |
+| AWAITING_HEADER | server.py, which reads the header    | BEHIND    | the header was read                             |
+| BEHIND          | fanout.py, which sends bytes of the  | LIVE      | it has all available bytes, and no stop         |
+|                 | file whenever the socket has room    | WAITING   | the file does not have its next byte            |
+|                 |                                      | REPLAYING | it needs many bytes, or bytes that are on disk  |
+| LIVE            | fanout.py, which sends every append  | BEHIND    | its socket is full, an append is large, the     |
+|                 |                                      |           | file was truncated, or the daemon stops         |
+| WAITING         | fanout.py, which sends nothing until | BEHIND    | the file has its next byte, or the daemon stops |
+|                 | the file has its next byte           |           |                                                 |
+| REPLAYING       | replay.py, on a replay thread        | BEHIND    | it is near the end or at its stop, needs        |
+|                 |                                      |           | another thread, or has disconnected             |
+| any of these    |                                      | ENDED     | it has all bytes up to its stop, was refused,   |
+|                 |                                      |           | cut off, or has disconnected                    |
+| ENDED           | lingering_close.py, until the client |           |                                                 |
+|                 | has received everything              |           |                                                 |
 
-`Subscriber.become` is the one place where a state changes.
+`Subscriber.become` is the one place where the state changes.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -33,33 +38,33 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Where a subscriber is; the values are what the log says."""
+    """Which module serves a subscriber; see the table above. The log shows the values."""
 
-    ASKING = "asking"
+    AWAITING_HEADER = "awaiting header"
+    BEHIND = "behind"
     LIVE = "live"
     WAITING = "waiting"
-    BEHIND = "behind"
     REPLAYING = "replaying"
-    GONE = "gone"
+    ENDED = "ended"
 
 
 # As globals: they are compared by identity for every client that is not live, and an attribute costs a look-up more.
-ASKING: Final = State.ASKING
+AWAITING_HEADER: Final = State.AWAITING_HEADER
+BEHIND: Final = State.BEHIND
 LIVE: Final = State.LIVE
 WAITING: Final = State.WAITING
-BEHIND: Final = State.BEHIND
 REPLAYING: Final = State.REPLAYING
-GONE: Final = State.GONE
+ENDED: Final = State.ENDED
 
 NEXT: Final[dict[State, frozenset[State]]] = {
-    ASKING: frozenset({BEHIND, GONE}),
-    BEHIND: frozenset({LIVE, WAITING, REPLAYING, GONE}),
-    LIVE: frozenset({BEHIND, GONE}),
-    WAITING: frozenset({BEHIND, GONE}),
-    REPLAYING: frozenset({BEHIND, GONE}),
-    GONE: frozenset(),
+    AWAITING_HEADER: frozenset({BEHIND, ENDED}),
+    BEHIND: frozenset({LIVE, WAITING, REPLAYING, ENDED}),
+    LIVE: frozenset({BEHIND, ENDED}),
+    WAITING: frozenset({BEHIND, ENDED}),
+    REPLAYING: frozenset({BEHIND, ENDED}),
+    ENDED: frozenset(),
 }
-"""The table above. LIVE becomes WAITING by way of BEHIND."""
+"""The table above."""
 
 
 class Subscriber:
@@ -67,22 +72,25 @@ class Subscriber:
 
     __slots__ = ("events", "fd", "handler", "offset", "peer", "send", "since", "sock", "state", "stop")
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
+    def __init__(self, sock: socket.socket, peer: str, on_event: Callable[[Subscriber, int], None]) -> None:
+        """``on_event(subscriber, mask)`` handles the socket's events in the main loop."""
         self.sock = sock
         self.fd = sock.fileno()
-        self.handler: Callable[[int], None]
-        """What the reactor calls for it, kept for when it comes back from a replay thread."""
+        self.handler: Callable[[int], None] = functools.partial(on_event, self)
+        """The main loop's handler; it is registered again when a replay thread returns the subscriber."""
         self.send: Callable[[bytes], int] = sock.send
-        """Looked up once: it is called for every client and append."""
+        """The socket's method, looked up once: it is called for every append."""
         self.peer = peer
+        """The address of the client, for the log."""
         self.events = READ
-        """What the reactor waits for, besides its end."""
+        """The events that the main loop waits for, in addition to a hang-up."""
         self.since = time.monotonic()
-        self.state = ASKING
+        """When the client connected, in seconds of the monotonic clock."""
+        self.state = AWAITING_HEADER
         self.offset = 0
-        """The next byte to send. For a live subscriber the fan-out knows it."""
+        """The next byte to send. Out of date while the subscriber is LIVE: `Fanout.live_offset` is valid for all."""
         self.stop = NEVER
-        """Where its stream ends."""
+        """The byte before which the client's stream ends."""
 
     def become(self, state: State) -> None:
         """Change the state. Raises `RuntimeError` for a change that is not in the table: a defect of ours."""

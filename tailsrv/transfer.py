@@ -1,31 +1,46 @@
-"""From the file to a socket.
+"""Sending a range of the file to one socket.
 
-sendfile hands the socket the pages of the kernel's cache themselves. When the file is cut inside such a page (which may
-be megabytes large) before the peer has read it, the kernel overwrites the rest of the page with zeros, and those are
-what the peer gets in the place of bytes that it should have had. So a file without a commit mark that has been cut once
-is copied from then on, at two and a half times the processor time. A stream with a mark is cut only beyond it, where
-nothing has been sent.
+sendfile does not copy: the socket's queue refers to the pages of the page cache. When the file is truncated in the
+middle of such a page (which may have megabytes) before the client has received it, the kernel fills the rest of the
+page with zeros, and the client receives these zeros in place of the bytes. So once a file without a commit mark has
+been truncated, its bytes are copied, which takes two and a half times the processor time. A stream with a mark is
+truncated only beyond the mark, where nothing has been sent.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Final
+
+from tailsrv_formats.errors import reason
+from tailsrv_runtime.errors import FatalError
 
 if TYPE_CHECKING:
     from tailsrv.subscriber import Subscriber
     from tailsrv_runtime.stream import Stream
 
 COPY_BYTES: Final = 1 << 18
-"""At a time; more would not stay in the processor's cache between the two copies."""
+"""Bytes that one call copies; more would not fit into the processor's cache between the two copies."""
+
+FILE_ERRORS: Final = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.ENODATA}
+)
+"""Errors of sendfile that concern the file. All others concern the socket: the client has disconnected."""
 
 
 def send_range(subscriber: Subscriber, stream: Stream, offset: int, most: int) -> int:
-    """Give the subscriber's socket up to `most` of the stream's bytes from `offset` on; how many it took.
+    """Send up to `most` bytes of the file from `offset` on. Returns how many the socket accepted.
 
-    0 when the file ends there. Raises `OSError`, of the file or of the socket; `BlockingIOError` when it has no room.
+    Returns 0 when the file ends at `offset`. Raises `BlockingIOError` when the socket has no room, and other `OSError`s
+    of the file (`FILE_ERRORS`) or of the socket.
     """
     if not stream.has_shrunk or stream.committed is not None:
         return os.sendfile(subscriber.fd, stream.fd, offset, most)
     data = os.pread(stream.fd, min(most, COPY_BYTES), offset)
     return subscriber.send(data) if data else 0
+
+
+def unreadable(path: str, offset: int, error: OSError) -> FatalError:
+    """The error that ends the daemon when its file cannot be read."""
+    return FatalError(f"cannot read {path} at byte {offset}: {reason(error)}; check the disk or the file system")

@@ -1,12 +1,13 @@
-"""One of several processes that serve a file: a broadcaster on sockets that its supervisor has bound.
+"""A worker: one of several processes that serve the same file.
 
-Orders come and reports go through one socket, a packet each. When it ends, the supervisor has died, and so do we.
+The supervisor forks it and passes it bound sockets and a channel. It runs a broadcaster on these sockets and carries
+out the supervisor's commands. When the channel ends, the supervisor has died, and the worker drains and ends as well.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
+import functools
 import os
 import signal
 import socket
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 
 from tailsrv.server import Broadcaster
+from tailsrv.worker_messages import MESSAGE_BYTES, Command, Event, WorkerReport, encode
 from tailsrv_formats.errors import reason
 from tailsrv_runtime import standard_error
 from tailsrv_runtime.daemon import log_contained
 from tailsrv_runtime.errors import FatalError
 from tailsrv_runtime.listeners import Listener
-from tailsrv_runtime.metrics import Metric  # noqa: TC001 - msgspec reads the annotation
 from tailsrv_runtime.reactor import READ, Reactor
 from tailsrv_runtime.shortage import advice, is_shortage, spare_descriptors
 
@@ -28,68 +29,49 @@ if TYPE_CHECKING:
     from tailsrv.options import Options
     from tailsrv_runtime.logs import Log
 
-REPORT_BYTES: Final = 1 << 16
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Blocked from before the fork until the worker's own handlers are there: in between, one would be lost."""
+"""Blocked from before the fork until the worker has set its own handlers: one in between would be lost."""
 
 
-class Order(enum.Enum):
-    """What the supervisor may say."""
-
-    MEASURE = b"measure"
-    DESCRIBE = b"describe"
-    STOP = b"stop"
-    END = b"end"
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What a worker may say."""
-
-    event: str
-    """ready, gone, failed, short or measured."""
-    text: str | None = None
-    """Why it failed, what was short, or why it is unhealthy."""
-    metrics: list[Metric] = []
-
-
-encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Report).decode
-
-
-class _Quiet:
-    """The log of those who would only repeat what the first worker says of the file."""
+class _SilentLog:
+    """The stream's log in all workers but the first: each event of the file is logged once."""
 
     def debug(self, event: str, **facts: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     info = warning = error = debug
 
 
-def work(channel: socket.socket, sockets: list[socket.socket], options: Options, log: Log, *, first: bool) -> NoReturn:
-    """Be a worker, from fork to exit."""
+def run_worker(
+    channel: socket.socket, sockets: list[socket.socket], options: Options, log: Log, *, first: bool
+) -> NoReturn:
+    """Run a worker in a process that was just forked, and end the process. `first`: it logs the events of the file."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         logged = standard_error.writer().descriptors()
-        with spare_descriptors():  # what is held back is a copy of the supervisor's; listing takes a descriptor
+        # The supervisor's reserve was inherited. It is closed here: listing the descriptors needs one.
+        with spare_descriptors():
             _close_all_but({0, 1, 2, *logged, channel.fileno(), *(sock.fileno() for sock in sockets)})
         code = _serve(channel, sockets, options, log, first=first)
     except FatalError as error:
-        _say(channel, Report("failed", str(error)))
+        _send(channel, WorkerReport(Event.FAILED, str(error)))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         text = f"{where}{reason(error)}"
-        report = Report("short", f"{text}; {advice(error)}") if is_shortage(error) else Report("failed", text)
-        _say(channel, report)
-    except BaseException as error:  # noqa: BLE001 - a bug ends this worker with a line; the next one may fare better
+        if is_shortage(error):
+            _send(channel, WorkerReport(Event.SHORTAGE, f"{text}; {advice(error)}"))
+        else:
+            _send(channel, WorkerReport(Event.FAILED, text))
+    except BaseException as error:  # noqa: BLE001 - logged here: the supervisor starts another worker
         log.error("failed", error=repr(error), worker=os.getpid(), advice="this is a bug; please report this line")
     finally:
-        os._exit(code)  # what the supervisor had on its stack is not ours to unwind
+        os._exit(code)  # without unwinding the stack, which is the supervisor's
 
 
-def _say(channel: socket.socket, report: Report) -> None:
-    """Send a report. A supervisor that has died need not get it; that its channel is full is no reason to wait."""
-    if report.text is not None:  # which may name a file whose name is no UTF-8
+def _send(channel: socket.socket, report: WorkerReport) -> None:
+    """Send a report without waiting. It is lost if the channel is full or the supervisor has died."""
+    if report.text is not None:  # it may contain the name of a file, which need not be UTF-8
         text = report.text.encode("utf-8", "backslashreplace").decode()
         report = msgspec.structs.replace(report, text=text)
     with contextlib.suppress(OSError):
@@ -97,10 +79,10 @@ def _say(channel: socket.socket, report: Report) -> None:
 
 
 def _close_all_but(kept: set[int]) -> None:
-    """The supervisor's own descriptors are not for us: its epoll, its metrics, other workers' channels."""
+    """Close the supervisor's other descriptors: its epoll, its metrics address, the channels of other workers."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in kept:
-            with contextlib.suppress(OSError):  # the one that listed them
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(int(name))
 
 
@@ -108,57 +90,57 @@ def _serve(channel: socket.socket, sockets: list[socket.socket], options: Option
     reactor = Reactor()
     standard_error.writer().attach(reactor)
     log_contained(reactor, log)
-    worker = _Worker(reactor, channel, options, log, None if first else _Quiet())
+    server = Broadcaster(
+        reactor,
+        options,
+        log,
+        stream_log=log if first else _SilentLog(),
+        file_gone=functools.partial(_send, channel, WorkerReport(Event.FILE_GONE)),
+    )
+    commands = _CommandHandler(reactor, channel, server)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        reactor.on_signal(signum, worker.stop)
+        reactor.on_signal(signum, commands.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
-        worker.server.serve([Listener(sock) for sock in sockets], shared=True)
-        worker.say(Report("ready"))
+        server.serve([Listener(sock) for sock in sockets], shared=True)
+        _send(channel, WorkerReport(Event.READY))
         reactor.run()
     finally:
-        worker.server.close()
+        server.close()
         standard_error.writer().detach()
     return 0
 
 
-class _Worker:
-    """A broadcaster, and the channel to the supervisor."""
+class _CommandHandler:
+    """Carries out the commands that arrive on the channel."""
 
-    def __init__(
-        self, reactor: Reactor, channel: socket.socket, options: Options, log: Log, stream_log: Log | None
-    ) -> None:
-        self.server = Broadcaster(reactor, options, log, stream_log=stream_log, ending=self._gone)
+    def __init__(self, reactor: Reactor, channel: socket.socket, server: Broadcaster) -> None:
         self._reactor = reactor
         self._channel = channel
-        reactor.register(channel.fileno(), READ, self._on_order)
-
-    def say(self, report: Report) -> None:
-        _say(self._channel, report)
+        self._server = server
+        reactor.register(channel.fileno(), READ, self._on_command)
 
     def stop(self) -> None:
-        # A terminal, or systemd, signals all processes of a group, and the supervisor tells us as well: that is once.
-        if not self.server.stopping:
-            self.server.stop()
+        """Begin the drain, once: a terminal and systemd signal the worker and the supervisor, which sends STOP, too."""
+        if not self._server.is_stopping:
+            self._server.stop()
 
-    def _gone(self) -> None:
-        self.say(Report("gone"))
-
-    def _on_order(self, _mask: int) -> None:
+    def _on_command(self, _mask: int) -> None:
         try:
-            order = self._channel.recv(REPORT_BYTES)
+            command = self._channel.recv(MESSAGE_BYTES)
         except ConnectionError:
-            order = b""
-        if order == Order.MEASURE.value:
+            command = b""
+        if command == Command.REPORT_METRICS.value:
             try:
-                self.say(Report("measured", self.server.unhealthy(), list(self.server.metrics())))
-            except Exception as error:  # noqa: BLE001 - reported; a question costs no client its connection
+                report = WorkerReport(Event.METRICS, self._server.unhealthy(), list(self._server.metrics()))
+                _send(self._channel, report)
+            except Exception as error:  # noqa: BLE001 - contained: no client is concerned
                 self._reactor.contain(error, lambda: None)
-        elif order == Order.DESCRIBE.value:
-            self.server.describe()
-        elif order == Order.END.value:
+        elif command == Command.LOG_CLIENTS.value:
+            self._server.log_clients()
+        elif command == Command.END.value:
             self._reactor.stop()
-        elif order == Order.STOP.value:
+        elif command == Command.STOP.value:
             self.stop()
         else:  # the supervisor has died
             self._reactor.unregister(self._channel.fileno())

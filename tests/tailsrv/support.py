@@ -78,7 +78,7 @@ def describe(daemon: Daemon, client: socket.socket) -> dict[str, Any]:
         daemon.signal(signal.SIGUSR1)
         wait_until(lambda: any(each.get("peer") == peer for each in daemon.events()[before:]))
         found[:] = [each for each in daemon.events()[before:] if each.get("peer") == peer]
-        return bool(found[-1]["state"] != "asking")
+        return bool(found[-1]["state"] != "awaiting header")
 
     wait_until(asked, "the header is read")
     return found[-1]

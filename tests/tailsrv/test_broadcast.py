@@ -348,7 +348,7 @@ def test_who_does_not_read_is_not_waited_for_beyond_the_drain_time(tmp_path: Pat
         read_exactly(stalled, 1)
         path.unlink()
         assert daemon.wait() == 0
-        assert daemon.wait_log("clients did not read")["clients"] == 1
+        assert daemon.wait_log("drain incomplete")["clients"] == 1
 
 
 def test_it_can_linger_on_a_file_that_is_gone(path: Path) -> None:

@@ -33,7 +33,7 @@ module.send_range = send_range
 """
 
 REQUEST = """
-import tailsrv.server as module
+import tailsrv.header_reader as module
 whole = module.parse
 def parse(received, *, ended):
     if received.startswith(b"boom"):
@@ -44,16 +44,16 @@ module.parse = parse
 
 LATE = """
 from tailsrv.server import Broadcaster
-def too_late(self, subscriber):
+def close_now(self, subscriber):
     raise ZeroDivisionError("planted")
-Broadcaster._too_late = too_late
+Broadcaster._close_now = close_now
 """
 
 LIVE = """
 from tailsrv.subscriber import Subscriber
 whole = Subscriber.__init__
-def init(self, sock, peer):
-    whole(self, sock, peer)
+def init(self, sock, peer, on_event):
+    whole(self, sock, peer, on_event)
     def send(data):
         if data == b"boom":
             raise ZeroDivisionError("planted")
@@ -76,11 +76,11 @@ Fanout._place = place
 
 ENDING = """
 import tailsrv.lingering_close as module
-whole = module.LingeringClose.end
-def end(self, sock):
+whole = module.LingeringClose.close_gracefully
+def close_gracefully(self, sock):
     whole(self, sock)
     raise ZeroDivisionError("planted")
-module.LingeringClose.end = end
+module.LingeringClose.close_gracefully = close_gracefully
 """
 
 

@@ -43,9 +43,8 @@ def test_who_asks_for_a_far_byte_and_leaves_leaves_nothing_behind(tmp_path: Path
 
     def join(offset: int) -> tuple[Subscriber, socket.socket]:
         sock, peer = socket.socketpair()
-        subscriber = Subscriber(sock, "peer")
+        subscriber = Subscriber(sock, "peer", fanout.on_event)
         subscriber.offset = offset
-        subscriber.handler = lambda _: None
         reactor.register(sock.fileno(), READ, subscriber.handler)
         fanout.add(subscriber)
         return subscriber, peer

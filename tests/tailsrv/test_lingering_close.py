@@ -26,7 +26,7 @@ def test_a_peer_that_has_ended_and_does_not_read_does_not_turn_the_loop(reactor:
         peer.shutdown(socket.SHUT_WR)
         closer = LingeringClose(reactor)
         reactor.register(sock.fileno(), READ, lambda _mask: None)
-        closer.end(sock)
+        closer.close_gracefully(sock)
         rounds = 0
 
         def count() -> None:

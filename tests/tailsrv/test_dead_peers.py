@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tailsrv import deadpeers
-from tailsrv.deadpeers import DeadPeers, in_flight
+from tailsrv import dead_peers
+from tailsrv.dead_peers import DeadPeers, in_flight
 from tailsrv_runtime.reactor import Reactor
 from tests.support.waits import PATIENCE
 
@@ -52,8 +52,8 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
 def test_the_dead_are_found_and_the_living_are_not(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", 1.5)
-    monkeypatch.setattr(deadpeers, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(dead_peers, "DEAD_SECONDS", 1.5)
+    monkeypatch.setattr(dead_peers, "CHECK_SECONDS", 0.2)
     (idle, _), (stalled, _), (dead, deaf), (dead_and_full, deaf_too) = pairs
     fill(stalled)
     for ours, peer in ((dead, deaf), (dead_and_full, deaf_too)):
@@ -86,9 +86,9 @@ def test_the_dead_are_found_and_the_living_are_not(
 def test_nothing_is_looked_at_once_everything_has_arrived(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", 0.2)
-    monkeypatch.setattr(deadpeers, "SLACK_SECONDS", 0.01)
-    monkeypatch.setattr(deadpeers, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(dead_peers, "DEAD_SECONDS", 0.2)
+    monkeypatch.setattr(dead_peers, "SLACK_SECONDS", 0.01)
+    monkeypatch.setattr(dead_peers, "CHECK_SECONDS", 0.01)
     ours, peer = pairs[0]
     fill(ours)
     peer.setblocking(False)
@@ -127,8 +127,8 @@ def test_other_sockets_have_nothing_in_flight() -> None:
 def test_an_error_about_one_connection_closes_that_one_and_the_others_are_looked_at(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deadpeers, "DEAD_SECONDS", 0.0)
-    monkeypatch.setattr(deadpeers, "SLACK_SECONDS", 0.01)
+    monkeypatch.setattr(dead_peers, "DEAD_SECONDS", 0.0)
+    monkeypatch.setattr(dead_peers, "SLACK_SECONDS", 0.01)
     looked: list[socket.socket] = []
 
     def in_flight(sock: socket.socket) -> None:
@@ -136,7 +136,7 @@ def test_an_error_about_one_connection_closes_that_one_and_the_others_are_looked
         if sock is pairs[1][0]:
             raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(deadpeers, "in_flight", in_flight)
+    monkeypatch.setattr(dead_peers, "in_flight", in_flight)
     reactor = Reactor()
     aborted: list[socket.socket] = []
     reactor.call_later(0.1, reactor.stop)
