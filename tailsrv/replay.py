@@ -8,7 +8,7 @@ the stream, the subscriber's stop, and whether there are live subscribers), and 
 offset.
 
 An unexpected error in the work for one subscriber closes that subscriber, as it does in the main loop, and the main
-loop reports it. An error of the thread itself ends the daemon: nobody would serve the thread's subscribers any more.
+loop reports it. An error of the thread itself ends the daemon: the thread's subscribers would not be served any more.
 
 Replays request the file's bytes from the disk ahead of their use: see page_cache.py.
 """

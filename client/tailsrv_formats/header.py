@@ -1,16 +1,17 @@
-r"""What a client asks for: the one line that it sends.
+r"""The header of the broadcast protocol: the one line that a client sends.
 
     header = START [STOP] "\n" | where "\n"      at most 64 bytes, newline included
     START  = N | -N | end                        N below 2**63
     STOP   = COUNT | now
 
-Bytes in; a `Request` or `WHERE`, None for "need more", or a `HeaderError` out. Knows nothing of sockets, clocks or
-files: which bytes of the file a request means is worked out by `Request.range`, for an end of the file that the caller
-names.
+`parse` takes the bytes received so far, and returns a `Request` or `WHERE`, or None if it needs more bytes. It raises
+`HeaderError` for anything else. This module knows nothing of sockets, clocks or files: `Request.range` computes the
+bytes that a request means for an end of the file that the caller passes.
 
-START and COUNT are those of tailsrv 0.9, which closes the connection for `where` as for any bad header. The FIN that
-ends a header as well as a newline does, the blanks around it, the carriage return and the leading plus sign are 0.9's,
-too. The numbers are matched by a pattern first: `int` accepts underscores, blanks and other alphabets' digits.
+START and COUNT are those of tailsrv 0.9, which treats `where` as a bad header and closes the connection. The following
+is also accepted as in 0.9: a FIN instead of the newline, blanks around the header, a carriage return before the
+newline, and a plus sign before START. A pattern matches the numbers before `int` converts them, because `int` alone
+would accept underscores, blanks and the digits of other alphabets.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Final
 import msgspec
 
 HEADER_BYTES: Final = 64
-"""The newline included, as in 0.9: two numbers of 19 digits fit with room to spare."""
+"""The longest header, newline included, as in 0.9. Two numbers of 19 digits need less."""
 
 OFFSET_LIMIT: Final = 1 << 63
-"""Offsets lie below it: what off_t, and 0.9's i64, can hold. As 0.9 does, we take the i64 -2**63 too."""
+"""All offsets are below it: the range of off_t, and of the i64 in 0.9. As in 0.9, -2**63 is also valid."""
 
 NEVER: Final = OFFSET_LIMIT
-"""The stop of a request that has none: no file gets there."""
+"""The stop of a request without STOP: a byte that no file reaches."""
 
 _HEADER: Final = re.compile(
     rb"[ \t\r]*(?:\+?(?P<start>[0-9]+)|-(?P<back>[0-9]+)|end)(?:[ \t]+(?:(?P<count>[0-9]+)|(?P<now>now)))?[ \t\r]*"
@@ -35,26 +36,26 @@ _HEADER: Final = re.compile(
 
 
 WHERE_LINE: Final = b"where\n"
-"""The header that asks how far the stream reaches."""
+"""The header that requests the first byte and the end of the stream."""
 
 _WHERE: Final = re.compile(rb"[ \t\r]*where[ \t\r]*")
 _REACH: Final = re.compile(rb"([0-9]{1,19}) ([0-9]{1,19})\r?\n")
 
 
 class Where(msgspec.Struct, frozen=True):
-    """The client asks which bytes there are: the answer is `Reach.line`."""
+    """The client requests the first byte and the end of the stream. The answer is `Reach.line`."""
 
 
 WHERE: Final = Where()
 
 
 class Reach(msgspec.Struct, frozen=True):
-    """Which bytes of a stream there are."""
+    """The bytes of a stream that are available."""
 
     first: int
-    """The first byte that is available."""
+    """The first byte."""
     end: int
-    """How far clients may read."""
+    """The byte after the last one that clients may read."""
 
     def line(self) -> bytes:
         """The answer to `where`."""
@@ -62,28 +63,28 @@ class Reach(msgspec.Struct, frozen=True):
 
 
 def parse_reach(line: bytes) -> Reach | None:
-    """What a server says in answer to `where`; None when that is no such answer."""
+    """The content of a server's answer to `where`; None if `line` is not such an answer."""
     match = _REACH.fullmatch(line)
     return None if match is None else Reach(int(match[1]), int(match[2]))
 
 
 class HeaderError(ValueError):
-    """Bytes that no header begins with; its message says what is wrong with them."""
+    """The bytes are not the beginning of any header. The message says what is wrong."""
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A header's meaning."""
+    """A header that requests bytes."""
 
     start: int
-    """In bytes: from the beginning of the file, or back from its end."""
+    """In bytes, from the beginning of the file, or backwards from its end."""
     from_end: bool = False
     count: int | None = None
-    """How many bytes to send; None for no limit."""
+    """The number of bytes to send; None for no limit."""
     until_now: bool = False
-    """Whether to stop where the file ends when the header is read."""
+    """Whether to stop at the end that the file has when the header is read."""
 
     def range(self, end: int) -> tuple[int, int]:
-        """The first byte to send and the one to stop before (`NEVER` for none), for a file that ends at `end`."""
+        """The first byte to send and the byte to stop before (`NEVER` for no stop), for a file that ends at `end`."""
         start = max(0, end - self.start) if self.from_end else self.start
         if self.until_now:
             return start, end
@@ -91,14 +92,14 @@ class Request(msgspec.Struct, frozen=True):
 
     @property
     def needs_end(self) -> bool:
-        """Whether `range` depends on where the file ends."""
+        """Whether the result of `range` depends on the end of the file."""
         return self.from_end or self.until_now
 
 
 def parse(received: bytes, *, ended: bool = False) -> Request | Where | None:
-    """The request in what a client has sent so far; `ended` when no more will come. None: more is needed.
+    """Parse the bytes that a client has sent so far. Returns None if the header is incomplete.
 
-    What stands behind the newline is none of its business. Raises `HeaderError`.
+    `ended`: the client has sent a FIN. Bytes after the newline are ignored. Raises `HeaderError`.
     """
     line, newline, _ = received[:HEADER_BYTES].partition(b"\n")
     if not newline:
