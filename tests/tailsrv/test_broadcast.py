@@ -1,4 +1,4 @@
-"""Every client gets the file's bytes from where it said on, and nothing else."""
+"""Every client gets the file's bytes from the start that it requested, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tailsrv_runtime.commit_mark import MarkWriter
+from tests.support.connections import ask
 from tests.support.daemons import Daemon
 from tests.support.http import http_get, scrape
 from tests.support.sockets import read_exactly, read_to_end
 from tests.support.waits import wait_until
-from tests.tailsrv.support import MIB, append, ask, content, describe, serve
+from tests.tailsrv.support import MIB, append, content, describe, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,13 +49,11 @@ def path(tmp_path: Path) -> Path:
         (b"end\n", 100),
     ],
 )
-def test_a_client_gets_everything_from_its_start_on_and_then_what_is_appended(
-    path: Path, header: bytes, first: int
-) -> None:
+def test_a_client_gets_the_file_from_its_start_on_and_then_every_append(path: Path, header: bytes, first: int) -> None:
     with serve(path) as daemon, ask(daemon, header) as client:
         expected = BEGINNING[first:]
         assert read_exactly(client, len(expected)) == expected
-        # Relative starts are worked out as the header is read: be sure that it has been.
+        # A relative start is computed when the header is read. This later client shows that it has been read.
         with ask(daemon, b"0 now\n") as other:
             read_to_end(other)
         for data in (b"a", b"bc\n", b"d" * 70_000, b"e" * 3 * MIB, b"f"):
@@ -78,12 +77,12 @@ def test_a_client_gets_everything_from_its_start_on_and_then_what_is_appended(
         (b"0 100\n", BEGINNING),
     ],
 )
-def test_a_stop_ends_the_stream_there(path: Path, header: bytes, expected: bytes) -> None:
+def test_the_stream_ends_at_the_stop(path: Path, header: bytes, expected: bytes) -> None:
     with serve(path) as daemon, ask(daemon, header) as client:
         assert read_to_end(client) == expected
 
 
-def test_a_count_beyond_the_end_is_served_as_the_file_grows_and_no_further(path: Path) -> None:
+def test_a_client_whose_count_exceeds_the_file_gets_appends_up_to_its_count(path: Path) -> None:
     with serve(path) as daemon, ask(daemon, b"-10 25\n") as client, ask(daemon, b"103 4\n") as beyond:
         assert read_exactly(client, 10) == BEGINNING[-10:]
         append(path, b"abcdefgh")
@@ -93,7 +92,7 @@ def test_a_count_beyond_the_end_is_served_as_the_file_grows_and_no_further(path:
         assert read_to_end(client) == b"ijklmno"
 
 
-def test_a_start_beyond_the_end_waits_until_the_file_gets_there(path: Path) -> None:
+def test_a_client_whose_start_is_beyond_the_end_waits_until_the_file_has_this_byte(path: Path) -> None:
     with (
         serve(path) as daemon,
         ask(daemon, b"105\n") as near,
@@ -109,7 +108,7 @@ def test_a_start_beyond_the_end_waits_until_the_file_gets_there(path: Path) -> N
         assert read_exactly(far, 2) == b"yz"
 
 
-def test_now_and_end_count_what_was_appended_right_before_the_header(path: Path) -> None:
+def test_now_includes_bytes_that_were_appended_right_before_the_header(path: Path) -> None:
     with serve(path) as daemon:
         for number in range(50):
             append(path, b"line %d\n" % number)
@@ -120,7 +119,7 @@ def test_now_and_end_count_what_was_appended_right_before_the_header(path: Path)
 
 
 @pytest.mark.needs("nc")
-def test_a_fin_ends_the_header_and_netcat_is_served_after_its_half_close(path: Path) -> None:
+def test_a_fin_ends_the_header_and_a_half_closed_netcat_is_served(path: Path) -> None:
     with serve(path) as daemon:
         with ask(daemon, b"90") as client:
             client.shutdown(socket.SHUT_WR)
@@ -132,7 +131,7 @@ def test_a_fin_ends_the_header_and_netcat_is_served_after_its_half_close(path: P
         assert done.stdout == path.read_bytes()
 
 
-def test_what_follows_the_header_is_ignored(path: Path) -> None:
+def test_bytes_after_the_header_are_ignored(path: Path) -> None:
     with serve(path) as daemon, ask(daemon, b"95\n5 now\nGET / HTTP/1.0\r\n\r\n" + bytes(100_000)) as client:
         assert read_exactly(client, 5) == BEGINNING[95:]
         client.sendall(b"more of it")
@@ -140,7 +139,7 @@ def test_what_follows_the_header_is_ignored(path: Path) -> None:
         assert read_exactly(client, 3) == b"abc"
 
 
-def test_a_header_may_come_byte_by_byte(path: Path) -> None:
+def test_a_header_may_arrive_byte_by_byte(path: Path) -> None:
     with serve(path) as daemon, daemon.connect() as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in b"  90  5\r\n":
@@ -148,7 +147,7 @@ def test_a_header_may_come_byte_by_byte(path: Path) -> None:
         assert read_to_end(client) == BEGINNING[90:95]
 
 
-def test_many_clients_at_different_offsets_all_get_a_large_file_that_grows(tmp_path: Path) -> None:
+def test_clients_at_different_offsets_all_get_a_large_file_that_grows(tmp_path: Path) -> None:
     path = tmp_path / "large"
     whole = content(24 * MIB)
     path.write_bytes(whole[: 16 * MIB])
@@ -179,7 +178,7 @@ def test_many_clients_at_different_offsets_all_get_a_large_file_that_grows(tmp_p
         assert not wrong
 
 
-def test_a_missing_file_is_waited_for_and_clients_may_connect_meanwhile(tmp_path: Path) -> None:
+def test_clients_may_connect_before_the_file_exists_and_get_it_when_it_appears(tmp_path: Path) -> None:
     path = tmp_path / "later"
     with serve(path) as daemon:
         daemon.wait_log("waiting for the file")
@@ -190,7 +189,7 @@ def test_a_missing_file_is_waited_for_and_clients_may_connect_meanwhile(tmp_path
             assert read_exactly(beyond, 3) == b"def"
 
 
-def test_every_address_serves_also_a_unix_socket_and_ipv6(path: Path, tmp_path: Path) -> None:
+def test_a_broadcaster_serves_on_ipv4_ipv6_and_unix_sockets_at_the_same_time(path: Path, tmp_path: Path) -> None:
     unix = tmp_path / "socket"
     with serve(path, "--listen", f"unix:{unix}", "--port", "0") as daemon:
         assert len(daemon.addresses) == 3
@@ -230,7 +229,7 @@ def test_only_committed_bytes_are_sent_and_relative_starts_count_from_there(path
     mark.close()
 
 
-def test_a_mark_that_appears_later_is_honoured_from_then_on(path: Path) -> None:
+def test_a_mark_that_appears_later_limits_clients_from_then_on(path: Path) -> None:
     with serve(path) as daemon, ask(daemon, b"0\n") as client:
         assert read_exactly(client, 100) == BEGINNING
         mark = MarkWriter(f"{path}.commit", 100)
@@ -243,8 +242,8 @@ def test_a_mark_that_appears_later_is_honoured_from_then_on(path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", [b"0 now\n", b"-5 now\n", b"end 5\n"])
-def test_an_answer_that_depends_on_the_end_honours_a_mark_that_has_just_been_created(path: Path, header: bytes) -> None:
-    """Also when its event is still behind the client's header: the header has been read, and the daemon was stopped."""
+def test_a_relative_start_or_stop_respects_a_mark_that_has_just_been_created(path: Path, header: bytes) -> None:
+    """Also if the daemon receives the event of the mark after the header."""
     with serve(path) as daemon, daemon.connect() as client:
         with ask(daemon, b"0 1\n") as other:
             read_to_end(other)
@@ -260,7 +259,7 @@ def test_an_answer_that_depends_on_the_end_honours_a_mark_that_has_just_been_cre
         mark.close()
 
 
-def test_no_commit_mark_ignores_it(path: Path) -> None:
+def test_with_no_commit_mark_the_whole_file_is_served(path: Path) -> None:
     MarkWriter(f"{path}.commit", 10).close()
     with serve(path, "--no-commit-mark") as daemon, ask(daemon, b"0 now\n") as client:
         assert read_to_end(client) == BEGINNING
@@ -276,10 +275,10 @@ def test_bytes_that_stay_uncommitted_are_reported_once(path: Path) -> None:
         assert [entry["event"] for entry in daemon.events()].count("uncommitted bytes") == 1
 
 
-# --- the file goes back, or away
+# --- the file is truncated, moved or deleted
 
 
-def test_after_a_truncation_nothing_is_sent_until_the_file_exceeds_what_was(path: Path) -> None:
+def test_after_a_truncation_a_client_gets_nothing_until_the_file_exceeds_what_it_has(path: Path) -> None:
     with serve(path) as daemon, ask(daemon, b"0\n") as live, ask(daemon, b"90 30\n") as counted:
         assert read_exactly(live, 100) == BEGINNING
         assert read_exactly(counted, 10) == BEGINNING[90:]
@@ -299,8 +298,8 @@ def test_after_a_truncation_nothing_is_sent_until_the_file_exceeds_what_was(path
         assert read_exactly(counted, 2) == b"z!"
 
 
-def test_a_file_that_has_been_cut_once_changes_nothing_on_its_way_when_it_is_cut_again(tmp_path: Path) -> None:
-    """The kernel overwrites pages that sendfile has put into a socket's queue; after the first cut none are there."""
+def test_after_the_first_truncation_further_ones_do_not_change_bytes_that_were_sent(tmp_path: Path) -> None:
+    """The kernel overwrites pages that sendfile has put into a socket's queue; from then on they are copied."""
     path = tmp_path / "cut"
     path.write_bytes(content(500_000))
     with serve(path, "--metrics", "127.0.0.1:0") as daemon:
@@ -320,7 +319,7 @@ def test_a_file_that_has_been_cut_once_changes_nothing_on_its_way_when_it_is_cut
 
 
 @pytest.mark.parametrize("how", ["moved", "deleted"])
-def test_a_file_that_goes_away_is_sent_to_its_end_and_the_daemon_ends_well(tmp_path: Path, how: str) -> None:
+def test_a_file_that_is_moved_or_deleted_is_sent_to_its_end_and_the_daemon_exits_0(tmp_path: Path, how: str) -> None:
     path = tmp_path / "going"
     whole = content(30 * MIB)
     path.write_bytes(whole)
@@ -341,7 +340,7 @@ def test_a_file_that_goes_away_is_sent_to_its_end_and_the_daemon_ends_well(tmp_p
         assert daemon.wait_log("file gone")
 
 
-def test_who_does_not_read_is_not_waited_for_beyond_the_drain_time(tmp_path: Path) -> None:
+def test_the_drain_of_a_deleted_file_ends_in_time_although_a_client_does_not_read(tmp_path: Path) -> None:
     path = tmp_path / "going"
     path.write_bytes(bytes(30 * MIB))
     with serve(path, "--drain", "0.3") as daemon, ask(daemon, b"0\n") as stalled:
@@ -351,7 +350,7 @@ def test_who_does_not_read_is_not_waited_for_beyond_the_drain_time(tmp_path: Pat
         assert daemon.wait_log("drain incomplete")["clients"] == 1
 
 
-def test_it_can_linger_on_a_file_that_is_gone(path: Path) -> None:
+def test_with_linger_a_deleted_file_is_served_further(path: Path) -> None:
     with path.open("ab", buffering=0) as writer, serve(path, "--linger-after-file-is-gone") as daemon:
         with ask(daemon, b"0\n") as client:
             assert read_exactly(client, 100) == BEGINNING
@@ -364,8 +363,8 @@ def test_it_can_linger_on_a_file_that_is_gone(path: Path) -> None:
         assert daemon.stop() == 0
 
 
-def test_poll_finds_what_inotify_does_not_tell(path: Path) -> None:
-    """Stores through a mapping are what inotify is silent about on every file system."""
+def test_polling_finds_a_change_without_an_inotify_event(path: Path) -> None:
+    """A store through a mapping causes no inotify event on any file system."""
     mark = MarkWriter(f"{path}.commit", 100)
     append(path, b"abcdef")
     with serve(path, "--poll", "0.05") as daemon, ask(daemon, b"0\n") as client:
@@ -386,7 +385,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_sockets_that_were_handed_over_are_used_when_no_address_is_named(path: Path) -> None:
+def test_without_an_address_the_inherited_sockets_are_used(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fd = listener.fileno()
         prefix = (sys.executable, "-c", HAND_OVER, str(fd))
@@ -396,7 +395,7 @@ def test_sockets_that_were_handed_over_are_used_when_no_address_is_named(path: P
             assert daemon.stop() == 0
 
 
-def test_metrics_say_who_is_connected_and_how_far_behind(path: Path) -> None:
+def test_the_metrics_count_clients_bytes_lag_and_connections(path: Path) -> None:
     with (
         serve(path, "--metrics", "127.0.0.1:0") as daemon,
         ask(daemon, b"0\n") as client,
@@ -419,7 +418,7 @@ def test_metrics_say_who_is_connected_and_how_far_behind(path: Path) -> None:
         assert http_get(daemon, "/healthz").startswith("HTTP/1.1 200")
 
 
-def test_sigusr1_describes_each_client(path: Path) -> None:
+def test_sigusr1_logs_the_state_of_each_client(path: Path) -> None:
     with (
         serve(path) as daemon,
         ask(daemon, b"0\n") as client,
@@ -436,7 +435,7 @@ def test_sigusr1_describes_each_client(path: Path) -> None:
         wait_until(lambda: any(each.get("peer") == peer for each in daemon.events()))
 
 
-def test_refused_peers_are_closed_without_a_byte_and_told_to_the_operator(path: Path) -> None:
+def test_a_refused_peer_is_closed_without_a_byte_and_the_log_says_how_to_admit_it(path: Path) -> None:
     with serve(path, "--allow", "10.0.0.0/8") as daemon, ask(daemon, b"") as client:
         assert client.recv(1) == b""
         assert daemon.wait_log("peer refused")["admit"] == "--allow 127.0.0.1"

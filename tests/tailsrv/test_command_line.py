@@ -1,4 +1,4 @@
-"""Whatever is wrong is said in one line, and the exit code tells whose fault it was."""
+"""The command line: each error is one line, and the exit code tells a wrong command line from a failed start."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(tmp_path: Path, argument
     assert done.stderr.count("\n") == 1
 
 
-def test_what_it_cannot_work_through_exits_with_1_and_one_line(tmp_path: Path) -> None:
+def test_a_start_that_fails_exits_with_1_and_one_line_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     os.mkfifo(tmp_path / "fifo")
@@ -77,7 +77,7 @@ def test_what_it_cannot_work_through_exits_with_1_and_one_line(tmp_path: Path) -
             assert "Traceback" not in done.stderr
 
 
-def test_a_file_that_turns_out_to_be_none_ends_the_daemon(tmp_path: Path) -> None:
+def test_a_directory_that_appears_in_place_of_the_file_ends_the_daemon(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "tailsrv", str(tmp_path / "file"), *LISTEN], stderr=subprocess.PIPE
     ) as process:

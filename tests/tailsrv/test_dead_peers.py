@@ -1,4 +1,4 @@
-"""Who is dead with bytes in flight is found; who is alive and does not read is left alone."""
+"""Detection of peers that died while bytes were in flight; live peers that do not read stay connected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SO_ATTACH_FILTER = 26
 
 
 def go_deaf(sock: socket.socket) -> None:
-    """Have the kernel drop whatever arrives for this socket: a peer that died without a word."""
+    """Have the kernel drop everything that arrives for this socket, as if its machine had lost power."""
     instruction = ctypes.create_string_buffer(b"\x06\x00\x00\x00\x00\x00\x00\x00", 8)  # BPF: return 0 bytes
     program = (1).to_bytes(8, "little") + ctypes.addressof(instruction).to_bytes(8, "little")
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
@@ -36,7 +36,7 @@ def fill(sock: socket.socket) -> None:
 
 @pytest.fixture
 def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
-    """Connections: our side and the peer's."""
+    """Four connections: the sockets of our side and of the peer."""
     pairs = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(4):
@@ -49,7 +49,7 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
 
 
 @pytest.mark.needs("socket-filter")
-def test_the_dead_are_found_and_the_living_are_not(
+def test_dead_peers_are_found_and_live_peers_that_do_not_read_are_not(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_peers, "DEAD_SECONDS", 1.5)
@@ -57,8 +57,8 @@ def test_the_dead_are_found_and_the_living_are_not(
     (idle, _), (stalled, _), (dead, deaf), (dead_and_full, deaf_too) = pairs
     fill(stalled)
     for ours, peer in ((dead, deaf), (dead_and_full, deaf_too)):
-        ours.send(b"heard")
-        assert peer.recv(5) == b"heard"
+        ours.send(b"first")
+        assert peer.recv(5) == b"first"
         go_deaf(peer)
     dead.send(b"lost")
     fill(dead_and_full)
@@ -83,7 +83,7 @@ def test_the_dead_are_found_and_the_living_are_not(
     assert alive == {idle, stalled}
 
 
-def test_nothing_is_looked_at_once_everything_has_arrived(
+def test_the_checks_end_when_everything_has_arrived(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_peers, "DEAD_SECONDS", 0.2)
@@ -116,7 +116,7 @@ def test_nothing_is_looked_at_once_everything_has_arrived(
     assert looked.count(False) <= 1
 
 
-def test_other_sockets_have_nothing_in_flight() -> None:
+def test_unix_sockets_and_closed_sockets_have_no_counters() -> None:
     left, right = socket.socketpair()
     left.close()
     assert in_flight(left) is None
@@ -124,7 +124,7 @@ def test_other_sockets_have_nothing_in_flight() -> None:
     right.close()
 
 
-def test_an_error_about_one_connection_closes_that_one_and_the_others_are_looked_at(
+def test_an_error_in_the_check_of_one_connection_closes_it_and_the_others_are_checked(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_peers, "DEAD_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""What the fan-out keeps of those who have left: nothing. And those who stay get their bytes."""
+"""The fan-out keeps nothing of subscribers that were removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FakeStream:
-    """A stream that ends where one says."""
+    """A stream whose end the test sets."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -33,7 +33,7 @@ def _alive() -> int:
     return sum(type(each) is Subscriber for each in gc.get_objects())
 
 
-def test_who_asks_for_a_far_byte_and_leaves_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_clients_that_wait_for_a_far_byte_and_disconnect_leave_no_memory_in_use(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     path.write_bytes(b"0123456789")
     stream = FakeStream(path)

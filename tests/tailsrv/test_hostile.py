@@ -1,4 +1,4 @@
-"""A peer can harm itself alone, and what the kernel does not tell is found out."""
+"""Hostile, slow and broken clients affect only themselves; limits of the machine do not end the daemon."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.connections import ask, is_reset
 from tests.support.http import scrape
 from tests.support.sockets import read_exactly, read_to_end, reset
 from tests.support.waits import wait_until
-from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, serve, stalled
+from tests.tailsrv.support import MIB, append, content, follow, serve, stalled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemons import Daemon
 
-LANES = 6
-"""Descriptors of the replay lanes, which stay once they have been needed."""
+REPLAY_DESCRIPTORS = 6
+"""Descriptors of the replay threads, which stay open once they have been used."""
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def is_served(daemon: Daemon, path: Path) -> bool:
 
 
 def wait_clean(daemon: Daemon, descriptors: int) -> None:
-    wait_until(lambda: daemon.descriptors() <= descriptors, "descriptors are given back")
+    wait_until(lambda: daemon.descriptors() <= descriptors, "descriptors are closed")
 
 
 def context_switches(daemon: Daemon) -> int:
-    """Voluntary ones of all its threads: how often it went to sleep, and so woke up."""
+    """Voluntary context switches of all its threads: each is a sleep, and so a wake-up."""
     total = 0
     for task in os.listdir(f"/proc/{daemon.pid}/task"):
         with open(f"/proc/{daemon.pid}/task/{task}/status", encoding="ascii") as lines:
@@ -56,7 +57,7 @@ def context_switches(daemon: Daemon) -> int:
     return total
 
 
-def test_a_thousand_connections_without_a_header_cost_little_and_end_in_time(path: Path) -> None:
+def test_a_thousand_connections_without_a_header_use_little_memory_and_are_closed_in_time(path: Path) -> None:
     with serve(path, "--header-timeout", "1") as daemon:
         before, memory = daemon.descriptors(), daemon.memory()
         clients = [daemon.connect() for _ in range(1000)]
@@ -68,7 +69,7 @@ def test_a_thousand_connections_without_a_header_cost_little_and_end_in_time(pat
         wait_clean(daemon, before)
 
 
-def test_long_headers_are_refused_as_soon_as_they_are_too_long(path: Path) -> None:
+def test_a_header_that_is_too_long_is_refused_at_once(path: Path) -> None:
     with serve(path, "--header-timeout", "30") as daemon:
         memory = daemon.memory()
         for _ in range(50):
@@ -78,11 +79,11 @@ def test_long_headers_are_refused_as_soon_as_they_are_too_long(path: Path) -> No
         assert daemon.memory() - memory < 2 * MIB
 
 
-def test_readers_that_never_read_hold_up_nobody_and_take_no_memory(tmp_path: Path) -> None:
+def test_clients_that_never_read_delay_no_other_and_use_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "events.log"
     path.write_bytes(content(8 * MIB))
     with serve(path) as daemon, follow(daemon, path) as live:
-        with ask(daemon, b"0 now\n") as first:  # lanes exist once there has been a replay
+        with ask(daemon, b"0 now\n") as first:  # starts the replay threads, which use memory
             assert read_to_end(first) == path.read_bytes()
         memory = daemon.memory()
         clients = [stalled(daemon, b"0\n") for _ in range(100)]
@@ -97,7 +98,7 @@ def test_readers_that_never_read_hold_up_nobody_and_take_no_memory(tmp_path: Pat
             client.close()
 
 
-def test_with_64_descriptors_it_lives_serves_the_next_and_does_not_spin(path: Path) -> None:
+def test_without_descriptors_the_daemon_pauses_accepting_does_not_spin_and_serves_later_clients(path: Path) -> None:
     limit = 64
 
     def few() -> None:
@@ -108,7 +109,7 @@ def test_with_64_descriptors_it_lives_serves_the_next_and_does_not_spin(path: Pa
         daemon.wait_log("accepting paused")
         assert daemon.descriptors() <= limit
         before = context_switches(daemon)
-        time.sleep(1)
+        time.sleep(1)  # the period of the measurement
         assert context_switches(daemon) - before < 400
         for client in clients:
             client.close()
@@ -116,7 +117,7 @@ def test_with_64_descriptors_it_lives_serves_the_next_and_does_not_spin(path: Pa
         assert daemon.stop() == 0
 
 
-def test_with_64_descriptors_a_far_behind_client_is_served_also_when_no_lane_can_be_opened(tmp_path: Path) -> None:
+def test_without_descriptors_for_a_replay_thread_a_client_that_is_far_behind_is_served(tmp_path: Path) -> None:
     path = tmp_path / "events.log"
     path.write_bytes(content(8 * MIB))
 
@@ -133,7 +134,7 @@ def test_with_64_descriptors_a_far_behind_client_is_served_also_when_no_lane_can
             client.close()
 
 
-def test_clients_that_reset_in_the_middle_harm_nobody(tmp_path: Path) -> None:
+def test_clients_that_reset_their_connections_do_not_affect_others(tmp_path: Path) -> None:
     path = tmp_path / "events.log"
     whole = content(8 * MIB)
     path.write_bytes(whole)
@@ -150,26 +151,26 @@ def test_clients_that_reset_in_the_middle_harm_nobody(tmp_path: Path) -> None:
             if number % 10 == 0:
                 append(path, b"%05d\n" % number)
                 assert read_exactly(live, 6) == b"%05d\n" % number
-        wait_clean(daemon, before + LANES)
+        wait_clean(daemon, before + REPLAY_DESCRIPTORS)
         assert "Traceback" not in daemon.log()
 
 
-def test_a_storm_of_connections_leaves_nothing_behind(path: Path) -> None:
-    """The short form of 5,000 connects a second for 20 s, which the soak does."""
+def test_thousands_of_short_connections_leave_no_descriptors_or_memory_in_use(path: Path) -> None:
+    """A short form of the soak's 5,000 connections a second for 20 s."""
     with serve(path) as daemon, follow(daemon, path) as live:
         append(path, b"a")
         assert read_exactly(live, 1) == b"a"
         before, memory = daemon.descriptors(), daemon.memory()
         address = ("127.0.0.1", daemon.port())
 
-        def storm() -> None:
+        def churn() -> None:
             for number in range(1500):
                 client = socket.create_connection(address, 30)
                 if number % 3:
                     client.sendall(b"0\n" if number % 3 == 1 else b"0 10\n")
                 client.close() if number % 2 else reset(client)
 
-        threads = [threading.Thread(target=storm) for _ in range(2)]
+        threads = [threading.Thread(target=churn) for _ in range(2)]
         for thread in threads:
             thread.start()
         for number in range(20):
@@ -177,13 +178,13 @@ def test_a_storm_of_connections_leaves_nothing_behind(path: Path) -> None:
             assert read_exactly(live, 1) == b"%d" % (number % 10)
         for thread in threads:
             thread.join()
-        wait_clean(daemon, before + LANES)
+        wait_clean(daemon, before + REPLAY_DESCRIPTORS)
         assert is_served(daemon, path)
         assert daemon.memory() - memory < 8 * MIB
 
 
 @pytest.mark.needs("nc")
-def test_a_stopped_client_gets_everything_when_it_goes_on(tmp_path: Path) -> None:
+def test_a_client_that_was_stopped_gets_everything_after_it_continues(tmp_path: Path) -> None:
     path = tmp_path / "events.log"
     path.write_bytes(b"")
     out = tmp_path / "out"
@@ -208,7 +209,7 @@ def test_a_stopped_client_gets_everything_when_it_goes_on(tmp_path: Path) -> Non
 
 
 def test_a_client_costs_less_than_2_kib(tmp_path: Path) -> None:
-    """All that a thousand clients add to the heap, as the kernel counts it, not only what Python owns up to."""
+    """Measured by the resident set: it includes memory that Python does not account for."""
     path = tmp_path / "events.log"
     path.write_bytes(b"x")
     with serve(path) as daemon:
@@ -227,7 +228,7 @@ def test_a_client_costs_less_than_2_kib(tmp_path: Path) -> None:
             client.close()
 
 
-def test_idle_with_a_thousand_clients_nothing_wakes_up(path: Path) -> None:
+def test_an_idle_daemon_with_a_thousand_clients_does_not_wake_up(path: Path) -> None:
     with serve(path) as daemon:
         clients = [ask(daemon, b"-1000\n") for _ in range(1000)]
         for client in clients:
@@ -237,14 +238,14 @@ def test_idle_with_a_thousand_clients_nothing_wakes_up(path: Path) -> None:
         wait_clean(daemon, held)
         wait_until(lambda: daemon.status("State").startswith("S"), "it sleeps")
         before = context_switches(daemon)
-        time.sleep(3)
+        time.sleep(3)  # the period of the measurement
         assert context_switches(daemon) == before
         for client in clients:
             client.close()
 
 
-def test_it_starts_fast_and_small(path: Path) -> None:
-    """Processor time, which on a quiet machine is the time until it listens, and on a busy one is still ours."""
+def test_the_start_takes_little_processor_time_and_memory(path: Path) -> None:
+    """Processor time: on a busy machine the time until the daemon listens would depend on other processes."""
     with serve(path) as daemon:
         assert daemon.memory() < 32 * MIB
         with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
@@ -252,8 +253,8 @@ def test_it_starts_fast_and_small(path: Path) -> None:
         assert ticks / os.sysconf("SC_CLK_TCK") < 0.3
 
 
-def test_an_overflowing_event_queue_loses_nothing(tmp_path: Path) -> None:
-    """While the daemon is stopped, events of other names fill its queue; then the file grows."""
+def test_no_append_is_lost_when_the_inotify_queue_overflows(tmp_path: Path) -> None:
+    """While the daemon is stopped, events of other names fill its queue, and then the file grows."""
     path = tmp_path / "events.log"
     path.write_bytes(b"begin\n")
     (tmp_path / "a").touch()
@@ -263,7 +264,7 @@ def test_an_overflowing_event_queue_loses_nothing(tmp_path: Path) -> None:
             most = int(file.read())
         daemon.signal(signal.SIGSTOP)
         for _ in range(most // 2 + 2):
-            # Alternating, so that no event is a repetition of the one before it.
+            # Alternating: the kernel merges an event with an identical one before it.
             (tmp_path / "a").rename(tmp_path / "b")
             (tmp_path / "b").rename(tmp_path / "a")
         append(path, b"lost by inotify\n")
@@ -277,7 +278,9 @@ def test_an_overflowing_event_queue_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(("syscall", "header"), [("pread64", b"end\n"), ("sendfile", b"0 now\n")])
-def test_a_file_that_cannot_be_read_ends_the_daemon_with_the_offset(path: Path, syscall: str, header: bytes) -> None:
+def test_a_file_that_cannot_be_read_ends_the_daemon_and_the_error_names_the_offset(
+    path: Path, syscall: str, header: bytes
+) -> None:
     prefix = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "signal=none", "-P", str(path))
     inject = ("-e", f"trace={syscall}", "-e", f"inject={syscall}:error=EIO")
     with serve(path, prefix=(*prefix, *inject)) as daemon, ask(daemon, header) as client:
@@ -293,7 +296,7 @@ def test_a_file_that_cannot_be_read_ends_the_daemon_with_the_offset(path: Path, 
         assert "Input/output error" in error
 
 
-def test_a_replay_rate_is_kept_and_live_bytes_are_not_held_up(tmp_path: Path) -> None:
+def test_replays_do_not_exceed_their_rate_and_live_clients_are_not_delayed(tmp_path: Path) -> None:
     path = tmp_path / "events.log"
     whole = content(3 * MIB)
     path.write_bytes(whole)
@@ -329,8 +332,8 @@ for _ in range(4):
 """
 
 
-def test_a_live_client_does_not_wait_for_replays(tmp_path: Path) -> None:
-    """Between the first byte of a replay and its last one a live client gets what is appended, again and again."""
+def test_a_live_client_gets_appends_while_replays_are_under_way(tmp_path: Path) -> None:
+    """Between the first and the last byte of each replay, a live client gets many appends."""
     path = tmp_path / "events.log"
     size = 200 * MIB
     path.write_bytes(bytes(size))
@@ -347,5 +350,5 @@ def test_a_live_client_does_not_wait_for_replays(tmp_path: Path) -> None:
                     assert read_exactly(live, 1) == b"x"
                     counts[-1] += 1
                 assert int(replayer.stdout.readline()) == size
-        # If it waited for a replay, or for a window of one, there would be one or a few for each.
+        # If the live client waited for a replay, or for a window of one, it would get a few appends during each.
         assert sum(counts) > 100, counts

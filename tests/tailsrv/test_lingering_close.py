@@ -1,4 +1,4 @@
-"""Ending connections costs nothing while there is nothing to do."""
+"""A connection that is being closed does not wake the daemon while it waits for its peer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tailsrv_runtime.reactor import Reactor
 
 
-def test_a_peer_that_has_ended_and_does_not_read_does_not_turn_the_loop(reactor: Reactor) -> None:
-    """As `echo 0 now | nc -N … | less` is. Each event of a hang-up that is waiting would be one more round."""
+def test_a_peer_that_has_sent_its_fin_and_does_not_read_does_not_wake_the_loop(reactor: Reactor) -> None:
+    """Such as `echo 0 now | nc -N … | less`. A level-triggered hang-up would be reported in every round."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.settimeout(PATIENCE)

@@ -1,4 +1,4 @@
-"""One port carries one stream, whatever the numbers of workers, the addresses and the order of starts."""
+"""One port carries one stream, for any numbers of workers, addresses and order of starts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.connections import ask
 from tests.support.daemons import Daemon
 from tests.support.processes import open_files
 from tests.support.sockets import read_to_end
 from tests.support.waits import PATIENCE
-from tests.tailsrv.support import ask, serve
+from tests.tailsrv.support import serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,12 +64,14 @@ def test_a_second_broadcaster_on_a_port_exits_1(files: tuple[Path, Path], before
         ("localhost:{}", ":{}"),
     ],
 )
-def test_addresses_that_overlap_are_one_port(files: tuple[Path, Path], first: str, second: str) -> None:
+def test_a_second_broadcaster_on_an_overlapping_address_exits_1(
+    files: tuple[Path, Path], first: str, second: str
+) -> None:
     with Daemon("tailsrv", files[0], "--workers", "2", "--listen", first.format(0)) as daemon:
         assert_refused(files[1], "--workers", "2", "--listen", second.format(daemon.port()))
 
 
-def test_of_two_that_start_at_the_same_moment_one_serves(files: tuple[Path, Path]) -> None:
+def test_of_two_broadcasters_that_start_at_the_same_moment_one_serves(files: tuple[Path, Path]) -> None:
     for _ in range(5):
         options = ("--workers", "2", "--listen", f"127.0.0.1:{free_port()}")
         with (
@@ -99,7 +102,7 @@ def test_a_successor_can_bind_as_soon_as_its_predecessor_has_ended(files: tuple[
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", ":0"])
-def test_connections_are_spread_over_all_workers(files: tuple[Path, Path], listen: str) -> None:
+def test_the_connections_are_distributed_over_all_workers(files: tuple[Path, Path], listen: str) -> None:
     with Daemon("tailsrv", files[0], "--workers", "3", "--listen", listen) as daemon:
         clients = [ask(daemon, b"0\n") for _ in range(120)]
         for client in clients:
@@ -127,6 +130,6 @@ def first_to_end(*daemons: Daemon) -> Daemon:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment, for tests that need to know it beforehand."""
+    """A port that is free at the moment, for tests that have to know it before the daemon starts."""
     with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as probe:
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Whatever a broadcaster has to open while descriptors are short, it opens from its reserve, or later by itself."""
+"""While descriptors are short, the broadcaster uses its reserve, or retries until it succeeds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tailsrv_runtime.commit_mark import MarkWriter
+from tests.support.connections import ask
+from tests.support.daemons import Daemon
 from tests.support.http import http_get, scrape
 from tests.support.processes import children
 from tests.support.sockets import read_exactly, read_to_end
 from tests.support.waits import wait_until
-from tests.tailsrv.support import MIB, append, ask, content, follow, serve
+from tests.tailsrv.support import MIB, append, content, follow, serve
 
 if TYPE_CHECKING:
     import socket
@@ -29,18 +31,18 @@ ENOUGH = 4096
 
 
 def limited() -> None:
-    """In the daemon, before it starts: few descriptors, of which there may be more later."""
+    """Called in the daemon before it starts: limit its descriptors."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))
 
 
 def allow(pid: int, count: int) -> None:
-    """Set how many descriptors a process that runs may have. Those that it has stay."""
+    """Set how many descriptors a running process may have. Those that are open stay open."""
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, ENOUGH))
 
 
 @contextlib.contextmanager
 def crowd(daemon: Daemon, paused: int = 1) -> Iterator[list[socket.socket]]:
-    """Ordinary peers, as many as there are descriptors and more: some have asked for everything, others for nothing."""
+    """More clients than descriptors: eight have sent a header and are yielded, the others have not."""
     with contextlib.ExitStack() as stack:
         asked = [stack.enter_context(ask(daemon, b"0\n")) for _ in range(8)]
         for _ in range(paused * FEW + 50):
@@ -55,7 +57,7 @@ def logged(daemon: Daemon, *events: str) -> list[int]:
     return [counts[event] for event in events]
 
 
-def test_with_a_table_full_of_peers_everything_goes_on_and_new_peers_are_served_when_some_have_left(
+def test_while_peers_have_all_descriptors_clients_are_served_and_new_ones_when_some_disconnect(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "stream"
@@ -65,7 +67,7 @@ def test_with_a_table_full_of_peers_everything_goes_on_and_new_peers_are_served_
         with crowd(daemon) as clients:
             assert "does not exist yet" in http_get(daemon, "/healthz")
             path.write_bytes(whole)
-            for client in clients:  # all of it at once: more than the main loop sends itself, a replay
+            for client in clients:  # more than the main loop sends at once: a replay
                 assert read_exactly(client, len(whole)) == whole
             mark = MarkWriter(f"{path}.commit", len(whole))
             append(path, b"a" * 10)
@@ -89,7 +91,7 @@ def test_with_a_table_full_of_peers_everything_goes_on_and_new_peers_are_served_
         assert logged(daemon, "failed", "unexpected error") == [0, 0]
 
 
-def test_without_a_single_descriptor_what_appears_is_opened_once_there_are_some(tmp_path: Path) -> None:
+def test_a_file_or_mark_that_appears_without_a_free_descriptor_is_opened_when_there_is_one(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     whole = content(2 * MIB)
     with serve(path, "--metrics", "127.0.0.1:0") as daemon, ask(daemon, b"0\n") as client:
@@ -130,7 +132,7 @@ def test_without_a_single_descriptor_what_appears_is_opened_once_there_are_some(
         assert logged(daemon, *events) == [1, 1, 2]
 
 
-def test_workers_with_full_tables_go_on_and_one_that_is_killed_comes_back(tmp_path: Path) -> None:
+def test_workers_without_descriptors_serve_their_clients_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     whole = content(2 * MIB)
     options = ("--workers", "2", "--header-timeout", "600", "--metrics", "127.0.0.1:0")
@@ -158,7 +160,7 @@ def test_workers_with_full_tables_go_on_and_one_that_is_killed_comes_back(tmp_pa
         assert logged(daemon, "failed", "unexpected error") == [0, 0]
 
 
-def test_a_supervisor_without_descriptors_starts_a_worker_when_there_are_some(tmp_path: Path) -> None:
+def test_a_supervisor_without_descriptors_starts_a_worker_when_it_has_some(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     path.write_bytes(b"content")
     with serve(path, "--workers", "2") as daemon:
@@ -174,10 +176,10 @@ def test_a_supervisor_without_descriptors_starts_a_worker_when_there_are_some(tm
                 assert read_to_end(client) == b"content"
         daemon.wait_log("starting a worker resumed")
         assert logged(daemon, "starting a worker paused") == [1]
-        assert daemon.stop() == 0  # its signals are not blocked
+        assert daemon.stop() == 0  # so its signals are not blocked
 
 
-def test_a_worker_that_is_started_again_in_a_shortage_takes_nobody_with_it(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_in_a_shortage_does_not_end_the_others(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     path.write_bytes(b"content")
     with serve(path, "--workers", "2") as daemon:
@@ -201,12 +203,12 @@ def test_a_worker_that_is_started_again_in_a_shortage_takes_nobody_with_it(tmp_p
         assert daemon.stop() == 0
 
 
-def test_a_worker_that_cannot_open_the_file_any_more_takes_nobody_with_it(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_because_of_the_mark_does_not_end_the_others(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     path.write_bytes(b"content")
     with serve(path, "--workers", "2") as daemon:
         first, second = children(daemon.pid)
-        os.mkdir(f"{path}.commit")  # those that serve go on with what they have shown; none can start like this
+        os.mkdir(f"{path}.commit")  # a worker that serves keeps its end; no worker can start with such a mark
         daemon.wait_log("commit mark unusable")
         os.kill(first, signal.SIGKILL)
         assert "cannot use" in daemon.wait_log("worker failed")["error"]
@@ -225,7 +227,7 @@ def _rest(client: socket.socket) -> bytes | None:
         return None
 
 
-def test_a_start_without_descriptors_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_start_without_descriptors_fails_with_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     with serve(tmp_path / "stream", prefix=("prlimit", "--nofile=10:10"), ready=False) as daemon:
         assert daemon.wait() == 1
         (failed,) = daemon.events()
@@ -243,7 +245,7 @@ runpy.run_module("tailsrv", run_name="__main__")
 """
 
 
-def test_without_a_thread_to_be_had_replays_are_sent_by_the_main_loop(tmp_path: Path) -> None:
+def test_the_main_loop_serves_replays_when_no_thread_can_be_started(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     path.write_bytes(content(8 * MIB))
     with (
@@ -257,5 +259,5 @@ def test_without_a_thread_to_be_had_replays_are_sent_by_the_main_loop(tmp_path: 
         held = daemon.descriptors()
         with ask(daemon, b"0 now\n") as other:
             assert len(read_to_end(other)) == 8 * MIB + 4
-        wait_until(lambda: daemon.descriptors() <= held)  # what a thread would have needed is given back
+        wait_until(lambda: daemon.descriptors() <= held)  # the descriptors of a thread that could not start are closed
         assert daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""A subscriber's states: the table of `tailsrv.subscriber`, walked."""
+"""The states of a subscriber follow the table in `tailsrv.subscriber`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tailsrv.subscriber import NEXT, State, Subscriber
 
 
 def in_state(state: State) -> Subscriber:
-    """One that has come there by the shortest way."""
+    """A subscriber that has reached this state by the shortest path."""
     paths = {State.AWAITING_HEADER: [State.AWAITING_HEADER]}
     while state not in paths:
         paths |= {new: [*path, new] for old, path in tuple(paths.items()) for new in NEXT[old] if new not in paths}
@@ -23,7 +23,7 @@ def in_state(state: State) -> Subscriber:
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
-def test_every_change_is_in_the_table_or_refused(old: State, new: State) -> None:
+def test_a_change_of_state_is_in_the_table_or_refused(old: State, new: State) -> None:
     subscriber = in_state(old)
     if new in NEXT[old]:
         subscriber.become(new)
@@ -34,6 +34,6 @@ def test_every_change_is_in_the_table_or_refused(old: State, new: State) -> None
         assert subscriber.state is old
 
 
-def test_every_state_can_be_reached_and_left_but_the_last() -> None:
+def test_every_state_can_be_reached_and_only_the_last_cannot_be_left() -> None:
     assert {in_state(state).state for state in State} == set(State)
     assert [state for state in State if not NEXT[state]] == [State.ENDED]

@@ -1,4 +1,4 @@
-"""Several processes serve one file as one would."""
+"""Several workers serve one file as a single process does."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.connections import ask, is_reset
 from tests.support.daemons import Daemon
 from tests.support.http import http_get, scrape
 from tests.support.processes import children, is_running, open_files
 from tests.support.sockets import read_exactly, read_to_end
 from tests.support.waits import wait_until
-from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, listens, serve
+from tests.tailsrv.support import MIB, append, content, follow, listens, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,12 +31,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def served_by(daemon: Daemon) -> dict[int, int]:
-    """Sockets that each worker has open."""
+    """The number of open sockets of each worker."""
     return {pid: sum(name.startswith("socket:") for name in open_files(pid)) for pid in children(daemon.pid)}
 
 
 def has_ended(sock: socket.socket) -> bool:
-    """Whether the peer has sent its end, read or not: TCP_CLOSE_WAIT of net/tcp_states.h."""
+    """Whether the peer's FIN has arrived, even if it was not read: TCP_CLOSE_WAIT of net/tcp_states.h."""
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x08"
 
 
@@ -61,22 +62,23 @@ def test_all_workers_serve_the_same_bytes_on_one_address(path: Path, tmp_path: P
         assert "Traceback" not in daemon.log()
 
 
-def test_a_worker_that_dies_is_started_again_and_connections_wait_for_it(path: Path) -> None:
+def test_a_worker_that_dies_is_replaced_and_connections_wait_for_its_successor(path: Path) -> None:
     with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
         before = children(daemon.pid)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        daemon.wait_log("worker died", 2)
+        died = daemon.wait_log("worker died", 2)
+        assert (died["status"], died["restart_seconds"]) == ("SIGKILL", 0.2)
         clients = [ask(daemon, b"0 now\n") for _ in range(10)]
         for client in clients:
             with client:
                 assert read_to_end(client) == path.read_bytes()
-        wait_until(lambda: len(children(daemon.pid)) == 2, "both are back")
+        wait_until(lambda: len(children(daemon.pid)) == 2, "both workers run")
         assert not set(children(daemon.pid)) & set(before)
         assert scrape(daemon)["tailsrv_workers"] == 2
 
 
-def test_metrics_add_up_and_counters_survive_a_worker(path: Path) -> None:
+def test_the_metrics_are_sums_over_all_workers_and_include_those_that_died(path: Path) -> None:
     with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
         clients = [ask(daemon, b"-100\n") for _ in range(20)]
         for client in clients:
@@ -88,16 +90,20 @@ def test_metrics_add_up_and_counters_survive_a_worker(path: Path) -> None:
         assert values["tailsrv_accepted_connections_total"] == 20
         os.kill(children(daemon.pid)[0], signal.SIGKILL)
         daemon.wait_log("worker died")
-        wait_until(lambda: scrape(daemon)["tailsrv_workers"] == 2, "it is back")
-        values = scrape(daemon)
-        assert values["tailsrv_sent_bytes_total"] == 2000
-        assert values["tailsrv_clients"] < 20
+
+        def both_run() -> bool:
+            values = scrape(daemon)
+            assert values["tailsrv_sent_bytes_total"] == 2000, "also before the successor serves"
+            return values["tailsrv_workers"] == 2
+
+        wait_until(both_run, "both workers run")
+        assert scrape(daemon)["tailsrv_clients"] < 20
         for client in clients:
             client.close()
 
 
-def test_a_stopped_worker_holds_up_the_metrics_once_until_it_goes_on(path: Path) -> None:
-    """The supervisor waits a second for an answer that does not come, and then no more for that one."""
+def test_a_stopped_worker_delays_the_metrics_only_once(path: Path) -> None:
+    """The supervisor waits a second for its answer, and then not again until the answer arrives."""
     with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon:
         pid = children(daemon.pid)[0]
         os.kill(pid, signal.SIGSTOP)
@@ -106,7 +112,7 @@ def test_a_stopped_worker_holds_up_the_metrics_once_until_it_goes_on(path: Path)
             assert scrape(daemon)["tailsrv_workers"] == 2
         assert time.monotonic() - begin < 15
         os.kill(pid, signal.SIGCONT)
-        # It answers for itself again.
+        # Its own answers are used again.
         clients = [ask(daemon, b"-1\n") for _ in range(20)]
         for client in clients:
             read_exactly(client, 1)
@@ -135,7 +141,7 @@ def test_a_supervisor_with_more_than_1024_descriptors_serves_and_stops(path: Pat
         assert [entry for entry in daemon.events() if entry["event"] == "failed"] == []
 
 
-def test_who_is_cut_off_by_a_killed_worker_gets_a_reset_and_who_has_everything_an_end(tmp_path: Path) -> None:
+def test_after_a_worker_is_killed_its_clients_get_a_reset_and_finished_ones_an_end(tmp_path: Path) -> None:
     path = tmp_path / "large"
     whole = content(16 * MIB)
     path.write_bytes(whole)
@@ -147,7 +153,7 @@ def test_who_is_cut_off_by_a_killed_worker_gets_a_reset_and_who_has_everything_a
             assert read_exactly(client, 1) == whole[:1]
         for client in ended:
             assert read_exactly(client, 1) == whole[-1000:-999]
-        # All that is due to these has left our hands when the end has come after it.
+        # When the FIN has arrived, the kernel of the client has all bytes before it.
         for client in ended:
             wait_until(lambda client=client: has_ended(client))  # type: ignore[misc] # mypy can't infer a default
         for pid in children(daemon.pid):
@@ -165,11 +171,11 @@ def test_workers_end_when_the_supervisor_is_killed(path: Path) -> None:
     with serve(path, "--workers", "2") as daemon:
         pids = children(daemon.pid)
         daemon.kill()
-        wait_until(lambda: not any(map(is_running, pids)), "they end too")
+        wait_until(lambda: not any(map(is_running, pids)), "the workers end")
         assert not listens(daemon.port())
 
 
-def test_a_file_that_goes_away_ends_them_all_well(path: Path) -> None:
+def test_all_workers_send_a_file_that_is_moved_to_its_end_and_the_daemon_exits_0(path: Path) -> None:
     with serve(path, "--workers", "3") as daemon:
         clients = [ask(daemon, b"0\n") for _ in range(6)]
         path.rename(path.with_name("gone"))
@@ -180,14 +186,14 @@ def test_a_file_that_goes_away_ends_them_all_well(path: Path) -> None:
         assert [entry["event"] for entry in daemon.events()].count("file gone") == 3
 
 
-def test_a_worker_that_hangs_when_the_file_goes_away_is_not_waited_for(path: Path) -> None:
+def test_a_worker_that_hangs_when_the_file_is_moved_does_not_delay_the_end(path: Path) -> None:
     with serve(path, "--workers", "2", "--drain", "0.2") as daemon:
         os.kill(children(daemon.pid)[1], signal.SIGSTOP)
         path.rename(f"{path}.1")
         assert daemon.wait() == 0
 
 
-def test_a_name_that_is_no_utf_8_costs_no_client_its_connection(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_does_not_end_a_worker(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9")
     with serve(path, "--workers", "2", "--metrics", "127.0.0.1:0") as daemon, ask(daemon, b"0\n") as client:
         assert "does not exist yet" in http_get(daemon, "/healthz")
@@ -197,7 +203,7 @@ def test_a_name_that_is_no_utf_8_costs_no_client_its_connection(tmp_path: Path) 
         assert not [event for event in daemon.events() if event["event"] == "worker died"]
 
 
-def test_what_one_process_fails_with_all_fail_with_once(tmp_path: Path) -> None:
+def test_an_error_that_all_workers_have_is_logged_once_and_ends_the_daemon(tmp_path: Path) -> None:
     with serve(tmp_path, "--workers", "3", ready=False) as daemon:
         assert daemon.wait() == 1
         failed = [entry for entry in daemon.events() if entry["event"] == "failed"]
@@ -210,7 +216,7 @@ def test_what_one_process_fails_with_all_fail_with_once(tmp_path: Path) -> None:
         assert [("not a regular file" in entry["error"]) for entry in failed] == [True]
 
 
-def test_sigusr1_to_the_supervisor_describes_the_clients_of_all(path: Path) -> None:
+def test_sigusr1_to_the_supervisor_logs_the_clients_of_all_workers(path: Path) -> None:
     with serve(path, "--workers", "2") as daemon:
         clients = [ask(daemon, b"-1\n") for _ in range(10)]
         for client in clients:
@@ -223,7 +229,7 @@ def test_sigusr1_to_the_supervisor_describes_the_clients_of_all(path: Path) -> N
             client.close()
 
 
-def test_a_wildcard_with_workers_serves_both_families(path: Path) -> None:
+def test_workers_on_all_interfaces_serve_ipv4_and_ipv6(path: Path) -> None:
     with Daemon("tailsrv", path, "--workers", "2", "--port", "0") as daemon:
         for host in ("127.0.0.1", "::1") if daemon.addresses[0].startswith("[") else ("127.0.0.1",):
             with socket.create_connection((host, daemon.port()), 30) as client:

@@ -1,4 +1,4 @@
-"""How connections and the daemon end: every byte due before the FIN, and never a reset."""
+"""The end of connections and of the daemon: every byte, then a FIN; a reset only for clients that are cut off."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.connections import ask, is_reset
 from tests.support.http import scrape
 from tests.support.sockets import read_exactly, read_to_end
 from tests.support.waits import wait_until
-from tests.tailsrv.support import MIB, append, ask, content, is_reset, listens, serve, stalled
+from tests.tailsrv.support import MIB, append, content, listens, serve, stalled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-JUNK = b"what nobody reads\n" * 5000
+JUNK = b"bytes after the header\n" * 5000
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_junk_behind_the_header_does_not_make_the_close_a_reset(path: Path) -> None:
+def test_bytes_after_the_header_do_not_turn_the_close_into_a_reset(path: Path) -> None:
     with serve(path) as daemon:
         for _ in range(10):
             with ask(daemon, b"0 now\n" + JUNK) as client:
@@ -35,7 +36,7 @@ def test_junk_behind_the_header_does_not_make_the_close_a_reset(path: Path) -> N
                 assert not is_reset(client)
 
 
-def test_who_sends_while_it_is_served_gets_all_and_can_go_on_sending_after_the_fin(path: Path) -> None:
+def test_a_client_that_sends_while_it_is_served_gets_everything_and_may_send_after_the_fin(path: Path) -> None:
     with serve(path) as daemon, ask(daemon, b"0 now\n") as client:
         read_exactly(client, MIB // 2)
         client.sendall(JUNK)
@@ -50,7 +51,7 @@ def test_who_sends_while_it_is_served_gets_all_and_can_go_on_sending_after_the_f
 
 
 @pytest.mark.parametrize("header", [b"nonsense\n", b"x" * 65536, b"\n" + JUNK, b"5 5 5\n"])
-def test_a_bad_header_ends_without_a_byte_and_without_a_reset(path: Path, header: bytes) -> None:
+def test_after_a_bad_header_the_connection_ends_without_a_byte_and_without_a_reset(path: Path, header: bytes) -> None:
     with serve(path) as daemon, ask(daemon, header) as client:
         assert client.recv(1) == b""
         client.sendall(JUNK)
@@ -59,30 +60,30 @@ def test_a_bad_header_ends_without_a_byte_and_without_a_reset(path: Path, header
 
 
 @pytest.mark.parametrize("header", [b"", b"12"])
-def test_a_header_that_does_not_come_in_time_ends_the_connection(path: Path, header: bytes) -> None:
+def test_a_client_that_sends_no_header_in_time_is_closed_and_logged(path: Path, header: bytes) -> None:
     with serve(path, "--header-timeout", "0.2") as daemon, ask(daemon, header) as client:
         assert client.recv(1) == b""
         assert daemon.wait_log("bad header")["error"] == "not complete after 0.2 s"
 
 
-def test_a_client_that_was_in_time_is_not_bound_by_the_header_timeout(path: Path) -> None:
+def test_the_header_timeout_does_not_limit_a_client_that_has_sent_its_header(path: Path) -> None:
     with serve(path, "--header-timeout", "0.2") as daemon, ask(daemon, b"end\n") as client, daemon.connect() as mute:
-        assert mute.recv(1) == b""  # its time is over, and so would be the other one's
+        assert mute.recv(1) == b""  # closed by the time limit, which has also passed for the other client
         append(path, b"abc")
         assert read_exactly(client, 3) == b"abc"
 
 
-def test_a_slow_reader_gets_the_last_byte_before_the_fin(path: Path) -> None:
+def test_a_slow_reader_gets_every_byte_before_the_fin(path: Path) -> None:
     with serve(path) as daemon, stalled(daemon, b"0 now\n") as client:
         client.shutdown(socket.SHUT_WR)
-        # All of it has left our hands for the socket's when the next client is served.
+        # When the next client is served, the kernel has all bytes of this one.
         with ask(daemon, b"0 1\n") as other:
             assert len(read_to_end(other)) == 1
         assert read_to_end(client) == path.read_bytes()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_daemon_with_a_fin_for_everybody(path: Path, signum: int) -> None:
+def test_after_a_signal_every_client_gets_its_bytes_and_a_fin_and_the_daemon_exits_0(path: Path, signum: int) -> None:
     with (
         serve(path) as daemon,
         ask(daemon, b"0\n" + JUNK) as live,
@@ -100,7 +101,7 @@ def test_a_signal_ends_the_daemon_with_a_fin_for_everybody(path: Path, signum: i
         assert "Traceback" not in daemon.log()
 
 
-def test_a_stop_is_not_held_up_by_who_does_not_read(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_does_not_delay_the_end_and_gets_a_reset(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(20 * MIB))
     with serve(path) as daemon, stalled(daemon, b"0\n") as client:
@@ -108,7 +109,7 @@ def test_a_stop_is_not_held_up_by_who_does_not_read(tmp_path: Path) -> None:
         begin = time.monotonic()
         assert daemon.stop() == 0
         assert time.monotonic() - begin < 4
-        assert is_reset(client), "it has not got everything, and must be able to tell"
+        assert is_reset(client), "the client can tell that it does not have everything"
 
 
 def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
@@ -124,9 +125,7 @@ def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_first_signal_while_the_clients_of_a_file_that_has_gone_are_served_does_not_end_that(
-    tmp_path: Path, workers: str
-) -> None:
+def test_a_first_signal_does_not_end_the_drain_of_a_file_that_is_gone(tmp_path: Path, workers: str) -> None:
     path = tmp_path / "large"
     whole = content(40 * MIB)
     path.write_bytes(whole)
@@ -140,7 +139,7 @@ def test_a_first_signal_while_the_clients_of_a_file_that_has_gone_are_served_doe
         assert daemon.wait() == 0
 
 
-def test_a_replay_that_is_under_way_is_finished_when_the_daemon_stops(tmp_path: Path) -> None:
+def test_a_replay_continues_to_its_end_when_the_daemon_stops(tmp_path: Path) -> None:
     path = tmp_path / "large"
     whole = content(40 * MIB)
     path.write_bytes(whole)
@@ -152,8 +151,8 @@ def test_a_replay_that_is_under_way_is_finished_when_the_daemon_stops(tmp_path: 
         assert daemon.wait() == 0
 
 
-def test_what_has_been_given_to_the_socket_arrives_also_when_the_daemon_is_killed_then(path: Path) -> None:
-    """The client has not read yet; the whole of what is due and the end are in the kernel's hands."""
+def test_bytes_and_fin_that_the_kernel_has_arrive_although_the_daemon_is_killed(path: Path) -> None:
+    """The client has not read yet; the kernel has all bytes and the FIN."""
     with serve(path, "--metrics", "127.0.0.1:0") as daemon, ask(daemon, b"-500000 now\n") as client:
         client.shutdown(socket.SHUT_WR)
         wait_until(lambda: scrape(daemon)["tailsrv_sent_bytes_total"] == 500_000)
@@ -162,7 +161,7 @@ def test_what_has_been_given_to_the_socket_arrives_also_when_the_daemon_is_kille
         assert read_to_end(client) == path.read_bytes()[-500_000:]
 
 
-def test_a_client_that_has_all_so_far_is_reset_by_a_kill_and_ended_by_a_signal(path: Path) -> None:
+def test_a_live_client_gets_a_reset_after_sigkill_and_an_end_after_sigterm(path: Path) -> None:
     for signum, expected in ((signal.SIGKILL, True), (signal.SIGTERM, False)):
         with serve(path) as daemon, ask(daemon, b"-10\n") as client:
             read_exactly(client, 10)
@@ -171,8 +170,10 @@ def test_a_client_that_has_all_so_far_is_reset_by_a_kill_and_ended_by_a_signal(p
             daemon.wait()
 
 
-def test_unix_sockets_work_as_before(path: Path, tmp_path: Path) -> None:
-    """The kernel has no reset for them: a kill looks like an end, and nothing that was sent is lost."""
+def test_a_client_of_a_unix_socket_gets_everything_that_was_sent_before_the_daemon_ends(
+    path: Path, tmp_path: Path
+) -> None:
+    """Unix sockets have no reset: a kill looks like an end to the client."""
     for signum in (signal.SIGKILL, signal.SIGTERM):
         with (
             serve(path, "--listen", f"unix:{tmp_path}/socket{signum}") as daemon,

@@ -1,4 +1,4 @@
-"""A bug in the service of one client costs that client its connection, and nobody else anything."""
+"""An unexpected error in the work for one client closes that client alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.connections import ask, is_reset
 from tests.support.http import scrape
 from tests.support.sockets import read_exactly, read_to_end
 from tests.support.waits import wait_until
-from tests.tailsrv.support import MIB, append, ask, content, follow, is_reset, serve
+from tests.tailsrv.support import MIB, append, content, follow, serve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,13 +88,13 @@ module.LingeringClose.close_gracefully = close_gracefully
 @pytest.mark.parametrize(
     ("plant", "header"),
     [
-        pytest.param(SEND.format(module="fanout"), b"2900000 100042\n", id="a turn"),
+        pytest.param(SEND.format(module="fanout"), b"2900000 100042\n", id="catching up"),
         pytest.param(SEND.format(module="replay"), b"0 3000042\n", id="a replay"),
         pytest.param(REQUEST, b"boom\n", id="a header"),
         pytest.param(LATE, b"12", id="a header that is late"),
         pytest.param(LIVE, b"end\n", id="a live client"),
         pytest.param(BACK, b"0 3000042\n", id="the return from a replay"),
-        pytest.param(ENDING, b"2999032 10\n", id="the end"),
+        pytest.param(ENDING, b"2999032 10\n", id="a graceful close"),
     ],
 )
 def test_an_unexpected_error_closes_one_client_and_is_logged_with_its_place(
