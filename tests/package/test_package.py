@@ -18,6 +18,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.daemons import MODULES, Daemon
 from tools.manpages import CLIENT, DAEMONS, manual_page
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -179,6 +180,15 @@ def installed(folder: Path, *wheels: Path, needs: tuple[str, ...]) -> Path:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_installed_command_states_its_version(everything: Path, command: str, tmp_path: Path) -> None:
     assert run(everything / "bin" / command, "--version", cwd=tmp_path).split()[-1] == "1.0.0"
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_a_daemon_listens_with_31_mib_at_most(everything: Path, command: str, tmp_path: Path) -> None:
+    """In an environment without development tools: structlog imports rich where there is one, which takes 4 MiB."""
+    (tmp_path / "log").write_text("line\n" * 1000)
+    options = ("--listen", "127.0.0.1:0")
+    with Daemon(command, tmp_path / "log", *options, python=everything / "bin/python", cwd=tmp_path) as daemon:
+        assert daemon.memory() <= 31 << 20
 
 
 @pytest.mark.parametrize("command", CLIENT)

@@ -34,14 +34,15 @@ class Daemon:
         *arguments: str | Path,
         environment: Mapping[str, str] | None = None,
         prefix: tuple[str, ...] = (),
+        python: str | Path = sys.executable,
         ready: bool = True,
         **popen: Any,
     ) -> None:
-        """Start `command` (behind `prefix`: strace …) and, if `ready`, wait until it listens."""
+        """Start `command` with an interpreter (behind `prefix`: strace …) and, if `ready`, wait until it listens."""
         read_end, write_end = os.pipe()
         self._ready = read_end
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", MODULES[command], *map(str, arguments), "--ready-fd", str(write_end)],
+            [*prefix, str(python), "-m", MODULES[command], *map(str, arguments), "--ready-fd", str(write_end)],
             stdout=subprocess.DEVNULL,
             stderr=popen.pop("stderr", subprocess.PIPE),
             pass_fds=(write_end, *popen.pop("pass_fds", ())),

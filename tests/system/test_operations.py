@@ -256,13 +256,6 @@ def test_a_closed_log_pipe_harms_no_daemon(tmp_path: Path, command: str) -> None
         assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_daemon_listens_with_32_mib_at_most(tmp_path: Path, command: str) -> None:
-    (tmp_path / "log").write_text("line\n" * 1000)
-    with Daemon(command, tmp_path / "log", *LISTEN) as daemon:
-        assert daemon.memory() <= 32 * MIB
-
-
 def test_idle_daemons_never_wake_up(tmp_path: Path) -> None:
     """Ten seconds in which nothing happens to the stream, with peers connected, cost no context switch."""
     file = tmp_path / "log"

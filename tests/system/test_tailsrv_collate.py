@@ -294,11 +294,6 @@ def test_metrics_count_what_was_committed_and_dropped(tmp_path: Path) -> None:
         assert collator.stop() == 0
 
 
-def test_a_collator_that_listens_holds_less_than_32_mib(tmp_path: Path) -> None:
-    with collate(tmp_path / "stream") as collator:
-        assert collator.memory() < 32 << 20
-
-
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_collator_with_a_silent_producer_never_wakes_up(tmp_path: Path, sync: str) -> None:
     path = tmp_path / "stream"

@@ -244,10 +244,9 @@ def test_an_idle_daemon_with_a_thousand_clients_does_not_wake_up(path: Path) -> 
             client.close()
 
 
-def test_the_start_takes_little_processor_time_and_memory(path: Path) -> None:
+def test_the_start_takes_little_processor_time(path: Path) -> None:
     """Processor time: on a busy machine the time until the daemon listens would depend on other processes."""
     with serve(path) as daemon:
-        assert daemon.memory() < 32 * MIB
         with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
             ticks = sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
         assert ticks / os.sysconf("SC_CLK_TCK") < 0.3
