@@ -26,7 +26,7 @@ from tailsrv.fanout import Fanout
 from tailsrv.header_reader import HeaderReader
 from tailsrv.lingering_close import LingeringClose, reset_on_close
 from tailsrv.subscriber import AWAITING_HEADER, REPLAYING, Subscriber
-from tailsrv_formats.header import HeaderError, Reach, Where
+from tailsrv_formats.header import AvailableRange, HeaderError, Where
 from tailsrv_runtime.acceptor import Acceptor
 from tailsrv_runtime.access import AllowList
 from tailsrv_runtime.listeners import Listener, listeners_for
@@ -186,7 +186,9 @@ class Broadcaster:
         """Send the first byte and the end of the stream, and close."""
         self._update_end()
         try:
-            subscriber.sock.send(Reach(0, self._stream.end).line())  # never short: the socket's buffer is empty
+            subscriber.sock.send(
+                AvailableRange(0, self._stream.end).line()
+            )  # never short: the buffer is empty
         except OSError:
             self._reset(subscriber)
         else:

@@ -1,4 +1,4 @@
-"""Where a consumer keeps its checkpoint, and when it writes it.
+"""Checkpoint stores, and the policy that decides when a checkpoint is written.
 
 A store is anything with the three methods of `CheckpointStore`. Here are two: a file that is replaced whole, and a
 row of an SQLite database.
@@ -93,7 +93,7 @@ class SQLiteCheckpointStore:
     """
 
     def __init__(self, path: str, name: str) -> None:
-        import sqlite3  # noqa: PLC0415 - only who uses this store has to wait for the import
+        import sqlite3  # noqa: PLC0415 - only programs that use this store pay for the import
 
         self._path, self._name = path, name
         self._failures = (sqlite3.Error,)
@@ -118,7 +118,7 @@ class SQLiteCheckpointStore:
         """See `CheckpointStore`."""
         try:
             row = self._database.execute(f"SELECT checkpoint FROM {TABLE} WHERE name = ?", (self._name,)).fetchone()  # noqa: S608 - a constant
-            # Somebody who edits a row by hand makes text of it.
+            # A row that was edited by hand is text.
             return None if row is None else decode(row[0].encode() if isinstance(row[0], str) else bytes(row[0]))
         except (*self._failures, InvalidCheckpointError, TypeError) as error:
             raise CheckpointError(f"{self}: {error}") from None
@@ -142,7 +142,7 @@ class SQLiteCheckpointStore:
 class CheckpointPolicy:
     """When a checkpoint is written: after `every_messages` messages and `every_seconds` seconds (None: not for that).
 
-    A write that fails (a full disk) is logged once and tried again when it is next due: reading goes on. May be used
+    A write that fails (a full disk) is logged once and retried when next due: reading continues. May be used
     by one thread while another one still saves.
     """
 
@@ -150,7 +150,7 @@ class CheckpointPolicy:
         self._store = store
         self._every_messages, self._every_seconds = every_messages, every_seconds
         self._unsaved, self._saved_at = 0, time.monotonic()
-        # A save in a thread that was given up on may still run when `close` writes the last one.
+        # A `save` in another thread, whose caller was cancelled, may still run when `close` writes the last checkpoint.
         self._guard = threading.Lock()
         self.error: OSError | None = None
         """Why the last write failed; None when it did not."""
@@ -199,16 +199,16 @@ class CheckpointPolicy:
         except OSError as error:
             if not failed_before:
                 LOG.warning(
-                    "cannot write checkpoint %s (%s): it is at %s; retrying: make room on its disk",
+                    "cannot write checkpoint %s (%s): the file has %s; retrying: free space on its disk",
                     self._store,
                     reason(error),
-                    self.place(),
+                    self.describe_saved(),
                 )
         else:
             if failed_before:
                 LOG.warning("checkpoint %s is written again", self._store)
 
-    def place(self) -> str:
+    def describe_saved(self) -> str:
         """What the checkpoint says, for a warning."""
         return "no position" if self.saved is None else f"byte {self.saved.offset}"
 

@@ -1,8 +1,8 @@
 """Command lines of the clients: argparse, and every option as an environment variable, too.
 
 TAILSRV_CAT_FROM is `tailsrv-cat --from`. A flag's variable says 1 or 0 (true, false, yes, no, on, off). The command
-line counts before the environment. What is wrong is a `UsageError` that names the option, and the variable where that
-is where the value came from.
+line counts before the environment. An invalid value raises a
+`UsageError` that names the option, and the variable if the value came from one.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ class Command:
         with_value = {name for option in self.options if option.const is None for name in option.names}
         if word.startswith("--"):
             return word in with_value
-        for place, letter in enumerate(word[1:], start=1):
+        for index, letter in enumerate(word[1:], start=1):
             if f"-{letter}" in with_value:
-                return place == len(word) - 1
+                return index == len(word) - 1
         return False
 
     def _named(self, positional: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What `Consumer` and `AsyncConsumer` have in common: parameters, positions, checkpoints; everything but waiting."""
+"""The common part of `Consumer` and `AsyncConsumer`: parameters, positions, checkpoints; everything but waiting."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from tailsrv_client.checkpoint import CheckpointPolicy, FileCheckpointStore
 from tailsrv_client.protocol.answers import answer
+from tailsrv_client.protocol.bounds import Byte, parse_start, parse_until
 from tailsrv_client.protocol.byte_stream import ByteStream
 from tailsrv_client.protocol.consumption import Consumption
-from tailsrv_client.protocol.dialogue import before
+from tailsrv_client.protocol.dialogue import with_deadline
 from tailsrv_client.protocol.lag import ask_lag
 from tailsrv_client.protocol.messages import DEFAULT_MAX_MESSAGE_BYTES
-from tailsrv_client.protocol.places import Byte, parse_start, parse_until
 from tailsrv_client.protocol.plan import find_time, make_plan
 from tailsrv_client.protocol.ports import BROADCAST, INDEX
 from tailsrv_client.protocol.requests import REQUEST_SECONDS, Exchange, times_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tailsrv_client.checkpoint import CheckpointStore
     from tailsrv_client.errors import GaveUpError
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Dialogue
     from tailsrv_client.protocol.lag import Lag
     from tailsrv_client.protocol.messages import Message
     from tailsrv_client.protocol.plan import Plan, Question
@@ -126,55 +126,55 @@ class ConsumerBase:
         """Why the checkpoint is older than what was acked; None when it is not. Stays known after `close`."""
         return self._unsaved if self._policy is None else self._policy.error
 
-    # --- dialogues for the faces to hold
+    # --- dialogues, which the faces run
 
-    def _planning(self) -> Talk[Plan]:
+    def _plan_dialogue(self) -> Dialogue[Plan]:
         """Find out where to begin and where to end."""
-        return self._answered(
+        return self._answer_dialogue(
             make_plan(self._start, self._number, self._until, now=time.time(), numbered=self._numbered)
         )
 
-    def _finding_stop(self) -> Talk[int]:
+    def _stop_dialogue(self) -> Dialogue[int]:
         """Find out which byte was the first after the time at which to end."""
         until = None if self._consumption is None else self._consumption.until_time
-        return self._answered(find_time(until or 0.0))
+        return self._answer_dialogue(find_time(until or 0.0))
 
-    def _timing(self, exchange: Exchange) -> Talk[list[Message]]:
+    def _times_dialogue(self, exchange: Exchange) -> Dialogue[list[Message]]:
         """Look up the times of the messages that wait for them. The connection is kept for the next ones."""
-        return self._in_time(times_of(exchange, self._untimed, self._warn))
+        return self._within_outage(times_of(exchange, self._untimed, self._warn))
 
-    def _asking_lag(self) -> Talk[Lag]:
-        """Ask how far the last delivered message is behind the end of the stream. May be held in another thread."""
+    def _lag_dialogue(self) -> Dialogue[Lag]:
+        """Ask for the lag of the last delivered message. May run in another thread."""
         consumption = self._consumption
         at = self.position.offset if consumption is None else consumption.delivered
         index = None if self._index is None else self._index.copy()
         return ask_lag(self._rotation.copy(), index, at)
 
-    def _answered(self, questions: Generator[Question, int | Entry, Answer]) -> Talk[Answer]:
+    def _answer_dialogue(self, questions: Generator[Question, int | Entry, Answer]) -> Dialogue[Answer]:
         if self._exchange is not None:
-            self._exchange.closed()  # these questions are asked on the same channel, on other connections
-        return self._in_time(answer(questions, self._rotation, self._index, self._warn))
+            self._exchange.closed()  # these questions use the same channel, on new connections
+        return self._within_outage(answer(questions, self._rotation, self._index, self._warn))
 
-    def _in_time(self, talk: Talk[Answer]) -> Talk[Answer]:
+    def _within_outage(self, dialogue: Dialogue[Answer]) -> Dialogue[Answer]:
         """Give up when the servers have not answered for as long as an outage may last."""
         outage, clock = self._timeouts.outage, self._rotation.servers.clock
-        return before(None if outage is None else clock() + outage, talk, clock, self._gave_up)
+        return with_deadline(None if outage is None else clock() + outage, dialogue, clock, self._gave_up)
 
     def _gave_up(self) -> GaveUpError:
-        return self._timeouts.gave_up(self._troubled)
+        return self._timeouts.gave_up(self._failed_rotation)
 
     def _too_late(self, timeout: float | None) -> TimeoutError:
         """The error of a `check` that takes too long."""
-        trouble = self._troubled.trouble or f"{self._troubled.address}: no answer"
-        return TimeoutError(f"no working connection within {timeout} s ({trouble})")
+        last_error = self._failed_rotation.last_error or f"{self._failed_rotation.address}: no answer"
+        return TimeoutError(f"no working connection within {timeout} s ({last_error})")
 
     @property
-    def _troubled(self) -> Rotation:
-        """Whose servers to name in an error: the indexer's where they failed, otherwise the broadcaster's."""
-        return self._index if self._index is not None and self._index.trouble else self._rotation
+    def _failed_rotation(self) -> Rotation:
+        """The servers to name in an error: the indexers if one failed, otherwise the broadcasters."""
+        return self._index if self._index is not None and self._index.last_error else self._rotation
 
     def _warn(self, text: str) -> None:
-        """Report what happened to a connection; reading goes on."""
+        """Report a lost or failed connection; reading continues."""
         LOG.warning("%s", text)
 
     # --- what happens between two waits
@@ -239,5 +239,7 @@ class ConsumerBase:
             return
         self._unsaved = policy.error
         if self._unsaved is not None:
-            LOG.warning("the last checkpoint was not written (%s): it is at %s", reason(self._unsaved), policy.place())
+            LOG.warning(
+                "the last checkpoint was not written (%s): it is at %s", reason(self._unsaved), policy.describe_saved()
+            )
         policy.close()

@@ -24,7 +24,7 @@ def lock(path: str) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise CheckpointError(f"{path} is used by another process; one process uses a file: stop that one") from None
+        raise CheckpointError(f"{path} is in use by another process; one process may use it: stop the other") from None
     except OSError as error:
         os.close(fd)
         raise CheckpointError(f"cannot lock {path}: {reason(error)}; it needs a file system with flock") from None
@@ -34,7 +34,8 @@ def lock(path: str) -> int:
 def begin(path: str, content: bytes) -> int:
     """Begin a file that is to replace `path`: ``PATH.new`` with `content`. Returns a descriptor of it.
 
-    It has a fixed name, so that a kill leaves no litter: only for the process that has the lock. Raises `OSError`.
+    Its name is fixed, so that a killed process leaves at most one such file. The caller holds the lock.
+    Raises `OSError`.
     """
     fd = _open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
@@ -53,7 +54,7 @@ def discard(path: str) -> None:
 
 
 def replace(path: str, content: bytes) -> int:
-    """Make `content` the file's, atomically and durably. Returns a descriptor of it. Only for who has the lock.
+    """Make `content` the file's, atomically and durably. Returns a descriptor of it. The caller holds the lock.
 
     Raises `OSError`: the file then has the old content or the new one, and the new one may not survive a power cut.
     """
@@ -90,5 +91,5 @@ def sync_directory(path: str) -> None:
 
 
 def _open(path: str, flags: int) -> int:
-    """Never through a symbolic link, which somebody else may have planted."""
+    """Open without following a symbolic link, which another user may have created."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)

@@ -1,4 +1,4 @@
-"""What a client can't work through. What a single connection suffers is no error: the clients connect again."""
+"""Errors that end a client's work. A lost connection is not one of them: the clients reconnect."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from tailsrv_formats.position import CHECKED_BYTES
 
 
 class WrongPortError(TailsrvError):
-    """What answers at an address is not the server that the client is for; says what it looks like, and what to try."""
+    """Another kind of server answers at the address; the message names the kind and the expected port."""
 
 
 class UnknownHostError(TailsrvError):
-    """None of the addresses has a host that can be resolved, and none ever had."""
+    """No host name of the addresses could be resolved at the first try."""
 
 
 class GaveUpError(TailsrvError):
-    """Nothing worked for as long as the caller allowed (`Waits.outage`, ``--timeout``)."""
+    """No server worked for the time that the caller allowed (`Timeouts.outage`, ``--timeout``)."""
 
 
 class StreamDiverged(TailsrvError):  # noqa: N818 - the field's word for it; it is an error in every use
@@ -23,14 +23,14 @@ class StreamDiverged(TailsrvError):  # noqa: N818 - the field's word for it; it 
 
     def __init__(self, offset: int) -> None:
         super().__init__(
-            f"another stream: the {min(offset, CHECKED_BYTES)} bytes before byte {offset} are not those that were"
-            " read; check the address, or start anew without the old position"
+            f"stream diverged: the {min(offset, CHECKED_BYTES)} bytes before byte {offset} differ from those that were"
+            " read; check the address, or remove the checkpoint to read this stream from its start"
         )
         self.offset = offset
 
 
 class CheckpointError(TailsrvError):
-    """A checkpoint or spool file that can't be used: held by another process, or not what it should be."""
+    """A checkpoint or spool that cannot be used: another process uses it, or its content is invalid."""
 
 
 class IndexFailed(TailsrvError):  # noqa: N818 - what happened, not a kind of mistake
@@ -43,11 +43,11 @@ class IndexFailed(TailsrvError):  # noqa: N818 - what happened, not a kind of mi
 
 
 class ProducerDiverged(TailsrvError):  # noqa: N818 - named as StreamDiverged is
-    """The collator's ACKED is no place in what this producer has sent: it can't go on without a gap or a repetition."""
+    """The collator's ACKED is outside this producer's bytes: it would lose or repeat messages."""
 
 
 class ProducerFull(TailsrvError, TimeoutError):  # noqa: N818 - as in queue.Full
-    """There was no room for the message within the time given: what is in flight has reached its bound."""
+    """The unacknowledged bytes stayed at `max_in_flight_bytes` for `timeout` seconds: the message was not accepted."""
 
 
 class ProducerRefused(TailsrvError):  # noqa: N818 - what happened, not a kind of mistake

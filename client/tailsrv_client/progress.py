@@ -1,4 +1,4 @@
-"""How far a transfer is: a bar, bytes, rate and the time left, on a terminal; bytes and rate as lines elsewhere."""
+"""Progress of a transfer: a bar, bytes, rate and time left on a terminal; lines of bytes and rate elsewhere."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def describe(done: int, rate: float, total: int | None) -> str:
 
 
 def with_bar(text: str, done: int, total: int | None, width: int) -> str:
-    """`text` after a bar, if `total` is known and there is room; never so long that a terminal of `width` wraps it."""
+    """`text` after a bar, if `total` is known and there is room; shorter than `width`, so that no terminal wraps it."""
     room = min(MOST_BAR, width - len(text) - 5)
     if not total or room < LEAST_BAR:
         return text[: max(0, width - 1)]

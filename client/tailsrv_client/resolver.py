@@ -1,4 +1,4 @@
-"""Host names into addresses, in a thread that nobody has to wait for: getaddrinfo may hang for a minute."""
+"""Resolves host names in a thread that no caller has to join, because getaddrinfo may hang for a minute."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Pending:
         self._waiting.clear()
 
     def join(self, lookup: Lookup, notify: Callable[[], object]) -> None:
-        """Look it up, or wait with those who do already."""
+        """Resolve it, or wait for a resolution of the same name that is under way."""
         with self._guard:
             waiting = self._waiting.setdefault(lookup.key, [])
             waiting.append((lookup, notify))

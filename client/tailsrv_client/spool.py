@@ -222,7 +222,7 @@ class Spool:
         return header
 
     def _create(self, base: int | None, first: int, *, rename: bool = True) -> SpoolFile:
-        """A file without messages, whose first one will be at position `first`; with its name, unless told not to."""
+        """A file without messages, whose first one will be at position `first`; `rename`: under its final name."""
         seed = int.from_bytes(os.urandom(4))
         header = encode_header(self._name, self._framing.name, seed, base)
         fd = durable_files.begin(self.path, header)
@@ -356,7 +356,7 @@ class Spool:
 
 
 def _leave_to_parent() -> None:
-    """In a forked child: the parent goes on writing the file, and the lock must not outlive it."""
+    """In a forked child: the parent continues to write the file, and the child must not keep its lock."""
     for spool in list(_OPEN):
         spool._closing = True  # noqa: SLF001 - ours
         spool._lock, spool._tidying = threading.Lock(), threading.Lock()  # noqa: SLF001 - held by threads that are not here

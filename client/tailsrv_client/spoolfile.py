@@ -10,7 +10,7 @@ r"""The file of a spool, format 2: what a producer has accepted and the collator
                                                 messages of one `append`, as they are sent
 
 CRC is the CRC-32 of the messages. CHECK is the CRC-32 of LENGTH and CRC, begun with SEED + the record's place in the
-file: a record of another file or of another place is none. So three things can be told apart, as in etcd's wal:
+file: a record from another file or another offset is invalid. So three cases differ, as in etcd's wal:
 
 - a clean end: the file ends with a record;
 - a torn end: the file ends within the last record, whose CHECK is right or which is shorter than that; or nothing but
@@ -81,8 +81,8 @@ def encode_header(name: str, framing: str, seed: int, base: int | None) -> bytes
 
 def encode_base(base: int | None, seed: int) -> bytes:
     """One of the two lines that say where the file's first message is."""
-    place = _UNKNOWN if base is None else b"%020d" % base
-    return place + b" %08x\n" % zlib.crc32(place, seed)
+    digits = _UNKNOWN if base is None else b"%020d" % base
+    return digits + b" %08x\n" % zlib.crc32(digits, seed)
 
 
 def decode_header(head: bytes) -> Header:
@@ -91,7 +91,7 @@ def decode_header(head: bytes) -> Header:
     body, _, crc = line.removesuffix(b"\n").rpartition(b" ")
     magic, fields = body[: len(MAGIC)], body[len(MAGIC) :].split(b" ")
     if not line or magic not in {MAGIC, MAGIC_1} or crc != b"%08x" % zlib.crc32(body) or len(fields) != 3:
-        raise CheckpointError("its first line is not that of a spool, or is damaged")
+        raise CheckpointError("bad magic or checksum in the first line: not a spool, or damaged")
     name, framing = fields[0].decode(), fields[1].decode()
     if magic == MAGIC_1:
         return Header(1, name, framing, 0, None if fields[2] == _UNKNOWN else int(fields[2]), len(line))
@@ -102,14 +102,14 @@ def decode_header(head: bytes) -> Header:
 def _decode_bases(lines: bytes, seed: int) -> int | None:
     found = list[int | None]()
     for line in (lines[:BASE_BYTES], lines[BASE_BYTES:]):
-        place = line[:20]
-        if line == place + b" %08x\n" % zlib.crc32(place, seed) and (place == _UNKNOWN or place.isdigit()):
-            found.append(None if place == _UNKNOWN else int(place))
+        digits = line[:20]
+        if line == digits + b" %08x\n" % zlib.crc32(digits, seed) and (digits == _UNKNOWN or digits.isdigit()):
+            found.append(None if digits == _UNKNOWN else int(digits))
     if not found:
-        raise CheckpointError("both lines that say where it is in the producer's stream are damaged")
+        raise CheckpointError("both BASE lines are damaged")
     known = {base for base in found if base is not None}
     if len(known) > 1:
-        raise CheckpointError("its two lines that say where it is in the producer's stream contradict each other")
+        raise CheckpointError("its two BASE lines contradict each other")
     return known.pop() if known else None
 
 
@@ -171,20 +171,20 @@ class SpoolFile:
             os.close(fd)
 
     def load(self) -> str | None:
-        """Read all of it. Returns what is wrong with its end, if a crash has torn that. Raises `CheckpointError`."""
+        """Read all of it. Returns a description of a torn end, or None. Raises `CheckpointError`."""
         size = os.fstat(self.fd).st_size
         while True:
             try:
-                pieces, taken, following = self._parse(self.size, size)
+                pieces, consumed, following = self._parse(self.size, size)
             except DamagedError as error:
                 if self._is_zero(size):
                     self.torn = True
                     return f"{size - self.size} bytes at its end were never written, as after a power cut"
                 raise self._corrupt(error) from None
-            if not taken:
+            if not consumed:
                 break
             self.end += sum(map(len, pieces))
-            self.size += taken
+            self.size += consumed
             self._mark()
         self.torn = size > self.size
         if not self.torn:
@@ -226,16 +226,16 @@ class SpoolFile:
         start, at = self._marks[number]
         while True:
             try:
-                pieces, taken, _ = self._parse(at, self.size)
+                pieces, consumed, _ = self._parse(at, self.size)
             except DamagedError as error:
                 raise self._corrupt(error) from None
-            if not taken:
+            if not consumed:
                 raise self._corrupt(DamagedError(at, "the file is shorter than it was"))
             data = b"".join(pieces)
             if start + len(data) > position:
                 return start, data
             start += len(data)
-            at += taken
+            at += consumed
 
     def write_base(self, base: int) -> None:
         """Say durably that the file's first message is at `base` of the producer's stream. Raises `OSError`."""
@@ -247,11 +247,11 @@ class SpoolFile:
     def _parse(self, at: int, size: int) -> tuple[list[memoryview], int, int]:
         """`parse` for byte `at` on, of a file of `size` bytes: at least one record, if there is a whole one."""
         data = os.pread(self.fd, min(CHUNK_BYTES, size - at), at)
-        pieces, taken, following = parse(data, at, self.seed)
+        pieces, consumed, following = parse(data, at, self.seed)
         if not pieces and len(data) < following <= size - at:
             data = os.pread(self.fd, following, at)
-            pieces, taken, following = parse(data, at, self.seed)
-        return pieces, taken, following
+            pieces, consumed, following = parse(data, at, self.seed)
+        return pieces, consumed, following
 
     def _mark(self) -> None:
         self._marks.append((self.end, self.size))

@@ -29,14 +29,14 @@ def is_terminal() -> bool:
 
 
 def columns() -> int:
-    """The width of the terminal; 80 where it does not tell."""
+    """The width of the terminal; 80 if unknown."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(STANDARD_ERROR).columns or 80
     return 80
 
 
-def say(name: str, message: str) -> None:
-    """Write the line ``NAME: MESSAGE``, escaped; a standard error that takes nothing is ignored."""
+def write_message(name: str, message: str) -> None:
+    """Write the line ``NAME: MESSAGE``, escaped; errors of standard error itself are ignored."""
     line = ascii(" ".join(message.split()))[1:-1]
     write_line(f"{name}: {line}")
 

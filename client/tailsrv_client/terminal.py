@@ -1,4 +1,4 @@
-"""What both commands do about terminals, pipes and signals, so that they end as any Unix tool does."""
+"""Terminals, pipes and signals, for both commands: they end as other Unix tools do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tailsrv_client.errors import GaveUpError
-from tailsrv_client.standard_error import end_status, say
+from tailsrv_client.standard_error import end_status, write_message
 from tailsrv_client.threads import start
 from tailsrv_formats.errors import TailsrvError, UsageError, reason
 
@@ -41,7 +41,7 @@ def run_command(command: Command, run: Callable[[dict[str, Any]], None]) -> NoRe
 
     Exit codes: 0 done, 1 what can't be worked through, 2 a wrong command line, 3 nothing worked for as long as
     --timeout allows; each but the first after one line.
-    Interrupted, terminated or with nobody reading its output it dies of the signal, without a word.
+    SIGINT, SIGTERM and SIGPIPE (the reader of its output has gone) end the process by that signal, without a message.
     """
     name, arguments = command.name, sys.argv[1:]
     keep_standard_descriptors()
@@ -92,7 +92,7 @@ def keep_standard_descriptors() -> None:
 def complain(name: str, message: str, code: int) -> NoReturn:
     """Write the message in one line, and exit."""
     end_status()
-    say(name, message)
+    write_message(name, message)
     sys.exit(code)
 
 
@@ -105,7 +105,7 @@ def die_of(signum: signal.Signals) -> NoReturn:
 
 
 def log_to_standard_error(name: str) -> None:
-    """What the library tells of connections, as lines of the command; repetitions now and then."""
+    """Write the library's warnings as lines of the command; the same line at most every `REPEAT_SECONDS`."""
     handler = logging.Handler()
     last_text, last_time = "", 0.0
 
@@ -114,7 +114,7 @@ def log_to_standard_error(name: str) -> None:
         text, now = record.getMessage(), time.monotonic()
         if text != last_text or now > last_time + REPEAT_SECONDS:
             last_text, last_time = text, now
-            say(name, text)
+            write_message(name, text)
 
     handler.emit = emit  # type: ignore[method-assign]  # a class for one function would say less
     logger = logging.getLogger("tailsrv_client")
@@ -125,8 +125,8 @@ def log_to_standard_error(name: str) -> None:
 class SoftStop:
     """Takes SIGINT and SIGTERM from now on: they call `stop`, so that what is in hand is finished first.
 
-    `finish` then ends as the signal would have. What takes longer than a second is not waited for: an output that
-    nobody reads, a server that doesn't answer.
+    `finish` then ends as the signal would have. It waits at most a second for an output
+    that is not read or a server that does not answer.
     """
 
     def __init__(self, stop: Callable[[], object]) -> None:
@@ -155,7 +155,7 @@ class SoftStop:
 
 
 def watch_output(fd: int, gone: Callable[[], object]) -> None:
-    """Call `gone`, in a thread, once nobody will ever read what is written to `fd`. Costs nothing until then."""
+    """Call `gone`, in a thread, once the reader of `fd` has closed its end. Costs nothing until then."""
 
     def wait() -> None:
         poller = select.poll()
@@ -167,7 +167,7 @@ def watch_output(fd: int, gone: Callable[[], object]) -> None:
 
 
 def write_all(fd: int, pieces: bytes | memoryview) -> None:
-    """Write all of it. Raises `OSError`; waits where somebody has made `fd` non-blocking."""
+    """Write all of it. Raises `OSError`; waits also if another process has made `fd` non-blocking."""
     view = memoryview(pieces)
     while view:
         try:

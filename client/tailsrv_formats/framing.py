@@ -181,7 +181,7 @@ class Terminated(Framing):
 
 
 class FixedPrefix(Framing):
-    """Messages behind a length of fixed width."""
+    """Messages after a length of fixed width."""
 
     def __init__(self, name: str, layout: str, max_message_bytes: int) -> None:
         super().__init__(max_message_bytes)

@@ -39,17 +39,17 @@ WHERE_LINE: Final = b"where\n"
 """The header that requests the first byte and the end of the stream."""
 
 _WHERE: Final = re.compile(rb"[ \t\r]*where[ \t\r]*")
-_REACH: Final = re.compile(rb"([0-9]{1,19}) ([0-9]{1,19})\r?\n")
+_AVAILABLE_RANGE: Final = re.compile(rb"([0-9]{1,19}) ([0-9]{1,19})\r?\n")
 
 
 class Where(msgspec.Struct, frozen=True):
-    """The client requests the first byte and the end of the stream. The answer is `Reach.line`."""
+    """The client requests the first byte and the end of the stream. The answer is `AvailableRange.line`."""
 
 
 WHERE: Final = Where()
 
 
-class Reach(msgspec.Struct, frozen=True):
+class AvailableRange(msgspec.Struct, frozen=True):
     """The bytes of a stream that are available."""
 
     first: int
@@ -62,10 +62,10 @@ class Reach(msgspec.Struct, frozen=True):
         return b"%d %d\n" % (self.first, self.end)
 
 
-def parse_reach(line: bytes) -> Reach | None:
+def parse_available_range(line: bytes) -> AvailableRange | None:
     """The content of a server's answer to `where`; None if `line` is not such an answer."""
-    match = _REACH.fullmatch(line)
-    return None if match is None else Reach(int(match[1]), int(match[2]))
+    match = _AVAILABLE_RANGE.fullmatch(line)
+    return None if match is None else AvailableRange(int(match[1]), int(match[2]))
 
 
 class HeaderError(ValueError):

@@ -1,4 +1,4 @@
-"""A position in a stream: a byte offset, and a digest that tells whether a stream is the one that it belongs to."""
+"""A position in a stream: a byte offset, and a digest that identifies the stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 CHECKED_BYTES: Final = 64
-"""Bytes before a position that tell whether a stream is the one that was read."""
+"""The bytes before a position that identify the stream that was read."""
 
 
 class Position(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class Writer(threading.Thread):
     def __init__(self, log: Path, seed: int) -> None:
         super().__init__(daemon=True)
         self.log, self.written = log, 0
-        self._dice = random.Random(seed)
+        self._rng = random.Random(seed)
         self._ended = threading.Event()
 
     def line(self, number: int) -> bytes:
@@ -62,18 +62,18 @@ class Writer(threading.Thread):
         rotations = 0
         while not self._ended.is_set():
             with self.log.open("ab", buffering=0) as file:
-                for _ in range(self._dice.randint(5, 150)):
+                for _ in range(self._rng.randint(5, 150)):
                     self._write(file)
-                    if self._ended.wait(self._dice.expovariate(200)):
+                    if self._ended.wait(self._rng.expovariate(200)):
                         break
                 self.log.rename(f"{self.log}.{rotations:06d}")
                 rotations += 1
-                if self._dice.random() < 0.5:
+                if self._rng.random() < 0.5:
                     self._write(file)  # a writer that has not noticed yet
 
     def _write(self, file: io.FileIO) -> None:
         line = self.line(self.written)
-        cut = self._dice.randint(0, len(line))
+        cut = self._rng.randint(0, len(line))
         file.write(line[:cut])
         file.write(line[cut:])
         self.written += 1
@@ -101,7 +101,7 @@ class KillLoop:
     """Everything that can be killed, by name."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.output = folder / "output"
         self._checkpoint = folder / "checkpoint"
         self.stream = StreamUnderTest(folder / "stream.log")
@@ -142,8 +142,8 @@ class KillLoop:
         for writer in self.writers:
             writer.start()
         for _ in range(kills):
-            time.sleep(self.dice.uniform(0, pause))
-            victims = self.dice.sample(self.names, self.dice.choice((1, 1, 1, 2)))
+            time.sleep(self.rng.uniform(0, pause))
+            victims = self.rng.sample(self.names, self.rng.choice((1, 1, 1, 2)))
             for name in victims:
                 self.kill(name)
             for name in victims:
@@ -155,7 +155,7 @@ class KillLoop:
             self.start(name)
         return self.stream.running >= set(DAEMONS)
 
-    def settle(self) -> int:
+    def finish(self) -> int:
         """End the writers, wait until all they wrote has been consumed, and check it. Returns the number of lines."""
         for writer in self.writers:
             writer.stop()
@@ -211,7 +211,7 @@ def main() -> None:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, kill_loop(Path(folder), options.seed) as loop:
         loop.run(options.kills, options.pause)
-        lines = loop.settle()
+        lines = loop.finish()
     print(f"{options.kills} kills, {lines} lines, each once and in order; {time.monotonic() - begin:.0f} s")  # noqa: T201 - its result
 
 

@@ -67,6 +67,7 @@ def test_closing_a_consumer_ends_the_loop_that_waits_for_it(stream: StreamUnderT
             await asyncio.to_thread(consumer.stop)
         async with asyncio.timeout(PATIENCE / 2):
             await consuming
+        assert consumer.finished
         await hears_on_all_numbers()
 
     asyncio.run(scenario())
@@ -110,6 +111,7 @@ def test_a_consumer_that_is_closed_while_the_loop_does_not_run_leaves_nothing_in
         consumer.stop()
         loop.run_until_complete(hears_on_all_numbers())
         loop.run_until_complete(consuming)
+        assert consumer.finished
     finally:
         loop.close()
 

@@ -140,7 +140,7 @@ def test_another_stream_is_refused_with_exit_code_1(stream: StreamUnderTest, tmp
     stream.path.write_bytes(b"x" * 1000)
     ended = run([*CAT, stream.broadcast, "--until", "now", "--checkpoint", checkpoint])
     assert (ended.returncode, ended.stdout) == (1, b"")
-    assert b"another stream" in ended.stderr
+    assert b"stream diverged" in ended.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["--grep", "line"], ["--grep", "line", "--count", "1000"]])

@@ -33,7 +33,9 @@ WITHOUT_GENERATIONS: Final = (
 )
 """The command on a file system as overlayfs and NFS are: an inode's number is all that there is."""
 
-TRUNCATED: Final = re.compile(r"app\.log was truncated in place( or replaced by another file)? while nobody looked")
+TRUNCATED: Final = re.compile(
+    r"app\.log was truncated in place( or replaced by another file)? while tailsrv-put did not run"
+)
 """What is told depends on whether the file system has generations: tmpfs has none."""
 
 
@@ -43,11 +45,12 @@ def follow(stream: StreamUnderTest, log: Path, *options: str) -> list[str]:
 
 def test_it_sends_what_is_appended_line_by_line(stream: StreamUnderTest, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
-    with started(follow(stream, log)):
+    with started(follow(stream, log)) as put:
         append(log, b"one\ntw")
         wait_content(stream, b"one\n")
         append(log, b"o\n")
         wait_content(stream, b"one\ntwo\n")
+        assert put.poll() is None
 
 
 def test_rotation_ends_the_old_file_before_the_new_one_begins(stream: StreamUnderTest, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from tailsrv_client import Producer
 from tailsrv_client.put import rotated_files
-from tailsrv_client.put.file_places import Names
 from tailsrv_client.put.followed_file import identify
+from tailsrv_client.put.resume_points import Names
 from tests.client.test_follow import follow
 from tests.support.processes import open_files
 from tests.support.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content

@@ -132,21 +132,21 @@ def test_records_while_and_after_it_is_closed_are_sent_or_counted(stream: Stream
     """From four threads, at every moment of `close`; none raises."""
     handler = TailsrvHandler(stream.acks, formatter=logging.Formatter("%(message)s"), max_in_flight_bytes=1 << 20)
     logger, errors, counts = logger_of(handler), list[BaseException](), [0] * 4
-    go_on, closed = threading.Event(), threading.Event()
+    resume, closed = threading.Event(), threading.Event()
 
     def log(number: int) -> None:
         try:
             while not closed.is_set() or counts[number] % 10:
                 logger.info("%d", number)
                 counts[number] += 1
-                go_on.set()
+                resume.set()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the test's result
             errors.append(error)
 
     threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    assert go_on.wait(PATIENCE)
+    assert resume.wait(PATIENCE)
     handler.close()
     closed.set()
     for thread in threads:
@@ -238,7 +238,7 @@ def test_with_a_spool_the_end_says_what_is_kept_and_where(
     )
     logger_of(handler).info("x")
     handler.close()
-    assert f"2 bytes of others are kept in {path}, and are sent by the next run" in capsys.readouterr().err
+    assert f"2 more bytes kept in {path} for the next run" in capsys.readouterr().err
     handler = TailsrvHandler(stream.acks, "a", spool=path, close_seconds=PATIENCE)
     handler.close()
     assert stream.content() == b"x\n"

@@ -19,4 +19,4 @@ KILLS = int(os.environ.get("KILL_LOOP_KILLS", "20"))
 def test_whatever_is_killed_the_consumer_has_every_line_once_and_in_order(tmp_path: Path) -> None:
     with kill_loop(tmp_path, seed=KILLS) as loop:
         loop.run(KILLS, pause=0.4)
-        assert loop.settle() > 500
+        assert loop.finish() > 500

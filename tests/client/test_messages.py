@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailsrv_client.protocol.consumption import Consumption
-from tailsrv_client.protocol.messages import Inbox, Message
+from tailsrv_client.protocol.messages import Message, MessageDecoder
 from tailsrv_client.protocol.plan import Plan
 from tailsrv_formats.framing import FRAMINGS, FramingError, make_framing
 from tailsrv_formats.position import Position, digest
@@ -35,7 +35,7 @@ def test_however_a_stream_is_cut_its_messages_come_once_with_their_places(
         offset = end
     stream = b"".join(map(framing.wrap, payloads))
     before = b"b" * 64
-    inbox = Inbox(framing, 1000, before)
+    inbox = MessageDecoder(framing, 1000, before)
     found = []
     for piece in pieces(data, stream):
         for message in inbox.feed(piece):
@@ -47,7 +47,7 @@ def test_however_a_stream_is_cut_its_messages_come_once_with_their_places(
 
 def test_padded_varints_have_the_places_that_they_have() -> None:
     stream = b"\x01a" + b"\x81\x00b" + b"\x01c"
-    assert Inbox(make_framing("varint"), 0).feed(stream) == [
+    assert MessageDecoder(make_framing("varint"), 0).feed(stream) == [
         Message(b"a", 0, 2),
         Message(b"b", 2, 5),
         Message(b"c", 5, 7),
@@ -57,7 +57,7 @@ def test_padded_varints_have_the_places_that_they_have() -> None:
 @pytest.mark.parametrize("name", ["newline", "u32be"])
 def test_a_message_beyond_the_limit_is_told_with_its_byte_after_those_before_it(name: str) -> None:
     small, big = make_framing(name, 100), make_framing(name)
-    inbox = Inbox(small, 50)
+    inbox = MessageDecoder(small, 50)
     fine, bad = small.wrap(b"x" * 10), big.wrap(b"y" * 200)
     assert [message.payload for message in inbox.feed(fine + bad)] == [b"x" * 10]
     assert isinstance(inbox.broken, FramingError)
@@ -66,7 +66,7 @@ def test_a_message_beyond_the_limit_is_told_with_its_byte_after_those_before_it(
 
 def test_a_long_message_costs_no_search_of_all_that_came_before() -> None:
     """16 MiB in 4 KiB pieces: quadratic work would take minutes."""
-    inbox = Inbox(make_framing("newline", 64 << 20), 0)
+    inbox = MessageDecoder(make_framing("newline", 64 << 20), 0)
     for _ in range(4096):
         assert inbox.feed(b"x" * 4096) == []
     (message,) = inbox.feed(b"\n")

@@ -35,19 +35,19 @@ def test_a_backlog_of_single_messages_is_sent_again_in_a_few_large_pieces() -> N
 
 
 def test_whatever_is_read_and_discarded_it_is_what_was_appended() -> None:
-    dice = random.Random(5)
+    rng = random.Random(5)
     memory, whole = Memory(), b""
     for _ in range(5000):
-        data = dice.randbytes(dice.choice((1, 10, 500, 5000)))
+        data = rng.randbytes(rng.choice((1, 10, 500, 5000)))
         memory.append(data)
         whole += data
-        if dice.random() < 0.5:
-            position = dice.randint(memory.start, len(whole) - 1)
+        if rng.random() < 0.5:
+            position = rng.randint(memory.start, len(whole) - 1)
             found = bytes(memory.read(position, 1 << 16))
             assert found
             assert whole.startswith(found, position)
-        if dice.random() < 0.1:
-            memory.discard(dice.randint(memory.start, len(whole)))
+        if rng.random() < 0.1:
+            memory.discard(rng.randint(memory.start, len(whole)))
             assert sum(map(len, memory._chunks)) <= len(whole) - memory.start + 2 * CHUNK_BYTES
     assert bytes(memory.read(len(whole), 10)) == b""
     memory.discard(len(whole))

@@ -390,13 +390,13 @@ def test_formatted_records_are_one_line_each(stream: StreamUnderTest) -> None:
 def test_it_never_blocks_longer_than_asked_and_tells_what_it_dropped() -> None:
     """No room: dropped. Room again: told first."""
     got: list[bytes] = []
-    go_on = threading.Event()
+    resume = threading.Event()
 
     def serve(sock: socket.socket) -> None:
         assert sock.recv(2) == b"\r\n"  # the anonymous name
         sock.sendall(b"0 0\n")
         got.append(sock.recv(1 << 16))
-        go_on.wait(30)
+        resume.wait(30)
         sock.sendall(b"%d %d\n" % (len(got[0]), len(got[0])))
         while data := sock.recv(1 << 16):
             got.append(data)
@@ -413,7 +413,7 @@ def test_it_never_blocks_longer_than_asked_and_tells_what_it_dropped() -> None:
             logger.info("b" * 100)
         assert time.monotonic() - begin < 1
         assert handler.dropped == 50
-        go_on.set()
+        resume.set()
         wait_until(lambda: handler._producer is not None and handler._producer.in_flight == 0)
         logger.info("c")
         wait_until(lambda: b"c\n" in b"".join(got))
@@ -428,7 +428,7 @@ def test_what_is_lost_at_the_end_is_said(capsys: pytest.CaptureFixture[str]) -> 
     handler = TailsrvHandler(unused_address(), close_seconds=0.0)
     logger_of(handler).info("x")
     handler.close()
-    assert "bytes of others not acknowledged" in capsys.readouterr().err
+    assert "more bytes not acknowledged" in capsys.readouterr().err
 
 
 def test_a_program_that_logs_ends_in_time_though_no_collator_is_there() -> None:

@@ -67,12 +67,12 @@ def shown(script: str, environment: Mapping[str, str]) -> bytes:
 
 TRANSFER = """
 from tailsrv_client.progress import Progress
-from tailsrv_client.standard_error import say
+from tailsrv_client.standard_error import write_message
 now = 0.0
 progress = Progress(forced=FORCED, total=100, clock=lambda: now)
 now = 4.0
 progress.at(50)
-say("lag", "50 bytes behind")
+write_message("lag", "50 bytes behind")
 now = 8.0
 progress.end(100)
 """
@@ -99,5 +99,5 @@ def test_a_terminal_that_cannot_redraw_a_line_gets_none() -> None:
 
 
 def test_what_is_written_is_one_line_of_printable_ascii() -> None:
-    script = r"from tailsrv_client.standard_error import say; say('x', 'a\n\x1b[31m \u202e b')"
+    script = r"from tailsrv_client.standard_error import write_message; write_message('x', 'a\n\x1b[31m \u202e b')"
     assert shown(script, {"TERM": "xterm"}) == rb"x: a \x1b[31m \u202e b" + b"\n"

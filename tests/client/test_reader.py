@@ -29,16 +29,16 @@ def answer(stream: bytes, header: bytes) -> bytes:
 
 @given(st.binary(min_size=1, max_size=600), st.integers(0), st.booleans())
 def test_cut_anywhere_it_hands_out_the_stream_once(stream: bytes, seed: int, stops: bool) -> None:
-    dice = random.Random(seed)
-    start = dice.randint(0, len(stream))
-    end = dice.randint(start, len(stream)) if stops else len(stream)
+    rng = random.Random(seed)
+    start = rng.randint(0, len(stream))
+    end = rng.randint(start, len(stream)) if stops else len(stream)
     reader = Reader(Position(start), end if stops else None)
     received = b""
     while start + len(received) < end:
         sent = answer(stream, reader.header())
-        sent = sent[: dice.randint(0, len(sent))]  # the connection breaks there
+        sent = sent[: rng.randint(0, len(sent))]  # the connection breaks there
         while sent:
-            size = dice.randint(1, len(sent))
+            size = rng.randint(1, len(sent))
             received += reader.received(sent[:size])
             sent = sent[size:]
     assert received == stream[start:end]
@@ -96,7 +96,7 @@ def test_what_is_owed_is_known_only_where_something_was_read() -> None:
 
 def test_every_address_is_tried_before_it_waits_and_waits_grow_with_jitter() -> None:
     addresses = parse_addresses("a:1,b:2,c:3")
-    rotation = Rotation(addresses, first=1.0, longest=5.0, dice=lambda: 1.0)
+    rotation = Rotation(addresses, first=1.0, longest=5.0, rng=lambda: 1.0)
     waits = []
     tried = []
     for _ in range(12):
@@ -104,12 +104,12 @@ def test_every_address_is_tried_before_it_waits_and_waits_grow_with_jitter() -> 
         waits.append(rotation.failed())
     assert tried == ["a:1", "b:2", "c:3"] * 4
     assert waits == [0, 0, 1, 0, 0, 2, 0, 0, 4, 0, 0, 5]
-    low = Rotation(addresses[:1], first=1.0, longest=5.0, dice=lambda: 0.0)
+    low = Rotation(addresses[:1], first=1.0, longest=5.0, rng=lambda: 0.0)
     assert [low.failed() for _ in range(4)] == [0.5, 1, 2, 2.5]
 
 
 def test_what_has_worked_is_tried_again_soon() -> None:
-    rotation = Rotation(parse_addresses("a:1"), first=1.0, dice=lambda: 1.0)
+    rotation = Rotation(parse_addresses("a:1"), first=1.0, rng=lambda: 1.0)
     for _ in range(10):
         rotation.failed()
     rotation.worked()
@@ -150,11 +150,11 @@ def test_the_end_of_a_stream_is_found_in_few_questions_without_reading_it(end: i
 @given(st.integers(0, 1 << 40), st.integers(0), st.integers(0, 30))
 def test_the_end_of_a_growing_stream_is_one_that_it_had_while_it_was_searched(first: int, seed: int, bits: int) -> None:
     """However fast it grows: a gigabyte a question, at most."""
-    dice, ends = random.Random(seed), [first]
+    rng, ends = random.Random(seed), [first]
 
     def answer(probe: int) -> int:
         came = max(0, ends[-1] - probe)
-        ends.append(ends[-1] + dice.randint(0, 1 << bits))
+        ends.append(ends[-1] + rng.randint(0, 1 << bits))
         return came
 
     assert found_by(search_end(), answer) in ends

@@ -230,17 +230,17 @@ def test_messages_that_look_like_a_spool_are_messages(tmp_path: Path) -> None:
 
 
 def test_reading_begins_anywhere_and_gives_at_most_what_was_asked_for(tmp_path: Path) -> None:
-    dice = random.Random(7)
+    rng = random.Random(7)
     whole = b""
     with opened(tmp_path / "spool") as spool:
         for _ in range(3000):
-            data = dice.randbytes(dice.choice((1, 40, 300, 3000))).replace(b"\n", b"x") + b"\n"
+            data = rng.randbytes(rng.choice((1, 40, 300, 3000))).replace(b"\n", b"x") + b"\n"
             spool.append(data)
             whole += data
         spool.append(b"y" * (3 * CHUNK_BYTES) + b"\n")
         whole += b"y" * (3 * CHUNK_BYTES) + b"\n"
         for _ in range(300):
-            position, limit = dice.randrange(len(whole)), dice.choice((1, 100, 1 << 18))
+            position, limit = rng.randrange(len(whole)), rng.choice((1, 100, 1 << 18))
             data = bytes(spool.read(position, limit))
             assert 0 < len(data) <= limit
             assert whole.startswith(data, position)
@@ -349,12 +349,12 @@ def test_appends_go_on_while_the_file_is_rewritten(tmp_path: Path, monkeypatch: 
         spool.tidy()
         fill(spool, COMPACT_BYTES + 1000)
         spool.discard(spool.end)
-        syncing, go_on = threading.Event(), threading.Event()
+        syncing, resume = threading.Event(), threading.Event()
         sync = os.fdatasync
 
         def slow(fd: int) -> None:
             syncing.set()
-            assert go_on.wait(30)
+            assert resume.wait(30)
             sync(fd)
 
         monkeypatch.setattr(os, "fdatasync", slow)
@@ -366,7 +366,7 @@ def test_appends_go_on_while_the_file_is_rewritten(tmp_path: Path, monkeypatch: 
             spool.append(b"meanwhile %d\n" % number)
             kept += b"meanwhile %d\n" % number
         assert spool.read(spool.start, 12) == kept[:12]
-        go_on.set()
+        resume.set()
         thread.join(30)
         spool.append(b"later\n")
         kept += b"later\n"
@@ -426,7 +426,7 @@ def test_a_forked_child_neither_writes_the_spool_nor_keeps_its_lock(tmp_path: Pa
     spool = Spool(str(path), "n", NEWLINE)
     spool.append(b"parent\n")
     report, told = os.pipe()
-    go_on, release = os.pipe()
+    resume, release = os.pipe()
     child = os.fork()
     if child == 0:
         try:
@@ -435,14 +435,14 @@ def test_a_forked_child_neither_writes_the_spool_nor_keeps_its_lock(tmp_path: Pa
             os.write(told, b"refused")
         os.close(told)
         os.close(release)
-        os.read(go_on, 1)
+        os.read(resume, 1)
         os._exit(0)
     os.close(told)
     assert os.read(report, 100) == b"refused"
     spool.close()
     with opened(path) as again:
         assert everything(again) == b"parent\n"
-    for fd in (report, go_on, release):
+    for fd in (report, resume, release):
         os.close(fd)
     os.waitpid(child, 0)
 

@@ -178,12 +178,12 @@ def test_the_loop_runs_on_while_a_write_hangs(
 ) -> None:
     async def scenario() -> None:
         async with AsyncProducer(stream.acks, "a", spool=str(tmp_path / "spool")) as producer:
-            hangs, go_on, write = asyncio.Event(), threading.Event(), os.pwrite
+            hangs, resume, write = asyncio.Event(), threading.Event(), os.pwrite
             loop = asyncio.get_running_loop()
 
             def slow(fd: int, data: bytes, offset: int) -> int:
                 loop.call_soon_threadsafe(hangs.set)
-                assert go_on.wait(PATIENCE)
+                assert resume.wait(PATIENCE)
                 return write(fd, data, offset)
 
             monkeypatch.setattr(os, "pwrite", slow)
@@ -191,7 +191,7 @@ def test_the_loop_runs_on_while_a_write_hangs(
             await hangs.wait()
             assert not any(send.done() for send in sends)
             sends[9].cancel()  # it is being written: it may have been taken, and the others are
-            go_on.set()
+            resume.set()
             places = [await (await send) for send in sends[:9]]
             assert places == [7 * number for number in range(9)]
 
@@ -225,12 +225,12 @@ def test_awaited_what_was_sent_outlives_the_producer(stream: StreamUnderTest, tm
         await producer.close()
         await producer.close()
 
-    async def go_on() -> None:
+    async def resume() -> None:
         async with AsyncProducer(stream.acks, "a", spool=path) as producer:
             await producer.send(b"line 100")
 
     asyncio.run(fill())
-    asyncio.run(go_on())
+    asyncio.run(resume())
     assert stream.content() == lines(0, 101)
 
 

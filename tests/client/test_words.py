@@ -18,9 +18,7 @@ from tailsrv_client.cat.formats import Template, render_json
 from tailsrv_client.cat.lag import describe
 from tailsrv_client.checkpoint import FileCheckpointStore
 from tailsrv_client.errors import CheckpointError, IndexFailed
-from tailsrv_client.protocol.lag import Lag
-from tailsrv_client.protocol.messages import Message
-from tailsrv_client.protocol.places import (
+from tailsrv_client.protocol.bounds import (
     Byte,
     Count,
     FromEnd,
@@ -31,12 +29,14 @@ from tailsrv_client.protocol.places import (
     parse_time,
     parse_until,
 )
+from tailsrv_client.protocol.lag import Lag
+from tailsrv_client.protocol.messages import Message
 from tailsrv_client.protocol.plan import find_time, make_plan
 from tailsrv_client.protocol.requests import Entry
 from tailsrv_client.protocol.requests import decode as decode_reply
 from tailsrv_client.protocol.session import check_name
-from tailsrv_client.put.file_places import Names, base_name
 from tailsrv_client.put.followed_file import Identity
+from tailsrv_client.put.resume_points import Names, base_name
 from tailsrv_client.put.rotated_files import rotated_names
 from tailsrv_formats.checkpoint import Checkpoint, InvalidCheckpointError, decode
 from tailsrv_formats.errors import UsageError

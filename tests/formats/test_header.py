@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailsrv_formats.header import HEADER_BYTES, NEVER, WHERE, HeaderError, Request, parse, parse_reach
+from tailsrv_formats.header import HEADER_BYTES, NEVER, WHERE, HeaderError, Request, parse, parse_available_range
 from tests.fuzz import fuzz_header
 
 LARGEST = 2**63 - 1
@@ -81,15 +81,15 @@ def test_a_header_means_the_same_whole_byte_by_byte_and_before_junk(header: byte
 
 @pytest.mark.parametrize("line", [b"0 0\n", b"7 1234\n", b"0 %d\n" % LARGEST])
 def test_the_answer_to_where_is_read_as_it_is_written(line: bytes) -> None:
-    reach = parse_reach(line)
+    reach = parse_available_range(line)
     assert reach is not None
     assert reach.line() == line
-    assert parse_reach(line.replace(b"\n", b"\r\n")) == reach
+    assert parse_available_range(line.replace(b"\n", b"\r\n")) == reach
 
 
 @pytest.mark.parametrize("line", [b"", b"0 0", b"0\n", b"0 -1\n", b"a b\n", b"0 0 0\n", b"0 " + b"9" * 20 + b"\n"])
 def test_what_is_no_answer_to_where_is_none(line: bytes) -> None:
-    assert parse_reach(line) is None
+    assert parse_available_range(line) is None
 
 
 @pytest.mark.parametrize("header", MEANINGS)

@@ -13,13 +13,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tailsrv_client.blocking.connection import FULL_SECONDS, keep_alive
-from tailsrv_client.protocol.dialogue import Dial, Hear, Pause
+from tailsrv_client.protocol.dialogue import Connect, Receive, Sleep
 from tailsrv_client.resolver import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from tailsrv_client.protocol.dialogue import Step, Talk
+    from tailsrv_client.protocol.dialogue import Dialogue, Step
 
 Result = TypeVar("Result")
 
@@ -27,54 +27,54 @@ _loops: Final = weakref.WeakKeyDictionary[socket.socket, asyncio.AbstractEventLo
 """The loops that may watch our sockets."""
 
 _waiting: Final = weakref.WeakKeyDictionary[socket.socket, asyncio.Future[None]]()
-"""Who waits in `readable`, or for a connection."""
+"""The futures of coroutines that wait for a socket."""
 
 
-class AsyncLine:
-    """The connection that talks are held on, awaited: see `tailsrv_client.blocking.connection.Line`."""
+class AsyncConnection:
+    """The connection of dialogues, awaited: see `tailsrv_client.blocking.connection.Connection`."""
 
     def __init__(self) -> None:
         self.socket: socket.socket | None = None
 
-    async def hold(self, talk: Talk[Result]) -> Result:
-        """The talk's result. The connection is open when this returns, and closed when it raises or is cancelled."""
+    async def run(self, dialogue: Dialogue[Result]) -> Result:
+        """The dialogue's result. The connection is open after a return, and closed after an error or a cancellation."""
         try:
-            step = next(talk)
+            step = next(dialogue)
             while True:
                 try:
-                    heard = await self.do(step)
+                    received = await self.do(step)
                 except OSError as error:
-                    step = talk.throw(error)
+                    step = dialogue.throw(error)
                 else:
-                    step = talk.send(heard)
+                    step = dialogue.send(received)
         except StopIteration as stop:
             result: Result = stop.value
             return result
         except BaseException:
-            talk.close()
-            self.drop()
+            dialogue.close()
+            self.close()
             raise
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """End the connection, if there is one."""
         if self.socket is not None:
             end(self.socket)
             self.socket = None
 
-    def take(self) -> socket.socket:
-        """The open connection, for whoever goes on with it."""
+    def detach(self) -> socket.socket:
+        """Hand the open socket over to the caller."""
         sock, self.socket = self.socket, None
-        assert sock is not None  # noqa: S101 - a talk has just opened it
+        assert sock is not None  # noqa: S101 - a dialogue has just connected
         return sock
 
     async def do(self, step: Step) -> bytes:
         """Do one step of a dialogue. Raises `OSError`."""
-        if isinstance(step, Pause):
-            self.drop()
+        if isinstance(step, Sleep):
+            self.close()
             await asyncio.sleep(step.seconds)
             return b""
-        if isinstance(step, Dial):
-            self.drop()
+        if isinstance(step, Connect):
+            self.close()
             async with asyncio.timeout(step.seconds):
                 self.socket = await _dial(step)
             return b""
@@ -82,7 +82,7 @@ class AsyncLine:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(step.seconds):
-            if isinstance(step, Hear):
+            if isinstance(step, Receive):
                 return await loop.sock_recv(self.socket, step.most)
             await loop.sock_sendall(self.socket, step.data)
         return b""
@@ -96,37 +96,37 @@ class AsyncChannel:
     """A connection, and the one dialogue at a time that is held on it: see `tailsrv_client.blocking.connection`.
 
     A `run` that is cancelled is continued by the next one: bytes are received when they are there and not before, and
-    every other step goes on in a task of its own. All methods are called in the loop's thread.
+    every other step continues in a task of its own. All methods are called in the loop's thread.
     """
 
     def __init__(self) -> None:
-        self._line = AsyncLine()
-        self._talk: Talk[Any] | None = None
+        self._connection = AsyncConnection()
+        self._dialogue: Dialogue[Any] | None = None
         self._step: Step | None = None
         self._ends = 0.0
-        self._errand: Errand[bytes] | None = None
+        self._task: ResumableTask[bytes] | None = None
         self._stopped = False
 
-    async def run(self, make: Callable[[], Talk[Result]]) -> Result:
+    async def run(self, make: Callable[[], Dialogue[Result]]) -> Result:
         """The result of the dialogue under way, or of a new one. Raises what it raises, and `StoppedError`."""
         if self._stopped:
             raise StoppedError
         try:
-            if self._talk is None:
-                self._talk = make()
-                self._begin(next(self._talk))
+            if self._dialogue is None:
+                self._dialogue = make()
+                self._begin(next(self._dialogue))
             while True:
                 try:
-                    heard = await self._do()
+                    received = await self._do()
                 except OSError as error:
                     self._raise_if_stopped()
-                    self._begin(self._talk.throw(error))
+                    self._begin(self._dialogue.throw(error))
                 else:
-                    if not heard:
+                    if not received:
                         self._raise_if_stopped()
-                    self._begin(self._talk.send(heard))
+                    self._begin(self._dialogue.send(received))
         except StopIteration as stop:
-            self._talk = None
+            self._dialogue = None
             result: Result = stop.value
             return result
         except (asyncio.CancelledError, StoppedError):
@@ -137,14 +137,14 @@ class AsyncChannel:
 
     def disconnect(self) -> None:
         """End the connection; the next dialogue makes one."""
-        self._line.drop()
+        self._connection.close()
 
     def stop(self) -> None:
         """Make a pending `run` raise `StoppedError`, and all further ones."""
         self._stopped = True
-        if self._errand is not None:
-            self._errand.stop()
-        self._line.drop()
+        if self._task is not None:
+            self._task.stop()
+        self._connection.close()
 
     def close(self) -> None:
         """Stop, and give up the dialogue under way."""
@@ -153,13 +153,13 @@ class AsyncChannel:
 
     def _give_up(self) -> None:
         """End the dialogue under way, and its connection."""
-        talk, self._talk = self._talk, None
-        if talk is not None:
-            talk.close()
-        self._line.drop()
+        dialogue, self._dialogue = self._dialogue, None
+        if dialogue is not None:
+            dialogue.close()
+        self._connection.close()
 
     def _raise_if_stopped(self) -> None:
-        """What looks like the peer's end, or its fault, is ours then."""
+        """Raise `StoppedError` if `stop` caused what looks like a close or an error of the peer."""
         if self._stopped:
             raise StoppedError
 
@@ -169,21 +169,21 @@ class AsyncChannel:
 
     async def _do(self) -> bytes:
         step = self._step
-        if isinstance(step, Hear):
+        if isinstance(step, Receive):
             return await self._receive(step)
-        if self._errand is None:
+        if self._task is None:
             assert step is not None  # noqa: S101 - `_begin` has set it
-            self._errand = Errand(self._line.do(step))
-        errand = self._errand
-        await errand.wait()
-        self._errand = None
-        heard = errand.result()
-        if heard is None:
+            self._task = ResumableTask(self._connection.do(step))
+        task = self._task
+        await task.wait()
+        self._task = None
+        received = task.result()
+        if received is None:
             raise StoppedError
-        return heard
+        return received
 
-    async def _receive(self, step: Hear) -> bytes:
-        sock = self._line.socket
+    async def _receive(self, step: Receive) -> bytes:
+        sock = self._connection.socket
         if sock is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         while True:
@@ -193,7 +193,7 @@ class AsyncChannel:
                 await readable(sock)
 
 
-async def _dial(step: Dial) -> socket.socket:
+async def _dial(step: Connect) -> socket.socket:
     address = step.address
     if address.path is not None:
         return await _connect(socket.AF_UNIX, address.path)
@@ -207,7 +207,7 @@ async def _dial(step: Dial) -> socket.socket:
     for number, (family, target) in enumerate(targets):
         left = len(targets) - number
         try:
-            # An address that swallows connections leaves time for the others.
+            # An address that drops our packets must leave time for the other addresses.
             async with asyncio.timeout(step.seconds / left if left > 1 else None):
                 return await _connect(family, target)
         except OSError:
@@ -248,9 +248,9 @@ async def readable(sock: socket.socket) -> None:
 
 
 def end(sock: socket.socket) -> None:
-    """Close `sock`. Whoever waits for it goes on.
+    """Close `sock`, and wake the coroutine that waits for it.
 
-    The loop has to forget it first: closed alone, it would go on watching the number, which is another socket's soon.
+    The loop has to forget it first, because it watches descriptor numbers, and the next socket may get the same one.
     """
     if sock.fileno() < 0:
         return
@@ -261,7 +261,7 @@ def end(sock: socket.socket) -> None:
     sock.close()
     ready = _waiting.pop(sock, None)
     if ready is not None and not ready.done():
-        ready.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the connection was given up"))
+        ready.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed by this client"))
 
 
 async def _ready(sock: socket.socket, *, write: bool) -> None:
@@ -282,15 +282,15 @@ def _set(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-class Errand(Generic[Result]):
-    """A coroutine that goes on while whoever waits for it is cancelled and comes back; `stop` ends it.
+class ResumableTask(Generic[Result]):
+    """A coroutine that continues while its caller is cancelled and waits again; `stop` ends it.
 
     So a caller that gives each wait a tenth of a second gets a connection that takes longer, all the same.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Result]) -> None:
         self._task = asyncio.get_running_loop().create_task(coroutine)
-        # Given up, its error is nobody's; asyncio would complain about it.
+        # Retrieve the error of an abandoned task: asyncio would log it as never retrieved.
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def wait(self, seconds: float | None = None) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tailsrv_client.protocol.consumption import Consumption
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Dialogue
     from tailsrv_client.protocol.lag import Lag
     from tailsrv_client.protocol.messages import Message
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-class _Fetched(Generic[Item]):
+class _ResumableIterator(Generic[Item]):
     """An iterator whose `anext` may be cancelled and called again: an async generator would have ended."""
 
     def __init__(self, fetch: Callable[[], Awaitable[Item | None]]) -> None:
@@ -72,13 +72,13 @@ class AsyncConsumer(ConsumerBase):
     ...     async for message in consumer:
     ...         print(message.offset, message.payload)
 
-    Every wait may be cancelled, and loses nothing: the next call goes on where it was. Checkpoints are written in a
+    Every wait may be cancelled without loss: the next call continues it. Checkpoints are written in a
     thread, so that a slow disk does not hold the event loop up. `stop` may be called in any thread.
     """
 
-    _reading: AsyncChannel | None = None
-    _asking: AsyncChannel | None = None
-    _measuring: AsyncChannel | None = None
+    _stream_channel: AsyncChannel | None = None
+    _lookup_channel: AsyncChannel | None = None
+    _lag_channel: AsyncChannel | None = None
     _loop: asyncio.AbstractEventLoop | None = None
     _thread = 0
 
@@ -87,27 +87,27 @@ class AsyncConsumer(ConsumerBase):
 
     async def poll(self, timeout: float | None = None) -> list[Message]:  # noqa: ASYNC109 - as `Consumer.poll`
         """See `Consumer.poll`."""
-        return await self._gather(None, timeout) or []
+        return await self._collect(None, timeout) or []
 
     def batches(
         self, max_messages: int | None = None, max_seconds: float | None = None
     ) -> AsyncIterator[list[Message]]:
         """See `Consumer.batches`."""
         fill = max_seconds is not None
-        return _Fetched(lambda: self._gather(max_messages, max_seconds, fill=fill))
+        return _ResumableIterator(lambda: self._collect(max_messages, max_seconds, fill=fill))
 
     def chunks(self) -> AsyncIterator[bytes]:
         """See `Consumer.chunks`."""
-        return _Fetched(self._next_chunk)
+        return _ResumableIterator(self._next_chunk)
 
     async def check(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as `Consumer.check`
         """See `Consumer.check`."""
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
-                consumption = await self._planned()
+                consumption = await self._ensure_plan()
                 if self._stream is not None and not consumption.done:
-                    await self._run_reading(self._stream.connect)
+                    await self._run_on_stream(self._stream.connect)
         except StoppedError:
             return
         except TimeoutError:
@@ -118,9 +118,9 @@ class AsyncConsumer(ConsumerBase):
     async def lag(self) -> Lag:
         """See `Consumer.lag`."""
         # On a connection of its own: a dialogue that was cancelled may wait on another one.
-        channel = self._measuring = AsyncChannel()
+        channel = self._lag_channel = AsyncChannel()
         try:
-            return await self._run(channel, self._asking_lag)
+            return await self._run(channel, self._lag_dialogue)
         except StoppedError:
             raise TailsrvError("the consumer was stopped") from None
         finally:
@@ -136,7 +136,7 @@ class AsyncConsumer(ConsumerBase):
         self._stopped = True
         loop = self._loop
         if loop is not None and threading.get_ident() != self._thread and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # it has just been closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: no call waits
                 loop.call_soon_threadsafe(self._stop_channels)
                 return
         self._stop_channels()
@@ -160,13 +160,13 @@ class AsyncConsumer(ConsumerBase):
             await self._try_to_save_in_thread()
         finally:
             self._stopped = True
-            for channel in (self._reading, self._asking, self._measuring):
+            for channel in (self._stream_channel, self._lookup_channel, self._lag_channel):
                 if channel is not None:
                     channel.close()
             self._release()
 
     def _stop_channels(self) -> None:
-        for channel in (self._reading, self._asking, self._measuring):
+        for channel in (self._stream_channel, self._lookup_channel, self._lag_channel):
             if channel is not None:
                 channel.stop()
 
@@ -188,7 +188,7 @@ class AsyncConsumer(ConsumerBase):
             self._consumption.deliver_bytes()
         return data or None
 
-    async def _gather(self, most: int | None, seconds: float | None, *, fill: bool = False) -> list[Message] | None:
+    async def _collect(self, most: int | None, seconds: float | None, *, fill: bool = False) -> list[Message] | None:
         """A list to deliver; None when there will be no more. `fill`: wait until it is full, or the time is over."""
         if self._ack():
             await self._try_to_save_in_thread()
@@ -203,7 +203,7 @@ class AsyncConsumer(ConsumerBase):
         except TimeoutError:
             if not limit.expired():
                 raise
-        except BaseException:  # it was cancelled, most of all: the next call delivers what there was
+        except BaseException:  # mostly a cancellation: the next call delivers these messages
             if self._consumption is not None:
                 self._consumption.put_back(batch)
             raise
@@ -215,7 +215,7 @@ class AsyncConsumer(ConsumerBase):
         while True:
             consumption = self._consumption
             if consumption is not None:
-                batch += consumption.take(None if most is None else most - len(batch))
+                batch += consumption.collect(None if most is None else most - len(batch))
                 if len(batch) == most or (batch and not fill):
                     break
             if not await self._next():
@@ -243,7 +243,7 @@ class AsyncConsumer(ConsumerBase):
         exchange, consumption = self._exchange, self._consumption
         assert exchange is not None and consumption is not None  # noqa: S101, PT018 - the constructor sees to it
         try:
-            batch = await self._run_asking(lambda: self._timing(exchange), keep=True)
+            batch = await self._run_lookup(lambda: self._times_dialogue(exchange), keep=True)
         except StoppedError:
             return []
         self._untimed = []
@@ -253,7 +253,7 @@ class AsyncConsumer(ConsumerBase):
     async def _next_bytes(self) -> bytes:
         """Wait for bytes of the stream; none at the end."""
         try:
-            consumption = await self._planned()
+            consumption = await self._ensure_plan()
             if self._ack():
                 await self._try_to_save_in_thread()
             while not consumption.done:
@@ -261,26 +261,26 @@ class AsyncConsumer(ConsumerBase):
                 limit = asyncio.timeout(self._seconds_left())
                 try:
                     async with limit:
-                        return await self._run_reading(self._stream.read)
+                        return await self._run_on_stream(self._stream.read)
                 except TimeoutError:
                     if not limit.expired():
                         raise
                 if self._is_due:
                     await self._try_to_save_in_thread()
                 if self._is_stop_due:
-                    consumption.stop_at(await self._run_asking(self._finding_stop))
+                    consumption.stop_at(await self._run_lookup(self._stop_dialogue))
         except StoppedError:
             pass
         return b""
 
-    async def _planned(self) -> Consumption:
-        return self._consumption or self._begin(await self._run_asking(self._planning))
+    async def _ensure_plan(self) -> Consumption:
+        return self._consumption or self._begin(await self._run_lookup(self._plan_dialogue))
 
-    async def _run_reading(self, make: Callable[[], Talk[Result]]) -> Result:
-        if self._reading is None:
-            self._reading = AsyncChannel()
+    async def _run_on_stream(self, make: Callable[[], Dialogue[Result]]) -> Result:
+        if self._stream_channel is None:
+            self._stream_channel = AsyncChannel()
         try:
-            return await self._run(self._reading, make)
+            return await self._run(self._stream_channel, make)
         except (asyncio.CancelledError, StoppedError):
             raise
         except BaseException:
@@ -288,20 +288,21 @@ class AsyncConsumer(ConsumerBase):
                 self._stream.disconnected()
             raise
 
-    async def _run_asking(self, make: Callable[[], Talk[Result]], *, keep: bool = False) -> Result:
+    async def _run_lookup(self, make: Callable[[], Dialogue[Result]], *, keep: bool = False) -> Result:
         """`keep`: leave the connection open for the next dialogue."""
-        if self._asking is None:
-            self._asking = AsyncChannel()
-        found = await self._run(self._asking, make)
+        if self._lookup_channel is None:
+            self._lookup_channel = AsyncChannel()
+        found = await self._run(self._lookup_channel, make)
         if not keep:
-            self._asking.disconnect()
+            self._lookup_channel.disconnect()
         return found
 
-    async def _run(self, channel: AsyncChannel, make: Callable[[], Talk[Result]]) -> Result:
+    async def _run(self, channel: AsyncChannel, make: Callable[[], Dialogue[Result]]) -> Result:
         """Cancelled, the dialogue is continued by the next call. Raises `StoppedError`."""
         if self._loop is None:
             self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        # Looked at after the loop is in its place: whoever stops us sets this before it looks for one.
+        # Checked after the loop is assigned: `stop` sets `_stopped` before it looks for the loop, so one of the two
+        # sees the other.
         if self._stopped:
             raise StoppedError
         return await channel.run(make)

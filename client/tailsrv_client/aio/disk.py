@@ -1,4 +1,4 @@
-"""A spool's file work for an event loop: each call runs in a thread, so that a slow disk never holds the loop up."""
+"""A spool's file work for an event loop: each call runs in a thread, so that a slow disk does not block the loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tailsrv_client.protocol.outbox import Outbox, Waiting
+    from tailsrv_client.protocol.outbox import Acknowledgeable, Outbox
     from tailsrv_client.spool import Spool
 
 THREADS: Final = 3
@@ -27,7 +27,7 @@ class Disk:
         self._spool = spool
         self._threads = ThreadPoolExecutor(THREADS, "tailsrv-spool")
         self._loading: asyncio.Task[None] | None = None
-        self._queue: list[tuple[bytes, Waiting | None]] = []
+        self._queue: list[tuple[bytes, Acknowledgeable | None]] = []
         self._written: asyncio.Future[None] | None = None
         """For those in the queue: done when they are in the file."""
         self._writing: asyncio.Task[None] | None = None
@@ -50,7 +50,7 @@ class Disk:
         await asyncio.shield(self._loading)
         self.loaded = True
 
-    async def append(self, outbox: Outbox, message: bytes, waiting: Waiting | None) -> None:
+    async def append(self, outbox: Outbox, message: bytes, waiting: Acknowledgeable | None) -> None:
         """Append, together with all that is to be appended at this time. Raises `OSError`; it is not kept then."""
         self._queue.append((message, waiting))
         self.waiting += len(message)
@@ -59,7 +59,7 @@ class Disk:
         written = self._written
         if self._writing is None:
             self._writing = asyncio.create_task(self._write(outbox))
-        # Whatever becomes of the caller: it can't be taken back from a thread.
+        # Shielded: an append in a thread cannot be taken back when the caller is cancelled.
         await asyncio.shield(written)
 
     async def _write(self, outbox: Outbox) -> None:

@@ -11,9 +11,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
-from tailsrv_client.aio.connection import AsyncLine, end
+from tailsrv_client.aio.connection import AsyncConnection, end
 from tailsrv_client.errors import WrongPortError
-from tailsrv_client.protocol.places import parse_time
+from tailsrv_client.protocol.bounds import parse_time
 from tailsrv_client.protocol.ports import INDEX
 from tailsrv_client.protocol.requests import LINE_BYTES, PIPELINE, Entry, decode, encode, open_index
 from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
@@ -33,12 +33,12 @@ class AsyncIndex:
         self._timeout = timeout
         self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
-        self._asking = set[asyncio.Future[list[bytes]]]()
+        self._lookups = set[asyncio.Future[list[bytes]]]()
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._unsure = 0.0
-        """Seconds to wait before an unproven server is tried again that ends connections: soon we know what it is."""
+        """The pause before the next try of an unverified server that closes connections."""
 
     async def offset_of(self, number: int) -> int:
         """See `Index.offset_of`."""
@@ -84,17 +84,17 @@ class AsyncIndex:
         """The replies to some requests, which are sent at once. Ends with `stop`."""
         if self._stopped:
             raise TailsrvError("the look-up was stopped")
-        asking = asyncio.ensure_future(self._ask(b"".join(map(encode, requests)), len(requests)))
+        lookup = asyncio.ensure_future(self._ask(b"".join(map(encode, requests)), len(requests)))
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self._asking.add(asking)
+        self._lookups.add(lookup)
         try:
-            return await asking
+            return await lookup
         except asyncio.CancelledError:
             if self._stopped:
                 raise TailsrvError("the look-up was stopped") from None
             raise
         finally:
-            self._asking.discard(asking)
+            self._lookups.discard(lookup)
 
     def stop(self) -> None:
         """See `Index.stop`. May be called in any thread."""
@@ -105,15 +105,15 @@ class AsyncIndex:
         if threading.get_ident() == self._thread:
             self._cancel_all()
         else:
-            with contextlib.suppress(RuntimeError):  # it has just been closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: no call waits
                 loop.call_soon_threadsafe(self._cancel_all)
 
     def _cancel_all(self) -> None:
-        for asking in self._asking:
-            asking.cancel()
+        for lookup in self._lookups:
+            lookup.cancel()
 
     async def _ask(self, requests: bytes, count: int) -> list[bytes]:
-        """Send, and receive as many lines; once more at each address before it counts as a failure."""
+        """Send, and receive as many lines; tries each address once more before it fails."""
         attempts = len(self._rotation.servers.addresses) + (self._connection is not None)
         ends = time.monotonic() + self._timeout
         while True:
@@ -137,7 +137,7 @@ class AsyncIndex:
                 return lines
 
     async def close(self) -> None:
-        """Give the connection back; look-ups that wait for a reply raise."""
+        """Close the connection; look-ups that wait for a reply raise."""
         if self._connection is not None:
             self._connection.drop(ConnectionError("the connection to the indexer was given up"))
             self._connection = None
@@ -149,15 +149,15 @@ class AsyncIndex:
         await self.close()
 
     async def _connected(self) -> _Connection:
-        """The connection. Those who come while it is being made share it."""
+        """The connection. Look-ups that start while it is being made share it."""
         async with self._opening:
             connection = self._connection
             if connection is None or connection.ended:
                 self._connection = None
-                rotation, line = self._rotation, AsyncLine()
+                rotation, line = self._rotation, AsyncConnection()
                 address, self._unsure = rotation.address, 0.0
                 try:
-                    await line.hold(open_index(rotation, self._timeout))
+                    await line.run(open_index(rotation, self._timeout))
                 except (OSError, WrongPortError) as error:
                     pause = rotation.failed(error)
                     if address in rotation.servers.ended_since:
@@ -166,7 +166,7 @@ class AsyncIndex:
                 except asyncio.CancelledError:
                     rotation.failed()
                     raise
-                connection = self._connection = _Connection(line.take())
+                connection = self._connection = _Connection(line.detach())
         return connection
 
     def _lost(self, connection: _Connection, error: Exception, sent_at: float) -> None:
@@ -174,14 +174,14 @@ class AsyncIndex:
         if not connection.ended and isinstance(error, TimeoutError):
             if connection.heard_at > sent_at:
                 return  # this reply is late, but others come
-            connection.drop(ConnectionError("the indexer has fallen silent"))
+            connection.drop(ConnectionError("the indexer does not answer"))
         if self._connection is connection:
             self._connection = None
             self._rotation.failed(error)
 
 
 class _Connection:
-    """A connection to an indexer, and those who wait for its replies, in the order of their requests."""
+    """A connection to an indexer, and the futures of its replies, in the order of the requests."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -196,14 +196,14 @@ class _Connection:
         loop = asyncio.get_running_loop()
         async with self._sending:
             if self.ended:
-                raise ConnectionError("the indexer ended the connection")
+                raise ConnectionError("the indexer closed the connection")
             replies: list[asyncio.Future[bytes]] = [loop.create_future() for _ in range(count)]
             self._waiting += replies
             try:
                 await loop.sock_sendall(self._socket, requests)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
-                    # Half a line would spoil the requests of all others.
+                    # A partial line on the connection would corrupt the next request.
                     self.drop(ConnectionError("a request to the indexer was given up half-way"))
                 _abandon(replies)
                 raise
@@ -226,22 +226,22 @@ class _Connection:
                 *lines, received = (received + chunk).split(b"\n")
                 for line in lines:
                     if not self._waiting:
-                        raise ConnectionError("the indexer said more than it was asked")
+                        raise ConnectionError("the indexer sent a reply without a request")
                     reply = self._waiting.popleft()
                     if not reply.done():
                         reply.set_result(line)
                 if len(received) > LINE_BYTES:
                     raise ConnectionError("the indexer sends a line without an end")
-            self.drop(ConnectionError("the indexer ended the connection before it had answered"))
+            self.drop(ConnectionError("the indexer closed the connection before it answered"))
         except OSError as error:
             self.drop(error)
 
     def drop(self, error: OSError) -> None:
-        """End the connection; who waits for a reply gets `error`."""
+        """Close the connection; look-ups that wait for a reply raise `error`."""
         self.ended = True
         if self._listener is not asyncio.current_task():
             self._listener.cancel()
-        if self._sending.locked():  # whoever is sending finds out, and closes it
+        if self._sending.locked():  # `ask` holds the lock while it sends: its send fails, and it closes the socket
             with contextlib.suppress(OSError):  # not connected any more
                 self._socket.shutdown(socket.SHUT_RDWR)
         else:
@@ -253,7 +253,7 @@ class _Connection:
 
 
 def _abandon(replies: list[asyncio.Future[bytes]]) -> None:
-    """Nobody waits for these any more."""
+    """Discard these replies: their caller has gone."""
     for reply in replies:
         if not reply.cancel() and not reply.cancelled():
-            reply.exception()  # said already: asyncio would complain that nobody has asked for it
+            reply.exception()  # raised by another reply already; asyncio would log it as never retrieved

@@ -1,4 +1,4 @@
-"""Producer on asyncio: the same lane, outbox and spool, served by one task."""
+"""Producer on asyncio: the same session, outbox and spool, run by one task."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Self
 
-from tailsrv_client.aio.connection import AsyncLine, readable
+from tailsrv_client.aio.connection import AsyncConnection, readable
 from tailsrv_client.aio.disk import Disk
-from tailsrv_client.blocking.link import SEND_BYTES, STEADY_SECONDS
-from tailsrv_client.blocking.producer import IN_FLIGHT_BYTES, SPOOL_BYTES
+from tailsrv_client.blocking.producer import IN_FLIGHT_BYTES, SPOOL_BYTES, full_message
+from tailsrv_client.blocking.session_thread import SEND_BYTES, STEADY_SECONDS
 from tailsrv_client.errors import GaveUpError, ProducerFull
-from tailsrv_client.protocol.dialogue import persistently
+from tailsrv_client.protocol.dialogue import retry
 from tailsrv_client.protocol.outbox import Memory, Outbox
 from tailsrv_client.protocol.ports import ACKNOWLEDGED
 from tailsrv_client.protocol.servers import EndedError, Rotation, Servers, parse_addresses
-from tailsrv_client.protocol.session import RECEIVE_BYTES, Lane, check_name, greet
+from tailsrv_client.protocol.session import RECEIVE_BYTES, Session, check_name, greet
 from tailsrv_client.spool import Spool
 from tailsrv_formats.errors import TailsrvError, UsageError
 from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
 
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Dialogue
     from tailsrv_formats.addresses import Address
 
 LOG = logging.getLogger("tailsrv_client")
@@ -36,7 +36,7 @@ class AsyncProducer:
 
     >>> async with AsyncProducer("fileserver:4323", "sensor-7") as producer:
     ...     receipt = await producer.send(b"21.5")  # waits for room only
-    ...     print(await receipt)  # where in the file it stands
+    ...     print(await receipt)  # its offset in the file
 
     The parameters, methods and errors are those of `Producer`. A receipt is an `asyncio.Future`, and `on_failure` is
     called in the event loop.
@@ -57,7 +57,9 @@ class AsyncProducer:
         self._rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
         check_name(name)
         if spool is not None and not name:
-            raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
+            raise UsageError(
+                "a spool needs a producer name, because the collator keeps no position for anonymous producers"
+            )
         codec = make_framing(framing, max_message_bytes)
         self._wrap = codec.wrap
         self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
@@ -67,7 +69,7 @@ class AsyncProducer:
         self._spool = None if spool is None else Spool(spool, name, codec, load=False)
         self._disk = None if self._spool is None else Disk(self._spool)
         self._outbox = Outbox(self._spool or Memory())
-        self._lane = Lane(name, self._outbox)
+        self._session = Session(name, self._outbox)
         self._more = asyncio.Event()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -133,8 +135,7 @@ class AsyncProducer:
         except TimeoutError:
             if not limit.expired():
                 raise
-            text = f"{self._held} bytes are in flight, and the collator acknowledges none of them"
-            raise ProducerFull(text) from None
+            raise ProducerFull(full_message(self._held)) from None
         if self._disk is None:
             self._outbox.put(messages, receipt)
         else:
@@ -150,7 +151,7 @@ class AsyncProducer:
 
     @property
     def _held(self) -> int:
-        return self._outbox.held + (0 if self._disk is None else self._disk.waiting)
+        return self._outbox.unacknowledged_bytes + (0 if self._disk is None else self._disk.waiting)
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -188,8 +189,8 @@ class AsyncProducer:
             self._gives_up = None
 
     def _give_up(self) -> None:
-        trouble = self._rotation.trouble or f"{self._rotation.address} acknowledges nothing"
-        error = GaveUpError(f"no acknowledgement for {self._outage} s ({trouble})")
+        last_error = self._rotation.last_error or f"{self._rotation.address} acknowledges nothing"
+        error = GaveUpError(f"no acknowledgement for {self._outage} s ({last_error})")
         self._fail(error)
         if self._task is not None:
             self._task.cancel()
@@ -200,8 +201,8 @@ class AsyncProducer:
             if self._on_failure is not None:
                 self._on_failure()
             else:
-                # A program that only sends, as one that logs does, would never come to know.
-                self._tell(f"producer ended: {error}")
+                # A program that only sends and never looks at a receipt would not notice.
+                self._on_event(f"producer ended: {error}")
         self._end(error)
 
     def _end(self, error: Exception) -> None:
@@ -222,24 +223,24 @@ class AsyncProducer:
 
     async def _connect(self, pause: float) -> float:
         """One connection, until it is lost. Returns the seconds to wait before the next one."""
-        rotation, line = self._rotation, AsyncLine()
-        await line.hold(persistently(rotation, self._greeting, self._tell, first=pause))
+        rotation, connection = self._rotation, AsyncConnection()
+        await connection.run(retry(rotation, self._greeting, self._on_event, first=pause))
         begin = asyncio.get_running_loop().time()
         try:
-            with line.take() as sock:
+            with connection.detach() as sock:
                 await self._tidy()
                 await self._serve(sock)
         except OSError as error:
             if asyncio.get_running_loop().time() - begin >= STEADY_SECONDS:
                 rotation.worked()
             pause = rotation.failed(error)
-            self._tell(f"{rotation.trouble}; next: {rotation.address}")
+            self._on_event(f"{rotation.last_error}; next: {rotation.address}")
         return pause
 
-    def _greeting(self) -> Talk[None]:
-        return greet(self._rotation, self._lane, self._heard)
+    def _greeting(self) -> Dialogue[None]:
+        return greet(self._rotation, self._session, self._on_data)
 
-    def _tell(self, what: str) -> None:
+    def _on_event(self, what: str) -> None:
         LOG.warning("%s", what)
 
     async def _serve(self, sock: socket.socket) -> None:
@@ -258,18 +259,18 @@ class AsyncProducer:
     async def _send(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            while self._lane.has_more:
+            while self._session.has_more:
                 data = bytes(await self._outgoing())
-                # Counted before it is on its way: the acknowledgement may be heard before `sock_sendall` is back.
-                self._lane.was_sent(len(data))
+                # Counted before it is sent: the acknowledgement may arrive before `sock_sendall` returns.
+                self._session.was_sent(len(data))
                 await loop.sock_sendall(sock, data)
             self._more.clear()
             await self._more.wait()
 
     async def _outgoing(self) -> bytes | memoryview:
         if self._disk is None:
-            return self._lane.outgoing(SEND_BYTES)
-        return await self._disk.run(self._lane.outgoing, SEND_BYTES)
+            return self._session.outgoing(SEND_BYTES)
+        return await self._disk.run(self._session.outgoing, SEND_BYTES)
 
     async def _listen(self, sock: socket.socket) -> None:
         while True:
@@ -279,13 +280,13 @@ class AsyncProducer:
             except BlockingIOError:
                 continue
             if not data:
-                raise EndedError("ended by the collator")
-            self._heard(data)
+                raise EndedError("closed by the collator")
+            self._on_data(data)
             await self._tidy()
 
-    def _heard(self, data: bytes) -> None:
-        for acked in self._lane.received(data):
-            self._outbox.settle(acked)
+    def _on_data(self, data: bytes) -> None:
+        for acked in self._session.received(data):
+            self._outbox.acknowledge(acked)
             self._rotation.worked()
             self._expect_no_more()
         self._expect()

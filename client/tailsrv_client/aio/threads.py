@@ -1,4 +1,4 @@
-"""Calls that may take as long as a disk does, in threads."""
+"""Runs calls that may wait for a disk in threads."""
 
 from __future__ import annotations
 

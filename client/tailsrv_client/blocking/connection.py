@@ -1,4 +1,4 @@
-"""Talks on blocking sockets: every wait ends at a deadline, or as soon as another thread interrupts it."""
+"""Runs dialogues on blocking sockets. Every wait ends at a deadline, or when another thread interrupts it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Generic
 
-from tailsrv_client.protocol.dialogue import Dial, Hear, Pause, Result, Say
+from tailsrv_client.protocol.dialogue import Connect, Receive, Result, Send, Sleep
 from tailsrv_client.resolver import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tailsrv_client.protocol.dialogue import Step, Talk
+    from tailsrv_client.protocol.dialogue import Dialogue, Step
     from tailsrv_formats.addresses import Address
 
 FULL_SECONDS: Final = 0.05
-"""A Unix socket whose queue of connections is full refuses at once, and tells nobody when it has room again."""
+"""The retry interval for a Unix socket with a full accept queue: connect fails at once, and no event reports room."""
 
 
 class SuspendedError(Exception):
-    """The caller's deadline has passed, or it was interrupted; the talk can go on where it was."""
+    """The caller's deadline has passed, or it was interrupted; the dialogue can be resumed."""
 
 
 class Interrupt:
@@ -40,7 +40,7 @@ class Interrupt:
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         self._watched = (-1, 0)
-        # The descriptor lives as long as this object: whoever calls `set` late must not write to a successor of it.
+        # The descriptor lives as long as this object: a late `set` must not write to a reused descriptor number.
         # Not at the interpreter's exit, though: a logging handler still has to send then, after this would have run.
         weakref.finalize(self, os.close, self._fd).atexit = False
 
@@ -58,8 +58,8 @@ class Interrupt:
         self.nudge()
 
     def nudge(self) -> None:
-        """Let the thread that waits look at what has changed."""
-        with contextlib.suppress(BlockingIOError):  # full of nudges that nobody has looked at yet
+        """Wake the waiting thread, so that it checks what has changed."""
+        with contextlib.suppress(BlockingIOError):  # the counter is full of nudges that were not read yet
             os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
@@ -88,18 +88,18 @@ class Interrupt:
 
     def _watch(self, fd: int, events: int) -> None:
         """Wait for `events` of `fd` from now on; -1: for nudges alone."""
-        before = self._watched[0]
-        if before >= 0:
-            self._poll.unregister(before)
+        previous = self._watched[0]
+        if previous >= 0:
+            self._poll.unregister(previous)
         if fd >= 0:
             self._poll.register(fd, events)
         self._watched = (fd, events)
 
 
-class Dialling:
-    """One attempt to connect, which can be left and taken up again."""
+class ConnectionAttempt:
+    """One attempt to connect, which can be suspended and resumed."""
 
-    def __init__(self, step: Dial, interrupt: Interrupt) -> None:
+    def __init__(self, step: Connect, interrupt: Interrupt) -> None:
         self._address = step.address
         self._interrupt = interrupt
         self._ends = time.monotonic() + step.seconds
@@ -112,7 +112,7 @@ class Dialling:
         else:
             self._lookup = Lookup(step.address, interrupt.nudge)
 
-    def go_on(self, deadline: float | None) -> socket.socket:
+    def resume(self, deadline: float | None) -> socket.socket:
         """The connection. Raises `SuspendedError` at `deadline`, `OSError`."""
         targets = self._targets = self._targets or self._look_up(deadline)
         while True:
@@ -129,7 +129,7 @@ class Dialling:
                 return sock
 
     def close(self) -> None:
-        """Give up."""
+        """End the attempt."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -140,7 +140,10 @@ class Dialling:
             if not self._interrupt.wait(_earlier(deadline, self._ends)):
                 _raise_if_late(deadline)
                 if time.monotonic() >= self._ends and not self._lookup.done:
-                    raise TimeoutError(errno.ETIMEDOUT, f"the name {self._address.host!r} was not resolved in time")
+                    raise TimeoutError(
+                        errno.ETIMEDOUT,
+                        f"the name {self._address.host!r} was not resolved in time: check the resolver (DNS)",
+                    )
         return self._lookup.targets()
 
     def _connect(self, targets: list[tuple[int, Any]], deadline: float | None) -> None:
@@ -148,7 +151,7 @@ class Dialling:
         if self._socket is None:
             self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             now = time.monotonic()
-            # An address that swallows connections leaves time for the others.
+            # An address that drops our packets must leave time for the other addresses.
             self._socket_ends = now + max(0.0, self._ends - now) / len(targets)
         sock = self._socket
         while True:
@@ -169,8 +172,8 @@ class Dialling:
             keep_alive(sock)
 
 
-class Line:
-    """The connection that talks are held on. `socket` is None while there is none, and non-blocking between talks.
+class Connection:
+    """The connection of dialogues. `socket` is None while there is none.
 
     One thread uses it; `interrupt` may be set by another, and `shut_down` called.
     """
@@ -181,9 +184,9 @@ class Line:
         self._guard = threading.Lock()
         self._blocking = False
 
-    def keep(self, sock: socket.socket) -> None:
+    def adopt(self, sock: socket.socket) -> None:
         """Make `sock` the connection."""
-        self.drop()
+        self.close()
         self.socket = sock
         self._blocking = False
 
@@ -193,8 +196,9 @@ class Line:
             self.socket.setblocking(blocking)
             self._blocking = blocking
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """End the connection, if there is one."""
+        # Under the guard: `stop` in another thread must not shut down a descriptor number that is already reused.
         with self._guard:
             sock, self.socket = self.socket, None
         if sock is not None:
@@ -209,32 +213,32 @@ class Line:
                     self.socket.shutdown(socket.SHUT_RDWR)
 
 
-class Conversation(Generic[Result]):
-    """A talk on a line: `go_on` until it has its result."""
+class DialogueRunner(Generic[Result]):
+    """Runs one dialogue on a connection: call `resume` until it returns the result."""
 
-    def __init__(self, line: Line, talk: Talk[Result]) -> None:
-        self._line = line
-        self._talk = talk
+    def __init__(self, connection: Connection, dialogue: Dialogue[Result]) -> None:
+        self._connection = connection
+        self._dialogue = dialogue
         self._step: Step | None = None
         self._ends = 0.0
         self._left = b""
-        self._dialling: Dialling | None = None
+        self._attempt: ConnectionAttempt | None = None
 
-    def go_on(self, deadline: float | None = None) -> Result:
-        """The talk's result. Raises what it raises, and `SuspendedError` at `deadline` or when interrupted."""
+    def resume(self, deadline: float | None = None) -> Result:
+        """The dialogue's result. Raises the dialogue's errors, and `SuspendedError` at `deadline` or an interrupt."""
         try:
             if self._step is None:
-                self._begin(next(self._talk))
+                self._begin(next(self._dialogue))
             while True:
                 try:
-                    heard = self._do(deadline)
+                    received = self._do(deadline)
                 except OSError as error:
                     self._raise_if_stopped()
-                    self._begin(self._talk.throw(error))
+                    self._begin(self._dialogue.throw(error))
                 else:
-                    if not heard:
+                    if not received:
                         self._raise_if_stopped()
-                    self._begin(self._talk.send(heard))
+                    self._begin(self._dialogue.send(received))
         except StopIteration as stop:
             result: Result = stop.value
             return result
@@ -246,77 +250,77 @@ class Conversation(Generic[Result]):
 
     def close(self) -> None:
         """Give up, and end the connection."""
-        if self._dialling is not None:
-            self._dialling.close()
-            self._dialling = None
-        self._talk.close()
-        self._line.drop()
+        if self._attempt is not None:
+            self._attempt.close()
+            self._attempt = None
+        self._dialogue.close()
+        self._connection.close()
 
     def _raise_if_stopped(self) -> None:
-        """What looks like the peer's end, or its fault, is ours then."""
-        if self._line.interrupt.is_set():
+        """Raise `SuspendedError` if `stop` caused what looks like a close or an error of the peer."""
+        if self._connection.interrupt.is_set():
             raise SuspendedError
 
     def _begin(self, step: Step) -> None:
         self._step = step
         self._ends = time.monotonic() + step.seconds
-        if isinstance(step, Dial):
-            self._line.drop()
-            self._dialling = Dialling(step, self._line.interrupt)
-        elif isinstance(step, Say):
+        if isinstance(step, Connect):
+            self._connection.close()
+            self._attempt = ConnectionAttempt(step, self._connection.interrupt)
+        elif isinstance(step, Send):
             self._left = step.data
-            self._line.set_blocking(False)
-        elif isinstance(step, Pause) and self._line.socket is not None:
-            self._line.drop()
+            self._connection.set_blocking(False)
+        elif isinstance(step, Sleep) and self._connection.socket is not None:
+            self._connection.close()
 
     def _do(self, deadline: float | None) -> bytes:
         """Do the step. Raises `OSError` where it fails, `SuspendedError` where it has to wait for too long."""
-        step, line = self._step, self._line
-        if isinstance(step, Dial):
-            assert self._dialling is not None  # noqa: S101 - `_begin` made it
+        step, connection = self._step, self._connection
+        if isinstance(step, Connect):
+            assert self._attempt is not None  # noqa: S101 - `_begin` made it
             try:
-                line.keep(self._dialling.go_on(deadline))
+                connection.adopt(self._attempt.resume(deadline))
             except OSError:
-                self._dialling = None
+                self._attempt = None
                 raise
-            self._dialling = None
-        elif isinstance(step, Pause):
+            self._attempt = None
+        elif isinstance(step, Sleep):
             while time.monotonic() < self._ends:
-                line.interrupt.wait(_earlier(deadline, self._ends))
+                connection.interrupt.wait(_earlier(deadline, self._ends))
                 _raise_if_late(deadline)
-        elif isinstance(step, Say):
+        elif isinstance(step, Send):
             while self._left:
                 with contextlib.suppress(BlockingIOError):
-                    self._left = self._left[self._connection.send(self._left) :]
+                    self._left = self._left[self._open_socket.send(self._left) :]
                 if self._left:
                     self._wait(select.POLLOUT, deadline)
-        elif isinstance(step, Hear):
+        elif isinstance(step, Receive):
             return self._receive(step, deadline)
         return b""
 
-    def _receive(self, step: Hear, deadline: float | None) -> bytes:
-        line, sock = self._line, self._connection
+    def _receive(self, step: Receive, deadline: float | None) -> bytes:
+        connection, sock = self._connection, self._open_socket
         if deadline is None and self._ends == math.inf:
-            # Without any limit the kernel does the waiting: one call for a chunk. `Line.stop` sets the interrupt first
-            # and shuts the connection down then, so a stop is seen here or ends the call.
-            line.set_blocking(True)
-            if line.interrupt.is_set():
+            # Without a time limit the kernel waits for us: one system call for each chunk. `Connection.stop` sets the
+            # interrupt before it shuts the socket down, so we either see the interrupt here or `recv` returns.
+            connection.set_blocking(True)
+            if connection.interrupt.is_set():
                 raise SuspendedError
             return sock.recv(step.most)
-        line.set_blocking(False)
+        connection.set_blocking(False)
         while True:
             with contextlib.suppress(BlockingIOError):
                 return sock.recv(step.most)
             self._wait(select.POLLIN, deadline)
 
     @property
-    def _connection(self) -> socket.socket:
-        if self._line.socket is None:
+    def _open_socket(self) -> socket.socket:
+        if self._connection.socket is None:
             raise ConnectionError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        return self._line.socket
+        return self._connection.socket
 
     def _wait(self, events: int, deadline: float | None) -> None:
-        if not self._line.interrupt.wait(_earlier(deadline, self._ends), self._connection.fileno(), events):
+        if not self._connection.interrupt.wait(_earlier(deadline, self._ends), self._open_socket.fileno(), events):
             if time.monotonic() >= self._ends:
                 raise TimeoutError(errno.ETIMEDOUT, "timed out")
             _raise_if_late(deadline)
@@ -330,43 +334,43 @@ class Channel:
     """
 
     def __init__(self) -> None:
-        self._line = Line()
-        self._conversation: Conversation[Any] | None = None
+        self._connection = Connection()
+        self._runner: DialogueRunner[Any] | None = None
 
-    def run(self, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
+    def run(self, make: Callable[[], Dialogue[Result]], deadline: float | None) -> Result:
         """The result of the dialogue under way, or of a new one. Raises what it raises, and `SuspendedError`."""
-        if self._conversation is None:
-            self._conversation = Conversation(self._line, make())
+        if self._runner is None:
+            self._runner = DialogueRunner(self._connection, make())
         try:
-            result: Result = self._conversation.go_on(deadline)
+            result: Result = self._runner.resume(deadline)
         except SuspendedError:
             raise
         except BaseException:
-            self._conversation = None
+            self._runner = None
             raise
-        self._conversation = None
+        self._runner = None
         return result
 
     def disconnect(self) -> None:
         """End the connection; the next dialogue makes one."""
-        self._line.drop()
+        self._connection.close()
 
     def stop(self) -> None:
         """Make a `run` in another thread raise `SuspendedError`, and all further ones."""
-        self._line.stop()
+        self._connection.stop()
 
     def close(self) -> None:
         """Stop, and give up the dialogue under way. In the thread that runs it."""
-        self._line.interrupt.set()
-        if self._conversation is not None:
-            self._conversation.close()
-            self._conversation = None
-        self._line.drop()
+        self._connection.interrupt.set()
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+        self._connection.close()
 
 
 def connect(address: Address, seconds: float) -> socket.socket:
-    """A blocking connection to `address`, within so many seconds, its name's resolution included. Raises `OSError`."""
-    sock = Dialling(Dial(address, seconds), Interrupt()).go_on(None)
+    """A blocking connection to `address`, made within `seconds`, including name resolution. Raises `OSError`."""
+    sock = ConnectionAttempt(Connect(address, seconds), Interrupt()).resume(None)
     sock.setblocking(True)
     return sock
 

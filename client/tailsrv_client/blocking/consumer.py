@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tailsrv_client.protocol.consumption import Consumption
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Dialogue
     from tailsrv_client.protocol.lag import Lag
     from tailsrv_client.protocol.messages import Message
 
@@ -51,9 +51,9 @@ class Consumer(ConsumerBase):
     Not to be used by two threads at once, but for `stop` and `lag`.
     """
 
-    _reading: Channel | None = None
-    _asking: Channel | None = None
-    _measuring: Channel | None = None
+    _stream_channel: Channel | None = None
+    _lookup_channel: Channel | None = None
+    _lag_channel: Channel | None = None
 
     def __iter__(self) -> Iterator[Message]:
         while True:
@@ -76,7 +76,7 @@ class Consumer(ConsumerBase):
         Empty after `timeout` seconds without a message (None: no limit), and when the consumer is `finished`. Asking
         for more acks what was delivered before.
         """
-        return self._gather(None, timeout) or []
+        return self._collect(None, timeout) or []
 
     def batches(self, max_messages: int | None = None, max_seconds: float | None = None) -> Iterator[list[Message]]:
         """The messages in lists; a list is acked as a whole.
@@ -85,7 +85,7 @@ class Consumer(ConsumerBase):
         `max_messages`, or that time has passed since it was asked for: it may be empty then, so that a program can
         do what is due while the stream is idle.
         """
-        while (batch := self._gather(max_messages, max_seconds, fill=max_seconds is not None)) is not None:
+        while (batch := self._collect(max_messages, max_seconds, fill=max_seconds is not None)) is not None:
             yield batch
 
     def chunks(self) -> Iterator[bytes]:
@@ -106,23 +106,23 @@ class Consumer(ConsumerBase):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            consumption = self._planned(deadline)
+            consumption = self._ensure_plan(deadline)
             if self._stream is not None and not consumption.done:
-                self._run_reading(self._stream.connect, deadline)
+                self._run_on_stream(self._stream.connect, deadline)
         except _StoppedError:
             return
         except SuspendedError:
             raise self._too_late(timeout) from None
 
     def lag(self) -> Lag:
-        """How far the last delivered message is behind the end of the stream; asks the servers. Thread-safe.
+        """The distance from the last delivered message to the end of the stream; asks the servers. Thread-safe.
 
         Raises `OSError` when they do not answer, `IndexFailed`, and `UsageError` while the position is not known.
         """
         # On a connection of its own: a dialogue that ran out of time may wait on another one.
-        channel = self._measuring = Channel()
+        channel = self._lag_channel = Channel()
         try:
-            return self._run(channel, self._asking_lag, None)
+            return self._run(channel, self._lag_dialogue, None)
         except _StoppedError:
             raise TailsrvError("the consumer was stopped") from None
         finally:
@@ -136,7 +136,7 @@ class Consumer(ConsumerBase):
     def stop(self) -> None:
         """End the loop of another thread, or of this one's next turn: within a second, whatever it waits for."""
         self._stopped = True
-        for channel in (self._reading, self._asking, self._measuring):
+        for channel in (self._stream_channel, self._lookup_channel, self._lag_channel):
             if channel is not None:
                 channel.stop()
 
@@ -164,14 +164,14 @@ class Consumer(ConsumerBase):
             self._try_to_save(self._checkpoint())
         finally:
             self._stopped = True
-            for channel in (self._reading, self._asking, self._measuring):
+            for channel in (self._stream_channel, self._lookup_channel, self._lag_channel):
                 if channel is not None:
                     channel.close()
             self._release()
 
     # --- waiting
 
-    def _gather(self, most: int | None, seconds: float | None, *, fill: bool = False) -> list[Message] | None:
+    def _collect(self, most: int | None, seconds: float | None, *, fill: bool = False) -> list[Message] | None:
         """A list to deliver; None when there will be no more. `fill`: wait until it is full, or the time is over."""
         deadline = None if seconds is None else time.monotonic() + seconds
         if self._ack():
@@ -181,7 +181,7 @@ class Consumer(ConsumerBase):
             self._fill(batch, most, deadline, fill=fill)
         except TailsrvError:
             if not batch:
-                raise  # otherwise the next call raises it again
+                raise  # otherwise deliver the messages first: the next call raises the error again
         except BaseException:  # such as KeyboardInterrupt: a program may go on after it
             if self._consumption is not None:
                 self._consumption.put_back(batch)
@@ -194,7 +194,7 @@ class Consumer(ConsumerBase):
         while True:
             consumption = self._consumption
             if consumption is not None:
-                batch += consumption.take(None if most is None else most - len(batch))
+                batch += consumption.collect(None if most is None else most - len(batch))
                 if len(batch) == most or (batch and not fill):
                     break
             if not self._next(deadline):
@@ -223,7 +223,7 @@ class Consumer(ConsumerBase):
         exchange, consumption = self._exchange, self._consumption
         assert exchange is not None and consumption is not None  # noqa: S101, PT018 - the constructor sees to it
         try:
-            batch = self._run_asking(lambda: self._timing(exchange), deadline, keep=True)
+            batch = self._run_lookup(lambda: self._times_dialogue(exchange), deadline, keep=True)
         except (SuspendedError, _StoppedError):
             return []
         self._untimed = []
@@ -233,7 +233,7 @@ class Consumer(ConsumerBase):
     def _next_bytes(self, deadline: float | None) -> bytes:
         """Wait for bytes of the stream; none at the end, or at `deadline`."""
         try:
-            consumption = self._planned(deadline)
+            consumption = self._ensure_plan(deadline)
             if self._ack():
                 self._try_to_save(self._checkpoint())
             while not consumption.done:
@@ -241,26 +241,26 @@ class Consumer(ConsumerBase):
                 soon = None if left is None else time.monotonic() + left
                 assert self._stream is not None  # noqa: S101 - made with the consumption
                 try:
-                    return self._run_reading(self._stream.read, _earlier(deadline, soon))
+                    return self._run_on_stream(self._stream.read, _earlier(deadline, soon))
                 except SuspendedError:
                     if self._is_due:
                         self._try_to_save(self._checkpoint())
                     if self._is_stop_due:
-                        consumption.stop_at(self._run_asking(self._finding_stop, None))
+                        consumption.stop_at(self._run_lookup(self._stop_dialogue, None))
                     if deadline is not None and time.monotonic() >= deadline:
                         raise
         except (_StoppedError, SuspendedError):
             pass
         return b""
 
-    def _planned(self, deadline: float | None) -> Consumption:
-        return self._consumption or self._begin(self._run_asking(self._planning, deadline))
+    def _ensure_plan(self, deadline: float | None) -> Consumption:
+        return self._consumption or self._begin(self._run_lookup(self._plan_dialogue, deadline))
 
-    def _run_reading(self, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
-        if self._reading is None:
-            self._reading = Channel()
+    def _run_on_stream(self, make: Callable[[], Dialogue[Result]], deadline: float | None) -> Result:
+        if self._stream_channel is None:
+            self._stream_channel = Channel()
         try:
-            return self._run(self._reading, make, deadline)
+            return self._run(self._stream_channel, make, deadline)
         except SuspendedError:
             raise
         except BaseException:
@@ -268,18 +268,21 @@ class Consumer(ConsumerBase):
                 self._stream.disconnected()
             raise
 
-    def _run_asking(self, make: Callable[[], Talk[Result]], deadline: float | None, *, keep: bool = False) -> Result:
+    def _run_lookup(
+        self, make: Callable[[], Dialogue[Result]], deadline: float | None, *, keep: bool = False
+    ) -> Result:
         """`keep`: leave the connection open for the next dialogue."""
-        if self._asking is None:
-            self._asking = Channel()
-        found = self._run(self._asking, make, deadline)
+        if self._lookup_channel is None:
+            self._lookup_channel = Channel()
+        found = self._run(self._lookup_channel, make, deadline)
         if not keep:
-            self._asking.disconnect()
+            self._lookup_channel.disconnect()
         return found
 
-    def _run(self, channel: Channel, make: Callable[[], Talk[Result]], deadline: float | None) -> Result:
-        """Raises `SuspendedError` at `deadline`: the next call goes on. Raises `_StoppedError`."""
-        # Looked at after the channel is in its place: whoever stops us sets this before it looks for one.
+    def _run(self, channel: Channel, make: Callable[[], Dialogue[Result]], deadline: float | None) -> Result:
+        """Raises `SuspendedError` at `deadline`: the next call continues the dialogue. Raises `_StoppedError`."""
+        # Checked after the channel is assigned: `stop` sets `_stopped` before it looks for channels, so one of the two
+        # sees the other.
         if self._stopped:
             raise _StoppedError
         try:

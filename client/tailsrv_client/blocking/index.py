@@ -1,6 +1,6 @@
-"""Message numbers, times and bytes into places in a stream, from `tailsrv-index`; on a blocking socket.
+"""Look-ups of message numbers, times and offsets at `tailsrv-index`, on a blocking socket.
 
-The connection is made when first needed, kept, and made anew when it was lost: a look-up can be repeated safely.
+The first look-up connects, and later ones use the same connection. A look-up is repeated after a lost connection.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tailsrv_client.blocking.connection import Conversation, Line, SuspendedError
+from tailsrv_client.blocking.connection import Connection, DialogueRunner, SuspendedError
 from tailsrv_client.errors import GaveUpError, IndexFailed, WrongPortError
-from tailsrv_client.protocol.dialogue import Pause
-from tailsrv_client.protocol.places import parse_time
+from tailsrv_client.protocol.bounds import parse_time
+from tailsrv_client.protocol.dialogue import Sleep
 from tailsrv_client.protocol.ports import INDEX
 from tailsrv_client.protocol.requests import Entry, Exchange, decode, encode
 from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
@@ -23,7 +23,7 @@ from tailsrv_formats.errors import TailsrvError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tailsrv_client.protocol.dialogue import Result, Talk
+    from tailsrv_client.protocol.dialogue import Dialogue, Result
     from tailsrv_formats.addresses import Address
 
 LOG = logging.getLogger("tailsrv_client")
@@ -47,7 +47,7 @@ class Index:
     def __init__(self, addresses: str | Iterable[str | Address], *, timeout: float = 10.0) -> None:
         self._rotation = Rotation(Servers(parse_addresses(addresses, INDEX), INDEX))
         self._timeout = timeout
-        self._line = Line()
+        self._connection = Connection()
         self._exchange = Exchange(self._rotation, timeout)
         self._gives_up_at: float | None = None
 
@@ -92,11 +92,11 @@ class Index:
 
     def stop(self) -> None:
         """Make a look-up in another thread raise `TailsrvError`, and all further ones."""
-        self._line.stop()
+        self._connection.stop()
 
     def close(self) -> None:
-        """Give the connection back; a later look-up makes a new one."""
-        self._line.drop()
+        """Close the connection; a later look-up connects again."""
+        self._connection.close()
         self._exchange.closed()
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ class Index:
         self.close()
 
     def _ask(self, requests: bytes, replies: int) -> list[bytes]:
-        """Send, and receive so many lines; once more at each address before it counts as a failure."""
+        """Send `requests` and receive `replies` lines. Tries each address once more before it fails."""
         attempts = len(self._rotation.servers.addresses) + self._exchange.open
         ends = time.monotonic() + self._timeout
         while True:
@@ -116,17 +116,17 @@ class Index:
             except (OSError, WrongPortError) as error:
                 self.close()
                 pause = self._rotation.failed(error)
-                # An unproven server that ends connections is being restarted, or is no indexer: soon we know.
+                # An unverified server that closes connections restarts or is not an indexer: a retry shows which.
                 unsure = address in self._rotation.servers.ended_since and time.monotonic() + pause < ends
                 attempts -= not unsure
-                if not self._goes_on(attempts):
+                if not self._may_retry(attempts):
                     raise
                 self._wait(_pause(pause if unsure else self._pause(pause)))
             else:
                 self._rotation.worked()
                 return lines
 
-    def _goes_on(self, attempts: int) -> bool:
+    def _may_retry(self, attempts: int) -> bool:
         """Whether to try again."""
         return attempts > 0
 
@@ -134,17 +134,17 @@ class Index:
         """How long to wait before the next address is tried."""
         return 0.0
 
-    def _wait(self, talk: Talk[Result]) -> Result:
-        conversation = Conversation(self._line, talk)
+    def _wait(self, dialogue: Dialogue[Result]) -> Result:
+        runner = DialogueRunner(self._connection, dialogue)
         try:
-            return conversation.go_on(self._gives_up_at)
+            return runner.resume(self._gives_up_at)
         except SuspendedError:
-            conversation.close()
+            runner.close()
             self._exchange.closed()
-            if self._line.interrupt.is_set():
+            if self._connection.interrupt.is_set():
                 raise TailsrvError("the look-up was stopped") from None
-            trouble = self._rotation.trouble or self._rotation.address
-            raise GaveUpError(f"no answer from the indexer in time ({trouble})") from None
+            last_error = self._rotation.last_error or self._rotation.address
+            raise GaveUpError(f"no answer from the indexer in time ({last_error})") from None
 
 
 class PersistentIndex(Index):
@@ -188,14 +188,14 @@ class PersistentIndex(Index):
         if self._outage is not None:
             self._gives_up_at = time.monotonic() + self._outage
 
-    def _goes_on(self, attempts: int) -> bool:  # noqa: ARG002 - it always does
-        LOG.warning("%s; next: %s", self._rotation.trouble, self._rotation.address)
+    def _may_retry(self, attempts: int) -> bool:  # noqa: ARG002 - it always does
+        LOG.warning("%s; next: %s", self._rotation.last_error, self._rotation.address)
         return True
 
     def _pause(self, seconds: float) -> float:
         return seconds
 
 
-def _pause(seconds: float) -> Talk[None]:
+def _pause(seconds: float) -> Dialogue[None]:
     if seconds:
-        yield Pause(seconds)
+        yield Sleep(seconds)

@@ -55,7 +55,7 @@ def as_text(record: logging.LogRecord, formatter: logging.Formatter, limit: int,
     try:
         text = formatter.format(record)
     except Exception as error:  # noqa: BLE001 - whatever an argument's or a formatter's code raises
-        text = f"{record.levelname} {record.name}: {_text(record.msg)} {_repr(record.args)} ({_told(error)})"
+        text = f"{record.levelname} {record.name}: {_text(record.msg)} {_repr(record.args)} ({_describe_error(error)})"
     if escape:
         text = text.replace("\n", "\\n").replace("\0", "\\0")
     payload = text.encode("utf-8", "backslashreplace")
@@ -82,7 +82,7 @@ def _add(facts: dict[str, Any], key: str, render: Any) -> None:  # noqa: ANN401 
     try:
         facts[key] = render()
     except Exception as error:  # noqa: BLE001 - whatever an argument's code raises
-        facts["error"] = _told(error)
+        facts["error"] = _describe_error(error)
 
 
 def _encode(facts: dict[str, Any]) -> bytes:
@@ -131,7 +131,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
-def _told(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {_text(error)}"
 
 

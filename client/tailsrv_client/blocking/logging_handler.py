@@ -1,7 +1,7 @@
 """TailsrvHandler: what Python logs, as messages to a collator.
 
-Law: logging never costs the application more than the time that it allows, and what could not be kept is counted and
-told, in the stream itself, as soon as there is room again.
+Law: logging never costs the application more than the time that it allows, and dropped records are counted
+and reported, in the stream itself, as soon as there is room again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from tailsrv_client.blocking.handover import HandOver
 from tailsrv_client.blocking.log_records import as_json, as_text
 from tailsrv_client.blocking.producer import Producer
+from tailsrv_client.blocking.spool_writer import SpoolWriter
 from tailsrv_client.errors import ProducerFull
 from tailsrv_formats.errors import TailsrvError
 from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 IN_FLIGHT_BYTES: Final = 8 << 20
 
 SPOOL_SECONDS: Final = 0.05
-"""How long a record waits for the disk of a spool, unless told otherwise."""
+"""The default `block_seconds` with a spool."""
 
 FRAME_BYTES: Final = 16
 """More than any framing adds to a payload."""
@@ -48,7 +48,7 @@ class _Busy(threading.local):
 
 
 class TailsrvHandler(logging.Handler):
-    r"""Sends each record as one message to the collator at one of `addresses`, on the acknowledged lane.
+    r"""Sends each record as one message to the collator at one of `addresses`, on the acknowledged port.
 
     >>> logging.getLogger().addHandler(TailsrvHandler("fileserver:4323", "web-1"))
 
@@ -61,7 +61,7 @@ class TailsrvHandler(logging.Handler):
     calls as the program ends) waits for up to `close_seconds` for acknowledgements. Names and spool: see `Producer`.
 
     With a spool a thread appends the records, and `block_seconds` (then 0.05) also is how long a record waits until
-    the kernel has it: a disk that is slower holds up nobody, and what a `kill -9` finds in memory then is lost.
+    the kernel has it: a slower disk delays no caller, and records that are still in memory are lost at a `kill -9`.
 
     In a forked child the handler is anonymous and has no spool: the name and the spool stay with the parent.
     """
@@ -83,7 +83,7 @@ class TailsrvHandler(logging.Handler):
         super().__init__(level)
         self.setFormatter(formatter)
         self.dropped = 0
-        """Records that were dropped and not yet told of."""
+        """Records that were dropped and not yet reported."""
         self._block_seconds = block_seconds if block_seconds is not None else SPOOL_SECONDS if spool else 0.0
         self._close_seconds = close_seconds
         self._counting = threading.RLock()
@@ -97,15 +97,15 @@ class TailsrvHandler(logging.Handler):
             "max_message_bytes": max_message_bytes,
         }
         self._spool = spool
-        self._aside: deque[bytes] = deque()
+        self._deferred: deque[bytes] = deque()
         """Payloads of records that were logged while another one was being handed on, in the same thread."""
         self._here = _Busy()
-        self._handover: HandOver | None = None
+        self._spool_writer: SpoolWriter | None = None
         self._producer: Producer | None = Producer(self._addresses, name, spool=spool, **self._options)
         if spool is not None:
-            self._handover = HandOver(self._producer, max_in_flight_bytes, self._count)
+            self._spool_writer = SpoolWriter(self._producer, max_in_flight_bytes, self._count)
         self._send: Callable[[bytes, float], None] | None = (
-            self._producer.send_framed if self._handover is None else self._handover.send
+            self._producer.send_framed if self._spool_writer is None else self._spool_writer.send
         )
         _HANDLERS.add(self)
 
@@ -115,39 +115,39 @@ class TailsrvHandler(logging.Handler):
             return
         try:
             payload = self._payload(record)
-        except Exception:  # noqa: BLE001 - an error of ours; logging's own way to tell it
+        except Exception:  # noqa: BLE001 - an error of ours, reported in logging's own way
             self._count(1)
             self.handleError(record)
             return
         if self._here.busy or threading.current_thread() in self._own_threads():
             # Logged by a signal handler or a finalizer, in the middle of what a record goes through.
-            self._aside.append(payload)
+            self._deferred.append(payload)
             return
         self._here.busy = True
         try:
-            self._hand_on(payload)
-            self._hand_on_aside()
+            self._forward(payload)
+            self._forward_deferred()
         finally:
             self._here.busy = False
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait for acknowledgements, for up to `timeout` (default: `close_seconds`) seconds."""
-        self._hand_on_aside()
-        waiting = self._handover or self._producer
+        self._forward_deferred()
+        waiting = self._spool_writer or self._producer
         if waiting is not None:
             # What is left may still arrive; `close` gives it up and says how much it was.
             with contextlib.suppress(TimeoutError, TailsrvError):
                 waiting.flush(self._close_seconds if timeout is None else timeout)
 
     def close(self) -> None:
-        """Wait as `flush` does, then stop. Raises nothing: the program goes on ending."""
-        self._hand_on_aside()
+        """Wait as `flush` does, then stop. Raises nothing, so that the program's exit continues."""
+        self._forward_deferred()
         with self._counting:
             producer, self._producer, self._send = self._producer, None, None
         if producer is not None:
             left = self._close(producer)
             if (left or self.dropped) and logging.raiseExceptions and sys.stderr:
-                with contextlib.suppress(OSError, ValueError):  # as logging itself: nobody is left to be told
+                with contextlib.suppress(OSError, ValueError):  # as logging does: it can be reported nowhere
                     sys.stderr.write(f"TailsrvHandler: {self.dropped} records dropped{left}\n")
         super().close()
 
@@ -157,43 +157,41 @@ class TailsrvHandler(logging.Handler):
 
     def _close(self, producer: Producer) -> str:
         """Close it. Returns what to say of what is left."""
-        if self._handover is None:
+        if self._spool_writer is None:
             left = producer.close(self._close_seconds)
-            return f", {left} bytes of others not acknowledged" if left else ""
-        self._handover.close(self._close_seconds)
-        waiting, kept = self._handover.waiting, producer.in_flight
-        slow = f", {waiting} bytes of others are lost: the disk of {self._spool} is too slow" if waiting else ""
-        return slow + (
-            f", {kept} bytes of others are kept in {self._spool}, and are sent by the next run" if kept else ""
-        )
+            return f", {left} more bytes not acknowledged" if left else ""
+        self._spool_writer.close(self._close_seconds)
+        waiting, kept = self._spool_writer.waiting, producer.in_flight
+        slow = f", {waiting} more bytes lost: the disk of {self._spool} is too slow" if waiting else ""
+        return slow + (f", {kept} more bytes kept in {self._spool} for the next run" if kept else "")
 
     def _payload(self, record: logging.LogRecord) -> bytes:
         if self.formatter is not None:
             return as_text(record, self.formatter, self._limit, escape=self._escape)
         return as_json(record, self._limit)
 
-    def _hand_on(self, payload: bytes) -> None:
-        send = self._send  # once: `close` may set it to None at any time
+    def _forward(self, payload: bytes) -> None:
+        send = self._send  # read once: `close` may set it to None in another thread
         if send is None:
             self._count(1)
             return
         try:
             if self.dropped:
-                self._tell_dropped(send)
+                self._report_dropped(send)
             send(self._wrap(payload), self._block_seconds)
         except (ProducerFull, TailsrvError, OSError, ValueError):
             # No room, no collator that takes us, a full disk under the spool, a payload that can't be framed.
             self._count(1)
 
-    def _hand_on_aside(self) -> None:
-        while self._aside:
+    def _forward_deferred(self) -> None:
+        while self._deferred:
             try:
-                payload = self._aside.popleft()
+                payload = self._deferred.popleft()
             except IndexError:
                 return  # another thread has it
-            self._hand_on(payload)
+            self._forward(payload)
 
-    def _tell_dropped(self, send: Callable[[bytes, float], None]) -> None:
+    def _report_dropped(self, send: Callable[[bytes, float], None]) -> None:
         with self._counting:
             count = self.dropped
             if count:
@@ -205,8 +203,9 @@ class TailsrvHandler(logging.Handler):
             self.dropped += dropped
 
     def _own_threads(self) -> tuple[threading.Thread, ...]:
-        producer, handover = self._producer, self._handover
-        return tuple(thread for thread in (producer and producer._thread, handover and handover.thread) if thread)  # noqa: SLF001 - ours
+        producer, spool_writer = self._producer, self._spool_writer
+        threads = (producer and producer._thread, spool_writer and spool_writer.thread)  # noqa: SLF001 - ours
+        return tuple(thread for thread in threads if thread)
 
     def _leave_to_parent(self) -> None:
         """In a forked child: begin again with the first record, under no name."""
@@ -216,9 +215,9 @@ class TailsrvHandler(logging.Handler):
         producer._forget()  # noqa: SLF001 - ours
         self._counting = threading.RLock()
         self._here = _Busy()
-        self._aside.clear()
+        self._deferred.clear()
         self.dropped = 0
-        self._spool = self._handover = None
+        self._spool = self._spool_writer = None
         self._send = self._begin_in_child
 
     def _begin_in_child(self, message: bytes, timeout: float) -> None:

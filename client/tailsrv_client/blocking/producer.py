@@ -1,4 +1,4 @@
-"""Producer: messages to a collator, each once, with a receipt that says where it stands."""
+"""Producer: messages to a collator, each once, with a receipt that has its offset in the file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from tailsrv_client.blocking.link import Link
+from tailsrv_client.blocking.session_thread import SessionThread
 from tailsrv_client.errors import ProducerFull
 from tailsrv_client.protocol.outbox import Memory, Outbox
 from tailsrv_client.protocol.ports import ACKNOWLEDGED
 from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
-from tailsrv_client.protocol.session import Lane, check_name
+from tailsrv_client.protocol.session import Session, check_name
 from tailsrv_client.spool import Spool
 from tailsrv_formats.errors import TailsrvError, UsageError
 from tailsrv_formats.framing import DEFAULT_MAX_MESSAGE_BYTES, make_framing
@@ -97,7 +97,7 @@ class Receipt(Future["int | None"]):
                 raise TimeoutError(f"not acknowledged within {timeout} s")
 
     def _finish(self) -> None:
-        """Under the producer's lock. It notifies those who wait in `result` once for all that one line acknowledged."""
+        """Under the producer's lock. The caller notifies the threads that wait in `result` once for each ACKED line."""
         self._state = FINISHED
         made = vars(self)
         if "_waiters" in made:
@@ -112,11 +112,11 @@ class Producer:
 
     >>> with Producer("fileserver:4323", "sensor-7") as producer:
     ...     receipt = producer.send(b"21.5")
-    ...     print(receipt.result())  # where in the file it stands
+    ...     print(receipt.result())  # its offset in the file
 
-    A lost connection is made again for ever, and goes on at the byte that the collator names: nothing is lost and
-    nothing stands twice while the producer lives, and with `spool=FILE` also across its death (kill -9). An empty
-    `name` is anonymous: what was not acknowledged when a connection was lost may stand twice.
+    The producer reconnects without limit and continues at the byte that the collator names: no message is lost or
+    repeated while the producer lives and, with `spool=FILE`, after a `kill -9`. An empty `name` is anonymous:
+    messages that were unacknowledged when a connection was lost may be in the file twice.
 
     `max_in_flight_bytes` bounds what is not acknowledged: 16 MiB in memory, 256 MiB in a spool unless given. A host
     alone means port 4323. Leaving a `with` block flushes. Thread-safe. What ends it is raised by `send`, `flush` and
@@ -141,7 +141,9 @@ class Producer:
         rotation = Rotation(Servers(parse_addresses(addresses, ACKNOWLEDGED), ACKNOWLEDGED))
         check_name(name)
         if spool is not None and not name:
-            raise UsageError("a spool needs a producer's name: an anonymous one can't go on where it was")
+            raise UsageError(
+                "a spool needs a producer name, because the collator keeps no position for anonymous producers"
+            )
         codec = make_framing(framing, max_message_bytes)
         self._wrap = codec.wrap
         self._bound = max_in_flight_bytes or (IN_FLIGHT_BYTES if spool is None else SPOOL_BYTES)
@@ -150,17 +152,17 @@ class Producer:
         self._failure: Exception | None = None
         self._on_failure = on_failure
         self._closed = False
-        self._taking = False
+        self._is_putting = False
         self._spool = None if spool is None else Spool(spool, name, codec)
         self._outbox = Outbox(self._spool or Memory())
         try:
-            self._link = Link(
+            self._session_thread = SessionThread(
                 rotation,
-                Lane(name, self._outbox),
+                Session(name, self._outbox),
                 guard=self._guard,
-                acknowledged=self._outbox.settle,
+                acknowledged=self._outbox.acknowledge,
                 failed=self._fail,
-                tell=self._warn,
+                on_event=self._warn,
                 outage=outage,
             )
         except BaseException:  # no descriptor or thread to be had
@@ -171,7 +173,7 @@ class Producer:
     @property
     def in_flight(self) -> int:
         """Bytes that are not acknowledged; in the beginning those that were found in the spool."""
-        return self._outbox.held
+        return self._outbox.unacknowledged_bytes
 
     def send(self, payload: bytes, timeout: float | None = None) -> Receipt:
         """Take a message. Returns at once, unless too much is in flight: then waits for room.
@@ -188,38 +190,40 @@ class Producer:
             if (
                 self._failure is not None
                 or self._closed
-                or self._taking
-                or self._outbox.held + len(message) > self._bound
+                or self._is_putting
+                or self._outbox.unacknowledged_bytes + len(message) > self._bound
             ):
                 self._make_room(len(message), timeout)
             self._put(message, receipt)
-        self._link.wake()
+        self._session_thread.wake()
         return receipt
 
     def send_framed(self, messages: bytes, timeout: float | None = None) -> None:
-        """Take messages as they stand in a stream, each with its terminator or prefix: for copying, without receipts.
+        """Send messages that already have their terminator or prefix, without receipts: for copying.
 
-        They have to be whole: what follows would end up within the last of them. Waits and raises as `send`.
+        They have to be whole: the next message would become part of an incomplete one. Waits and raises as `send`.
         """
         with self._lock:
             if (
                 self._failure is not None
                 or self._closed
-                or self._taking
-                or self._outbox.held + len(messages) > self._bound
+                or self._is_putting
+                or self._outbox.unacknowledged_bytes + len(messages) > self._bound
             ):
                 self._make_room(len(messages), timeout)
             self._put(messages, None)
-        self._link.wake()
+        self._session_thread.wake()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything is acknowledged. Raises `TimeoutError` after `timeout` seconds."""
         with self._guard:
             if not self._guard.wait_for(self._is_settled, timeout):
-                raise TimeoutError(f"{self._outbox.held} bytes are not acknowledged after {timeout} s")
+                raise TimeoutError(f"{self._outbox.unacknowledged_bytes} bytes are not acknowledged after {timeout} s")
             self._raise_failure()
-            if self._outbox.held:
-                raise TailsrvError(f"the producer was closed with {self._outbox.held} bytes not acknowledged")
+            if self._outbox.unacknowledged_bytes:
+                raise TailsrvError(
+                    f"the producer was closed with {self._outbox.unacknowledged_bytes} bytes not acknowledged"
+                )
 
     def close(self, timeout: float | None = 0) -> int:
         """Wait up to `timeout` seconds for acknowledgements (None: as long as it takes), then stop.
@@ -230,9 +234,9 @@ class Producer:
             self._guard.wait_for(self._is_settled, timeout)
             self._closed = True
         try:
-            self._link.close()
+            self._session_thread.close()
             with self._guard:
-                left = self._outbox.held
+                left = self._outbox.unacknowledged_bytes
                 self._outbox.fail(TailsrvError("the producer was closed before the message was acknowledged"))
                 self._guard.notify_all()
         finally:
@@ -243,15 +247,15 @@ class Producer:
 
     def _forget(self) -> None:
         """In a forked child: close our copies of what is the parent's. Nothing else may be called afterwards."""
-        self._link.forget()
+        self._session_thread.forget()
 
     @property
     def _thread(self) -> threading.Thread:
         """The thread that serves the connection, and in which receipts call back."""
-        return self._link.thread
+        return self._session_thread.thread
 
     def _warn(self, text: str) -> None:
-        """Report what happened to a connection; sending goes on."""
+        """Report a lost or failed connection; sending continues."""
         LOG.warning("%s", text)
 
     def __enter__(self) -> Self:
@@ -267,29 +271,29 @@ class Producer:
 
     def _put(self, messages: bytes, receipt: Receipt | None) -> None:
         self._check_nesting()
-        self._taking = True
+        self._is_putting = True
         try:
             self._outbox.put(messages, receipt)
         finally:
-            self._taking = False
+            self._is_putting = False
 
     def _is_settled(self) -> bool:
         """Whether there is nothing to wait for, or no longer."""
-        return self._failure is not None or self._closed or not self._outbox.held
+        return self._failure is not None or self._closed or not self._outbox.unacknowledged_bytes
 
     def _make_room(self, size: int, timeout: float | None) -> None:
         def has_room() -> bool:
-            return self._outbox.held + size <= self._bound or not self._outbox.held
+            return self._outbox.unacknowledged_bytes + size <= self._bound or not self._outbox.unacknowledged_bytes
 
         self._check_nesting()
         if not self._guard.wait_for(lambda: self._failure is not None or self._closed or has_room(), timeout):
-            raise ProducerFull(f"{self._outbox.held} bytes are in flight, and the collator acknowledges none of them")
+            raise ProducerFull(full_message(self._outbox.unacknowledged_bytes))
         self._raise_failure()
         if self._closed:
             raise TailsrvError("the producer is closed")
 
     def _check_nesting(self) -> None:
-        if self._taking:  # in this thread, as we have the lock
+        if self._is_putting:  # set by this same thread, because the lock is reentrant and we hold it
             raise TailsrvError("a signal handler or a finalizer called `send` while `send` was running in its thread")
 
     def _raise_failure(self) -> None:
@@ -302,5 +306,10 @@ class Producer:
         if self._on_failure is not None:
             self._on_failure()
         else:
-            # A program that only sends, as one that logs does, would never come to know.
+            # A program that only sends and never looks at a receipt would not notice.
             self._warn(f"producer ended: {error}")
+
+
+def full_message(size: int) -> str:
+    """The text of a `ProducerFull` for `size` unacknowledged bytes."""
+    return f"{size} bytes are in flight and not acknowledged; check the collator, or raise max_in_flight_bytes"

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from tailsrv_client.cat.copier import copy_stream
 from tailsrv_client.cat.options import Options
 from tailsrv_client.command_line import Command, at_least, file_path, size_of_at_least
-from tailsrv_client.protocol.places import parse_start, parse_until
+from tailsrv_client.protocol.bounds import parse_start, parse_until
 from tailsrv_client.protocol.ports import BROADCAST, INDEX
 from tailsrv_client.protocol.servers import parse_addresses
 from tailsrv_client.terminal import log_to_standard_error, run_command
@@ -20,8 +20,7 @@ command = Command(
     NAME,
     usage="[OPTIONS] ADDR[,ADDR...]",
     description="Copy a stream to standard output, and follow it as it grows. ADDR is a broadcaster; a host alone means"
-    " port 4321 (--index: 4324). A lost connection is made again at the byte where it was, at the next ADDR when one is"
-    " down.",
+    " port 4321 (--index: 4324). It reconnects at the byte where it was, at the next ADDR when one is down.",
     arguments=[("ADDR", "addresses", None)],
 )
 command.option("--index", metavar="ADDR", help="The stream's indexer: for message:N, last:N, time:T, %n, %t and --lag.")
@@ -40,7 +39,7 @@ command.option("-e", "--until-now", dest="until", const="now", help="Short for -
 command.option(
     "-c", "--count", convert=at_least(0), metavar="N", help="Stop after N messages (with --grep: after N matches)."
 )
-command.option("--framing", choices=FRAMINGS, default="newline", help="How messages are told apart.")
+command.option("--framing", choices=FRAMINGS, default="newline", help="Framing of the messages.")
 command.option("--raw", dest="form", const="raw", default="raw", help="Print the bytes of the stream (the default).")
 command.option(
     "-J",
@@ -60,7 +59,7 @@ command.option(
     help="Continue from the position in FILE, and keep FILE up to date.",
 )
 command.option("--grep", metavar="REGEX", help="Print only messages that match.")
-command.option("--lag", const=True, default=False, help="Print to standard error, once a second, how far it is behind.")
+command.option("--lag", const=True, default=False, help="Print the lag to standard error once a second.")
 command.option(
     "--timeout",
     convert=parse_duration,

@@ -37,8 +37,8 @@ BATCH_MESSAGES: Final = 4096
 
 
 def copy_stream(options: Options) -> None:
-    """Copy until there is nothing more to copy. Raises `BrokenPipeError` when nobody reads the output any more."""
-    copier = Copier(options)  # whatever is wrong with the options is found before a checkpoint is locked
+    """Copy until there is nothing more to copy. Raises `BrokenPipeError` when the reader of the output has gone."""
+    copier = Copier(options)  # raises `UsageError` before a checkpoint is locked
     consumer = Consumer(
         options.addresses,
         start=options.start,
@@ -52,7 +52,7 @@ def copy_stream(options: Options) -> None:
     )
     unread = threading.Event()
 
-    def nobody_reads() -> None:
+    def output_closed() -> None:
         unread.set()
         stop()
 
@@ -63,7 +63,7 @@ def copy_stream(options: Options) -> None:
     soft = SoftStop(stop)
     try:
         with consumer:
-            watch_output(OUTPUT, nobody_reads)
+            watch_output(OUTPUT, output_closed)
             done = _copy(copier, consumer, options)
             satisfied = copier.satisfied or done
     except TailsrvError:
@@ -121,7 +121,7 @@ class Copier:
             raise UsageError(f"--grep {options.grep!r}: {error}") from None
         self.counts = options.count is not None and (options.grep is not None or options.until is not None)
         """Whether it is not for the consumer to count: only matches count, or there is another end too."""
-        self._wanted = options.count
+        self._remaining = options.count
         self._index: PersistentIndex | None = None
         if options.index is not None and "t" in self._fields:
             self._index = PersistentIndex(options.index, options.timeout)
@@ -137,7 +137,7 @@ class Copier:
     @property
     def satisfied(self) -> bool:
         """Whether `--count` messages were printed."""
-        return self._wanted == 0
+        return self._remaining == 0
 
     def copy_messages(self, consumer: Consumer, progress: Progress) -> None:
         """All messages, or all that match."""
@@ -154,13 +154,13 @@ class Copier:
         progress.end(consumer.position.offset - begin)
 
     def copy_some(self, consumer: Consumer) -> None:
-        """The first so many that match: one by one, so that a checkpoint ends with the last of them."""
-        for message in consumer if self._wanted else ():
+        """The first `--count` matches, one by one, so that a checkpoint ends with the last of them."""
+        for message in consumer if self._remaining else ():
             number = consumer.number
             numbered = (message, None if number is None else number - 1)
             if self._matches(numbered):
                 write_all(OUTPUT, self._rendered([numbered]))
-                self._wanted = (self._wanted or 0) - 1
+                self._remaining = (self._remaining or 0) - 1
                 if self.satisfied:
                     break
 

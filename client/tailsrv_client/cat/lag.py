@@ -1,4 +1,4 @@
-"""How far a consumer is behind the end of the stream: a line on standard error, once a second, from its own thread."""
+"""Reports the lag of a consumer: a line on standard error, once a second, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime as dt
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from tailsrv_client.standard_error import say, write_line
+from tailsrv_client.standard_error import write_line, write_message
 from tailsrv_client.threads import start
 from tailsrv_formats.errors import TailsrvError, reason
 
@@ -44,7 +44,7 @@ class LagReporter:
         if self._as_json:
             write_line(describe_json(result, dt.datetime.now(dt.UTC)))
         else:
-            say("lag", describe(result))
+            write_message("lag", describe(result))
 
 
 def describe(result: Lag | str) -> str:

@@ -1,4 +1,4 @@
-"""What `tailsrv-cat` was asked to do."""
+"""The options of `tailsrv-cat`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def by_message(self) -> bool:
-        """Whether messages have to be told apart at all."""
+        """Whether the command works on messages rather than on bytes."""
         until = (self.until or "").partition(":")[0]
         return self.form != "raw" or self.count is not None or self.grep is not None or until in {"message", "count"}

@@ -1,4 +1,4 @@
-"""Answers to what a plan asks, as a talk with the broadcasters and the indexer: the same for both faces. Pure."""
+"""Answers the questions of a plan in dialogues with the broadcasters and the indexer. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import TypeVar
 
-    from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.dialogue import Dialogue, OnEvent
     from tailsrv_client.protocol.plan import Question
     from tailsrv_client.protocol.requests import Entry
     from tailsrv_client.protocol.servers import Rotation
@@ -26,8 +26,8 @@ SECONDS: Final = 10.0
 
 
 def answer(
-    questions: Generator[Question, int | Entry, Answer], broadcast: Rotation, index: Rotation | None, tell: Tell
-) -> Talk[Answer]:
+    questions: Generator[Question, int | Entry, Answer], broadcast: Rotation, index: Rotation | None, on_event: OnEvent
+) -> Dialogue[Answer]:
     """Ask the broadcasters and the indexer, until `questions` has its result.
 
     Each is asked until it answers. Raises `UsageError` where an indexer is needed and none is named, and
@@ -38,10 +38,10 @@ def answer(
         while True:
             try:
                 if question == END:
-                    reply: int | Entry = yield from find_end(broadcast, tell)
+                    reply: int | Entry = yield from find_end(broadcast, on_event)
                 else:
                     rotation, request = _for_indexer(question, index)
-                    reply = yield from ask_until_answered(rotation, request, SECONDS, tell)
+                    reply = yield from ask_until_answered(rotation, request, SECONDS, on_event)
             except IndexFailed as error:
                 question = questions.throw(error)
             else:
@@ -57,5 +57,5 @@ def _for_indexer(question: Question, index: Rotation | None) -> tuple[Rotation, 
         asked = (
             question if isinstance(question, str) else " ".join(f"{kind} {value}" for kind, value in question.items())
         )
-        raise UsageError(f"to ask for {asked} takes an indexer: name one (index=ADDR, --index ADDR)")
+        raise UsageError(f"{asked} needs an indexer; name one with index=ADDR or --index ADDR")
     return index, question

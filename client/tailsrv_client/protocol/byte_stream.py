@@ -24,11 +24,11 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from tailsrv_client.errors import StreamDiverged
-from tailsrv_client.protocol.dialogue import Hear, Say, before, reach_broadcaster
-from tailsrv_client.protocol.timeouts import Loss, Outage
+from tailsrv_client.protocol.dialogue import Receive, Send, connect_broadcaster, with_deadline
+from tailsrv_client.protocol.timeouts import Outage, Reconnection
 
 if TYPE_CHECKING:
-    from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.dialogue import Dialogue, OnEvent
     from tailsrv_client.protocol.reader import Reader
     from tailsrv_client.protocol.servers import Rotation
     from tailsrv_client.protocol.timeouts import Timeouts
@@ -40,38 +40,38 @@ CHUNK_BYTES: Final = 1 << 17
 class ByteStream:
     """The stream at the addresses of `rotation`, from the place of `reader` on.
 
-    `tell` receives one sentence whenever a connection is lost or cannot be made.
+    `on_event` receives one sentence whenever a connection is lost or cannot be made.
     """
 
-    def __init__(self, rotation: Rotation, reader: Reader, timeouts: Timeouts, tell: Tell) -> None:
+    def __init__(self, rotation: Rotation, reader: Reader, timeouts: Timeouts, on_event: OnEvent) -> None:
         self.reader = reader
         self._rotation = rotation
         self._timeouts = timeouts
-        self._tell = tell
+        self._on_event = on_event
         self._clock = rotation.servers.clock
-        self._loss = Loss(rotation, reader, tell)
+        self._reconnection = Reconnection(rotation, reader, on_event)
         self._outage = Outage(timeouts.outage, self._clock())
         self._connected = False
         self._check_by = 0.0
         self._pause = 0.0
 
-    def connect(self) -> Talk[None]:
+    def connect(self) -> Dialogue[None]:
         """Connect, if there is no connection. Raises as `read` does, but for `StreamDiverged`."""
         while not self._connected:
             pause, self._pause = self._pause, 0.0
-            reach = reach_broadcaster(self._rotation, self._timeouts.connect, self._tell, first=pause)
-            yield from before(self._outage.deadline, reach, self._clock, self._gave_up)
+            connecting = connect_broadcaster(self._rotation, self._timeouts.connect, self._on_event, first=pause)
+            yield from with_deadline(self._outage.deadline, connecting, self._clock, self._gave_up)
             try:
-                yield Say(self.reader.header())
+                yield Send(self.reader.header())
             except OSError as error:
-                self._lost(self._loss.failed(error))
+                self._lost(self._reconnection.failed(error))
                 continue
             self._connected = True
             self._check_by = self._clock() + self._timeouts.check
-            if not self.reader.owed:
-                self._outage.works()
+            if not self.reader.expects_bytes:
+                self._outage.end()
 
-    def read(self) -> Talk[bytes]:
+    def read(self) -> Dialogue[bytes]:
         """The next bytes, 1 to `CHUNK_BYTES`; none at the reader's stop.
 
         Raises `StreamDiverged`, `WrongPortError`, `UnknownHostError`, `GaveUpError`; after each of them `read` may be
@@ -82,22 +82,22 @@ class ByteStream:
             if not self._connected:
                 yield from self.connect()
             try:
-                data = yield Hear(self._patience(), CHUNK_BYTES)
+                data = yield Receive(self._patience(), CHUNK_BYTES)
             except OSError as error:
                 self._failed(error)
                 continue
             if not data:
-                self._lost(self._loss.ended())
+                self._lost(self._reconnection.ended())
                 continue
             try:
-                fresh = reader.received(data)
+                new = reader.received(data)
             except StreamDiverged:
                 self._lost(self._rotation.failed())
                 raise
-            if fresh:
+            if new:
                 self._rotation.worked()
-                self._outage.works()
-                return fresh
+                self._outage.end()
+                return new
         return b""
 
     def disconnected(self) -> None:
@@ -106,11 +106,11 @@ class ByteStream:
 
     def _patience(self) -> float:
         """How long the server may take to send something, in seconds."""
-        if not self.reader.owed:
+        if not self.reader.expects_bytes:
             return math.inf  # an idle stream may be silent for ever
         limit = self._check_by if self.reader.checking else math.inf
         if self._timeouts.outage is not None:
-            self._outage.begins(self._clock())
+            self._outage.begin(self._clock())
             limit = min(limit, self._outage.deadline or math.inf)
         return limit if limit == math.inf else max(0.0, limit - self._clock())
 
@@ -118,18 +118,18 @@ class ByteStream:
         """Nothing came in time, or the connection broke: the kernel, too, reports a dead peer as a time-out."""
         now = self._clock()
         deadline = self._outage.deadline
-        if self.reader.owed and deadline is not None and now >= deadline:
+        if self.reader.expects_bytes and deadline is not None and now >= deadline:
             self._lost(0.0)
             raise self._gave_up() from None
         if isinstance(error, TimeoutError) and self.reader.checking and now >= self._check_by:
-            self._lost(self._loss.shorter())
+            self._lost(self._reconnection.shorter())
         else:
-            self._lost(self._loss.failed(error))
+            self._lost(self._reconnection.failed(error))
 
     def _lost(self, pause: float) -> None:
         self._connected = False
         self._pause = pause
-        self._outage.begins(self._clock())
+        self._outage.begin(self._clock())
 
     def _gave_up(self) -> Exception:
         return self._timeouts.gave_up(self._rotation)

@@ -1,4 +1,4 @@
-"""What a consumer knows and decides about messages, without a socket or a clock.
+"""Which messages a consumer has delivered and acked. Pure.
 
 A message is *delivered* when the caller gets it, and *acked* when the caller asks for more: it has handled what it
 had. A checkpoint never runs ahead of what is acked.
@@ -10,7 +10,7 @@ from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING
 
-from tailsrv_client.protocol.messages import Inbox
+from tailsrv_client.protocol.messages import MessageDecoder
 from tailsrv_client.protocol.reader import Reader
 from tailsrv_formats.checkpoint import Checkpoint
 from tailsrv_formats.errors import UsageError
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 class Consumption:
     """One reading of a stream as planned: fed with bytes that are in order, it delivers messages.
 
-    Iterating `undelivered` message by message is the fast path of a `for` loop; whoever does so sets `delivered`,
-    `acked` and `pending`. `take` and `deliver` do it for lists.
+    Iterating `undelivered` message by message is the fast path of a `for` loop; the loop then sets `delivered`,
+    `acked` and `pending`. `collect` and `deliver` do it for lists.
     """
 
     def __init__(self, plan: Plan, framing: Framing, *, numbered: bool = False) -> None:
         """`numbered`: messages carry their numbers, where they are known; it costs some nanoseconds a message."""
         self.reader = Reader(plan.start, plan.stop)
-        self.reader.promised = plan.promised
+        self.reader.known_end = plan.known_end
         self.undelivered: Iterator[Message] = iter(())
         self.delivered = plan.start.offset
         """The end of the last message delivered."""
@@ -47,78 +47,78 @@ class Consumption:
         self._number = plan.number
         self._numbered = numbered
         self._messages = 0
-        self._gathered = 0
-        self._wanted = plan.count
+        self._collected = 0
+        self._messages_left = plan.count
         self._framing = framing
-        self._inbox: Inbox | None = None
+        self._decoder: MessageDecoder | None = None
         self._by_bytes = False
         self._acked = Checkpoint(plan.start.offset, plan.start.digest, plan.number)
 
     @property
     def done(self) -> bool:
         """Whether everything wanted has been fed."""
-        return self.reader.done or self._wanted == 0
+        return self.reader.done or self._messages_left == 0
 
     @property
     def exhausted(self) -> bool:
         """Whether everything wanted has been delivered."""
-        return self.done and length_hint(self.undelivered) + self._gathered == 0
+        return self.done and length_hint(self.undelivered) + self._collected == 0
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that `data` completes; they are `undelivered` now. Raises `FramingError`, `UsageError`."""
         if self._by_bytes:
             raise UsageError("chunks of bytes were read before: messages need a consumer of their own")
-        if self._inbox is None:
-            self._inbox = Inbox(self._framing, self._start.offset, self.reader.before)
+        if self._decoder is None:
+            self._decoder = MessageDecoder(self._framing, self._start.offset, self.reader.before)
             self._acked = Checkpoint(self.acked, digest(self.reader.before), self._number)
         elif self._acked.offset != self.acked:
-            # The inbox forgets what it held: the last place that it can still tell is kept.
+            # `feed` drops the bytes of older messages, so take the checkpoint of the acked ones while they are there.
             self._acked = self.checkpoint()
         first = self._number + self._messages if self._numbered and self._number is not None else None
-        batch = self._inbox.feed(data, first)
-        if self._wanted is not None:
-            batch = batch[: self._wanted]
-            self._wanted -= len(batch)
+        batch = self._decoder.feed(data, first)
+        if self._messages_left is not None:
+            batch = batch[: self._messages_left]
+            self._messages_left -= len(batch)
         self._messages += len(batch)
         self.undelivered = iter(batch)
         return batch
 
     def check(self) -> None:
         """To be called before waiting for more. Raises `FramingError` where no more can come."""
-        if self._inbox is not None and self._inbox.broken is not None:
-            raise self._inbox.broken
+        if self._decoder is not None and self._decoder.broken is not None:
+            raise self._decoder.broken
 
-    def take(self, most: int | None) -> list[Message]:
+    def collect(self, most: int | None) -> list[Message]:
         """Up to `most` messages to be delivered, without waiting; more of them may be added before `deliver`."""
         batch = list(islice(self.undelivered, most))
-        self._gathered += len(batch)
+        self._collected += len(batch)
         return batch
 
     def put_back(self, batch: list[Message]) -> None:
-        """Undo the `take` of `batch`, which is not delivered after all."""
+        """Undo the `collect` of `batch`, which is not delivered after all."""
         self.undelivered = iter([*batch, *self.undelivered])
-        self._gathered -= len(batch)
+        self._collected -= len(batch)
 
     def withhold(self, batch: list[Message]) -> None:
         """`batch`, which was fed last, is not ready to be delivered: `release` follows."""
         self.undelivered = iter(())
-        self._gathered += len(batch)
+        self._collected += len(batch)
 
     def release(self, batch: list[Message]) -> None:
         """Those that were withheld may be delivered, in this form."""
         self.undelivered = iter(batch)
-        self._gathered -= len(batch)
+        self._collected -= len(batch)
 
     def deliver(self, batch: list[Message]) -> None:
         """The caller gets `batch`, all that was taken, at once."""
-        self._gathered -= len(batch)
+        self._collected -= len(batch)
         self.pending = len(batch)
         if batch:
             self.delivered = batch[-1].end
 
     def deliver_bytes(self) -> None:
-        """The caller, who reads bytes and not messages, gets what was read last. Raises `UsageError`."""
-        if self._inbox is not None:
+        """The caller reads bytes instead of messages and gets the last chunk. Raises `UsageError`."""
+        if self._decoder is not None:
             raise UsageError("messages were read before: chunks of bytes need a consumer of their own")
         self._by_bytes = True
         self._number = None
@@ -134,24 +134,24 @@ class Consumption:
         """Read no further than `offset`, which the stream has reached, or than what was fed already."""
         self.until_time = None
         self.reader.stop = max(offset, self.reader.offset)
-        self.reader.promised = offset
+        self.reader.known_end = offset
 
     @property
     def number(self) -> int | None:
         """The number of the next message to be delivered, where the first one's is known."""
         if self._number is None:
             return None
-        return self._number + self._messages - length_hint(self.undelivered) - self._gathered
+        return self._number + self._messages - length_hint(self.undelivered) - self._collected
 
     def position(self, offset: int) -> Position:
         """The position at `delivered` or `acked`."""
-        if self._inbox is None:
+        if self._decoder is None:
             return self.reader.position if offset == self.reader.offset else self._start
-        return Position(offset, digest(self._inbox.tail(offset)))
+        return Position(offset, digest(self._decoder.tail(offset)))
 
     def checkpoint(self) -> Checkpoint:
         """What a checkpoint has to say now."""
-        if self._acked.offset == self.acked and self._inbox is not None:
+        if self._acked.offset == self.acked and self._decoder is not None:
             return self._acked
         at = self.position(self.acked)
         number = self.number

@@ -1,8 +1,9 @@
-"""What a client does with connections, as generators of steps: one text for blocking sockets and for asyncio. Pure.
+"""Dialogues: what a client does on a connection, as generators of steps. Blocking sockets and asyncio share them. Pure.
 
-A *talk* yields `Dial`, `Say`, `Hear` and `Pause`, and gets back what `Hear` heard (b"" for the others); a failure
-comes as the `OSError` that it is. It has one connection at a time: `Dial` ends the one before. When it returns, the
-connection is open, for whoever goes on with it.
+A *dialogue* yields `Connect`, `Send`, `Receive` and `Sleep`. Its runner performs each step and sends the result back:
+the received bytes for `Receive`, b"" for the others. The runner throws a failed step's `OSError` into the dialogue. A
+dialogue uses one connection at a time: `Connect` and `Sleep` close the previous one. The connection is still open when
+the dialogue returns, and the caller may continue to use it.
 """
 
 from __future__ import annotations
@@ -20,72 +21,72 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 10.0
 LINE_SECONDS: Final = 0.5
-"""How long the rest of a wrong server's line may take: it only serves to name what answers."""
+"""How long to wait for the rest of a wrong server's line, which only serves to name the server."""
 
-HEAR_BYTES: Final = 1 << 16
+RECEIVE_BYTES: Final = 1 << 16
 
 
-class Dial(NamedTuple):
-    """Connect, within so many seconds all in all: the name is resolved, and each of its addresses is tried."""
+class Connect(NamedTuple):
+    """Connect within `seconds` in total: resolve the name, then try each of its addresses."""
 
     address: Address
     seconds: float = CONNECT_SECONDS
 
 
-class Say(NamedTuple):
-    """Send this: a line or so, or requests that the peer reads while it answers."""
+class Send(NamedTuple):
+    """Send `data`: a line, or requests that the peer reads while it answers."""
 
     data: bytes
     seconds: float = CONNECT_SECONDS
 
 
-class Hear(NamedTuple):
-    """Receive something, within `seconds` (`math.inf`: wait for ever); b"" is the end. Raises `TimeoutError`."""
+class Receive(NamedTuple):
+    """Receive 1 to `most` bytes within `seconds` (`math.inf`: no limit); b"" is the end. Raises `TimeoutError`."""
 
     seconds: float
-    most: int = HEAR_BYTES
+    most: int = RECEIVE_BYTES
 
 
-class Pause(NamedTuple):
-    """Wait."""
+class Sleep(NamedTuple):
+    """Close the connection and wait."""
 
     seconds: float
 
 
-Step = Dial | Say | Hear | Pause
+Step = Connect | Send | Receive | Sleep
 Result = TypeVar("Result")
-Talk = Generator[Step, bytes, Result]
-Tell = Callable[[str], None]
+Dialogue = Generator[Step, bytes, Result]
+OnEvent = Callable[[str], None]
 
 
-def persistently(
-    rotation: Rotation, attempt: Callable[[], Talk[Result]], tell: Tell, *, first: float = 0.0
-) -> Talk[Result]:
-    """The result of the first attempt that works, one address after the other, with growing pauses, for ever.
+def retry(
+    rotation: Rotation, attempt: Callable[[], Dialogue[Result]], on_event: OnEvent, *, first: float = 0.0
+) -> Dialogue[Result]:
+    """The result of the first attempt that succeeds. Tries the addresses in turn, with growing pauses, without limit.
 
     `first`: seconds to wait before the first one. Raises as `Rotation.failed` does.
     """
     if first:
-        yield Pause(first)
+        yield Sleep(first)
     while True:
         try:
             return (yield from attempt())
         except (OSError, WrongPortError) as error:
             pause = rotation.failed(error)
-            tell(f"{rotation.trouble}; next: {rotation.address}")
-        yield Pause(pause)
+            on_event(f"{rotation.last_error}; next: {rotation.address}")
+        yield Sleep(pause)
 
 
-def dial(rotation: Rotation, seconds: float = CONNECT_SECONDS) -> Talk[None]:
-    """Connect to the address that is to be tried."""
-    yield Dial(rotation.address, seconds)
+def connect(rotation: Rotation, seconds: float = CONNECT_SECONDS) -> Dialogue[None]:
+    """Connect to the rotation's current address."""
+    yield Connect(rotation.address, seconds)
     rotation.connected()
 
 
-def hear(rotation: Rotation, ends: float, most: int = HEAR_BYTES) -> Talk[bytes]:
-    """Something from the server, by `ends` on the servers' clock. Raises `SilentError`, `EndedError`."""
+def receive(rotation: Rotation, ends: float, most: int = RECEIVE_BYTES) -> Dialogue[bytes]:
+    """Bytes from the server, by `ends` on the servers' clock. Raises `SilentError`, `EndedError`."""
     try:
-        data = yield Hear(max(0.0, ends - rotation.servers.clock()), most)
+        data = yield Receive(max(0.0, ends - rotation.servers.clock()), most)
     except TimeoutError:
         raise SilentError("no answer from the server") from None
     if not data:
@@ -93,11 +94,11 @@ def hear(rotation: Rotation, ends: float, most: int = HEAR_BYTES) -> Talk[bytes]
     return data
 
 
-def rest_of_line(data: bytes) -> Talk[bytes]:
-    """`data` and what follows it soon, up to a newline: to say what answers."""
+def rest_of_line(data: bytes) -> Dialogue[bytes]:
+    """`data` and the bytes that follow it within `LINE_SECONDS`, up to a newline: to name the server."""
     while b"\n" not in data and len(data) < SHOWN_BYTES:
         try:
-            more = yield Hear(LINE_SECONDS, SHOWN_BYTES)
+            more = yield Receive(LINE_SECONDS, SHOWN_BYTES)
         except OSError:
             break
         if not more:
@@ -106,59 +107,59 @@ def rest_of_line(data: bytes) -> Talk[bytes]:
     return data
 
 
-def prove_broadcaster(rotation: Rotation, seconds: float = CONNECT_SECONDS) -> Talk[None]:
-    """Make sure, once for each address, that a broadcaster answers there: one round trip.
+def verify_broadcaster(rotation: Rotation, seconds: float = CONNECT_SECONDS) -> Dialogue[None]:
+    """Verify, once for each address, that a broadcaster answers there: one round trip.
 
-    It has no greeting, and its stream may hold anything; but it ends a connection that asks for no bytes, at once and
-    without a byte. Raises `WrongPortError`.
+    A broadcaster has no greeting, and its stream may hold any bytes. But it closes a connection that asks for no bytes
+    at once and without a byte. Raises `WrongPortError`.
     """
-    if rotation.proven:
+    if rotation.verified:
         return
-    yield from dial(rotation, seconds)
-    yield Say(PROBE)
+    yield from connect(rotation, seconds)
+    yield Send(PROBE)
     try:
-        data = yield from hear(rotation, rotation.servers.clock() + GREETING_SECONDS, SHOWN_BYTES)
+        data = yield from receive(rotation, rotation.servers.clock() + GREETING_SECONDS, SHOWN_BYTES)
     except EndedError:
-        rotation.prove()
+        rotation.set_verified()
         return
     raise wrong_port(rotation.address, rotation.servers.port, answered((yield from rest_of_line(data))))
 
 
-def reach_broadcaster(rotation: Rotation, seconds: float, tell: Tell, *, first: float = 0.0) -> Talk[None]:
+def connect_broadcaster(rotation: Rotation, seconds: float, on_event: OnEvent, *, first: float = 0.0) -> Dialogue[None]:
     """Connect to a broadcaster; the connection is then ready for a header. `first`: seconds to wait before."""
 
-    def attempt() -> Talk[None]:
-        yield from prove_broadcaster(rotation, seconds)
-        yield from dial(rotation, seconds)
+    def attempt() -> Dialogue[None]:
+        yield from verify_broadcaster(rotation, seconds)
+        yield from connect(rotation, seconds)
 
-    return (yield from persistently(rotation, attempt, tell, first=first))
+    return (yield from retry(rotation, attempt, on_event, first=first))
 
 
-def before(
-    deadline: float | None, talk: Talk[Result], clock: Callable[[], float], late: Callable[[], Exception]
-) -> Talk[Result]:
-    """The result of `talk`, if it has one before `deadline` on `clock`. Raises ``late()`` otherwise.
+def with_deadline(
+    deadline: float | None, dialogue: Dialogue[Result], clock: Callable[[], float], late: Callable[[], Exception]
+) -> Dialogue[Result]:
+    """The result of `dialogue`, if it has one before `deadline` on `clock`. Raises ``late()`` otherwise.
 
-    Every step of `talk` is shortened to what is left of the time, so a limit for all of it needs no timer.
+    Every step of `dialogue` is shortened to what is left of the time, so a limit for all of it needs no timer.
     """
     if deadline is None:
-        return (yield from talk)
+        return (yield from dialogue)
     try:
-        step = next(talk)
+        step = next(dialogue)
         while True:
             left = deadline - clock()
             if left <= 0:
-                talk.close()
+                dialogue.close()
                 raise late()
             try:
-                heard = yield step._replace(seconds=min(step.seconds, left))
+                received = yield step._replace(seconds=min(step.seconds, left))
             except OSError as error:
                 if clock() >= deadline:
-                    talk.close()
+                    dialogue.close()
                     raise late() from None
-                step = talk.throw(error)
+                step = dialogue.throw(error)
             else:
-                step = talk.send(heard)
+                step = dialogue.send(received)
     except StopIteration as stop:
         result: Result = stop.value
         return result

@@ -1,4 +1,4 @@
-"""How far a place is behind the end of a stream, as a dialogue. Pure but for the clock."""
+"""The lag of a position: its distance to the end of the stream, as a dialogue. Pure except for the clock."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tailsrv_client.protocol.requests import REQUEST_SECONDS, Exchange, decode, 
 from tailsrv_client.protocol.stream_end import end_of
 
 if TYPE_CHECKING:
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Dialogue
     from tailsrv_client.protocol.servers import Rotation
 
 
 class Lag(msgspec.Struct, frozen=True):
-    """How far behind the end of a stream a place is."""
+    """The distance from a position to the end of the stream."""
 
     bytes: int
     messages: int | None = None
     """None without an indexer."""
     seconds: float | None = None
-    """How long ago the first message after the place arrived; 0 where there is none, None without an indexer."""
+    """Seconds since the first message after the position arrived; 0 without such a message, None without an indexer."""
 
 
-def ask_lag(broadcast: Rotation, index: Rotation | None, at: int) -> Talk[Lag]:
+def ask_lag(broadcast: Rotation, index: Rotation | None, at: int) -> Dialogue[Lag]:
     """The lag of byte `at`: in bytes from the broadcaster, or in messages and seconds, too, from the indexer.
 
     Asks once, the server that is to be tried. Raises `OSError`, `WrongPortError`, `IndexFailed`.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tailsrv_formats.framing import Framing
 
 DEFAULT_MAX_MESSAGE_BYTES: Final = 64 << 20
-"""What a consumer accepts unless told otherwise, as the indexer."""
+"""The default limit of a consumer; the indexer has the same."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -36,10 +36,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """When the indexer saw it, RFC 3339; None unless the consumer was asked to look it up (``timed=True``)."""
 
 
-class Inbox:
+class MessageDecoder:
     """Turns the bytes of a stream, piece by piece, into its messages.
 
-    `offset` is a boundary: where the first byte stands. `before` are the up to 64 bytes in front of it.
+    `offset`: the message boundary at which the bytes begin. `before`: up to 64 bytes before it.
     """
 
     def __init__(self, framing: Framing, offset: int, before: bytes = b"") -> None:
@@ -58,7 +58,7 @@ class Inbox:
         self._missing -= len(data)
         if self._missing > 0 or not self._may_complete(data):
             return []
-        self._gather()
+        self._join_pieces()
         start = self._boundary
         self._boundary, count = self._framing.walk(self._data, start, len(self._data))
         try:
@@ -73,15 +73,15 @@ class Inbox:
         return bytes(self._data[max(0, end - CHECKED_BYTES) : end])
 
     def _may_complete(self, data: bytes) -> bool:
-        """Without looking again at all that a long message has brought so far."""
+        """Whether a message can end in `data`. Does not search the earlier pieces of a long message again."""
         terminator = self._framing.terminator
         if not terminator or terminator in data:
             return True
         held = len(self._data) - self._boundary + sum(map(len, self._later))
         return held >= self._framing.max_message_bytes
 
-    def _gather(self) -> None:
-        """Join what has come; forget what lies more than 64 bytes before the boundary."""
+    def _join_pieces(self) -> None:
+        """Join the received pieces; drop bytes that are more than 64 before the boundary."""
         forget = max(0, self._boundary - CHECKED_BYTES)
         self._data = b"".join((self._data[forget:], *self._later))
         self._begin += forget
@@ -100,7 +100,7 @@ class Inbox:
         return list(map(Message, payloads, offsets, offsets[1:], count_from(number)))
 
     def _walked(self, start: int, count: int) -> list[int]:
-        """The boundaries, one by one: prefixes of one length may differ in theirs."""
+        """The boundaries, one by one: varint prefixes differ in length."""
         offsets = [self._begin + start]
         for _ in range(count):
             start, _ = self._framing.walk(self._data, start, len(self._data), most=1)

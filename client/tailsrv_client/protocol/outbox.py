@@ -1,4 +1,4 @@
-"""What a producer has been given and the collator has not acknowledged yet, and who waits to hear of it. Pure.
+"""The unacknowledged messages of a producer, with their receipts. Pure.
 
 Positions count bytes from the first one that this outbox was ever given; `base` makes them offsets in the
 producer's stream, once the collator has said how much of that there was before.
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 CHUNK_BYTES: Final = 1 << 18
-"""Up to here it is worth while to join what is held in memory."""
+"""Chunks in memory are joined up to this size."""
 
 
-class Waiting(Protocol):
-    """Who waits for a message's acknowledgement: a `Receipt`, an `asyncio.Future`."""
+class Acknowledgeable(Protocol):
+    """A future that an acknowledgement completes: a `Receipt` or an `asyncio.Future`."""
 
     def done(self) -> bool:
         """Whether it no longer waits."""
 
     def set_result(self, offset: int | None, /) -> None:
-        """The message is committed, and stands at `offset` of the file; None: nobody knows where."""
+        """The message is committed at `offset` of the file; None: the offset is unknown."""
 
     def set_exception(self, error: Exception, /) -> None:
         """It will not be."""
@@ -43,7 +43,7 @@ class Store(Protocol):
     base: int | None
 
     def append(self, data: bytes) -> None:
-        """Keep `data` behind the rest."""
+        """Append `data`."""
 
     def read(self, position: int, limit: int) -> bytes | memoryview:
         """Up to `limit` bytes from `position`."""
@@ -117,11 +117,11 @@ class Memory:
 
 
 class Outbox:
-    """A `Source` of messages, with who waits for each."""
+    """A `Source` of messages, with the receipt of each."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: deque[tuple[int, int, Waiting]] = deque()
+        self._waiting: deque[tuple[int, int, Acknowledgeable]] = deque()
 
     # --- as a Source
 
@@ -163,49 +163,49 @@ class Outbox:
     # --- for the producer
 
     @property
-    def held(self) -> int:
+    def unacknowledged_bytes(self) -> int:
         """Bytes that are not acknowledged."""
         return self._store.end - self._store.start
 
-    def put(self, message: bytes, waiting: Waiting | None) -> None:
-        """Take one whole message (or several, where nobody waits). Raises `OSError` where it can't be kept."""
+    def put(self, message: bytes, waiting: Acknowledgeable | None) -> None:
+        """Append one whole message, or several without a receipt. Raises `OSError` if the store cannot keep it."""
         self._store.append(message)
         if waiting is not None:
             self._waiting.append((self._store.end, len(message), waiting))
 
-    def announce(self, sizes: Iterable[tuple[int, Waiting | None]]) -> None:
-        """Who waits for messages of so many bytes, which are appended to the store next, in another thread."""
+    def announce(self, sizes: Iterable[tuple[int, Acknowledgeable | None]]) -> None:
+        """Note sizes and receipts of the messages that another thread appends to the store next."""
         end = self._store.end
         for size, waiting in sizes:
             end += size
             if waiting is not None:
                 self._waiting.append((end, size, waiting))
 
-    def withdraw(self, waiting: Sequence[Waiting]) -> None:
+    def withdraw(self, waiting: Sequence[Acknowledgeable]) -> None:
         """Those that were announced last could not be appended."""
         for one in reversed(waiting):
             if self._waiting and self._waiting[-1][2] is one:  # unless `fail` was called meanwhile
                 self._waiting.pop()
 
-    def settle(self, acked: Acked) -> None:
-        """Tell those who wait for what is acknowledged. Raises `ProducerDiverged` for a part of a message."""
+    def acknowledge(self, acked: Acked) -> None:
+        """Complete the receipts of acknowledged messages. Raises `ProducerDiverged` for an ACKED within a message."""
         base = self._store.base or 0
         end, shift = acked.end - base, acked.at - acked.end + base
         waiting = self._waiting
         while waiting and waiting[0][0] <= end:
-            behind, size, who = waiting.popleft()
-            if not who.done():
-                # Where the stretch may stand in several places, only the end of its last message is known.
-                who.set_result(shift + behind - size if acked.exact or behind == end else None)
+            message_end, size, receipt = waiting.popleft()
+            if not receipt.done():
+                # Without `exact` the bytes may be at several places: only the last end is known.
+                receipt.set_result(shift + message_end - size if acked.exact or message_end == end else None)
         if waiting and waiting[0][0] - waiting[0][1] < end:
             raise ProducerDiverged(
-                f"the collator has {acked.end} bytes, which ends within a message: another producer uses this name"
+                f"the collator acknowledges {acked.end} bytes, an end within a message: another producer uses this name"
             )
         self.discard(acked.end)
 
     def fail(self, error: Exception) -> None:
         """Nothing more will be acknowledged."""
-        for _, _, who in self._waiting:
-            if not who.done():
-                who.set_exception(error)
+        for _, _, receipt in self._waiting:
+            if not receipt.done():
+                receipt.set_exception(error)
         self._waiting.clear()

@@ -1,4 +1,4 @@
-"""From where a user wants to begin and end to byte offsets and counts. Pure: a generator that asks, and is told.
+"""Turns the start and the end that a user wrote into byte offsets and counts. Pure: a generator of questions.
 
 Yields `END` (where does the stream end?) or a request for the indexer; is sent the offset or the `Entry`; an
 `IndexFailed` may be thrown in. So one plan serves the blocking face and the asyncio one.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from tailsrv_client.errors import IndexFailed
-from tailsrv_client.protocol.places import Byte, Count, FromEnd, Last, Number, Start, Time, Until
+from tailsrv_client.protocol.bounds import Byte, Count, FromEnd, Last, Number, Start, Time, Until
 from tailsrv_client.protocol.requests import Entry
 from tailsrv_formats.position import Position
 
@@ -35,7 +35,7 @@ class Plan(msgspec.Struct, frozen=True):
     """Messages wanted."""
     until_time: float | None = None
     """Seconds since 1970 at which to ask where the stop is: `find_time`."""
-    promised: int = 0
+    known_end: int = 0
     """The stream is known to reach this byte."""
 
 
@@ -50,7 +50,7 @@ def make_plan(
     stop: int | None = None
     count: int | None = None
     until_time: float | None = None
-    promised = 0
+    known_end = 0
     if isinstance(until, Number):
         numbered = True
     if number is None and numbered:
@@ -59,22 +59,22 @@ def make_plan(
         case Byte(place):
             stop = place.offset
         case FromEnd(_):
-            stop = promised = yield from _find_end()
+            stop = known_end = yield from _find_end()
         case Count(messages):
             count = messages
-        case Number(wanted):
-            count = max(0, wanted - (number or 0))
+        case Number(end_number):
+            count = max(0, end_number - (number or 0))
         case Time(seconds) if seconds <= now:
-            stop = promised = yield from find_time(seconds)
+            stop = known_end = yield from find_time(seconds)
         case Time(seconds):
             until_time = seconds
         case None:
             pass
-    return Plan(position, number, stop, count, until_time, promised)
+    return Plan(position, number, stop, count, until_time, known_end)
 
 
 def find_time(seconds: float) -> Generator[Question, int | Entry, int]:
-    """Where a time that is past by now stands in the stream: at its end if nothing has arrived since."""
+    """The offset of the first message at or after a past time, or the end of the stream if there is none."""
     try:
         return (yield from _ask({"time": seconds})).offset
     except IndexFailed:
@@ -90,8 +90,8 @@ def _find_start(start: Start, number: int | None) -> Generator[Question, int | E
             return Position(offset), None if offset else 0
         case Number(0):
             return Position(0), 0
-        case Number(wanted):
-            entry = yield from _ask({"number": wanted})
+        case Number(message):
+            entry = yield from _ask({"number": message})
         case Last(messages):
             entry = yield from _ask({"last": messages})
         case Time(seconds):

@@ -73,10 +73,10 @@ def greets(data: bytes) -> bool:
     return bool(beginning or _ACKED_AT.fullmatch(data))
 
 
-def wrong_port(address: Address, wanted: Port, what: str) -> WrongPortError:
+def wrong_port(address: Address, expected: Port, what: str) -> WrongPortError:
     """`what` the server at `address` did, as the error that says which port was wanted."""
     return WrongPortError(
-        f"{address} is not the {wanted.name} port: {what}; the {wanted.name} port is {wanted.number} unless the"
+        f"{address} is not the {expected.name} port: {what}; the {expected.name} port is {expected.number} unless the"
         " operator chose another: check the address"
     )
 
@@ -91,15 +91,15 @@ def answered(data: bytes) -> str:
     return f'it answers "{shown}", perhaps the bytes of a stream from the {BROADCAST}'
 
 
-def silent(wanted: Port) -> str:
+def silent(expected: Port) -> str:
     """How to call a server that keeps a connection open and says nothing."""
-    likely = f"as the {RAW} does" if wanted is not BROADCAST else f"as the {RAW} of an older collator does"
+    likely = f"as the {RAW} does" if expected is not BROADCAST else f"as the {RAW} of an older collator does"
     return f"it has said nothing for {GREETING_SECONDS} s, {likely}"
 
 
-def ended(wanted: Port, *, reset: bool) -> str:
+def ended(expected: Port, *, reset: bool) -> str:
     """How to call a server that ends each connection before it has said anything."""
     if reset:
         return f"it resets connections, as the {RAW} does, and as servers do whose --allow does not admit this machine"
-    likely = f"as the {BROADCAST} does" if wanted is not BROADCAST else "as no server of a stream does"
+    likely = f"as the {BROADCAST} does" if expected is not BROADCAST else "as no server of a stream does"
     return f"it closes connections without an answer, {likely}, and a proxy without a server"

@@ -1,9 +1,9 @@
-"""One reader's place in a stream. Pure: headers out, bytes in.
+"""The position of one reader in a stream. Pure: headers out, bytes in.
 
-Law: what it hands out is one stream without a gap, a repetition or a jump. To go on at byte N it asks for the up to
-64 bytes before N as well and compares them with those that it knows: another stream raises `StreamDiverged`, one
-that is shorter (a mirror that is behind, a file put back from a copy) is left for the next address. It knows nothing
-of messages; of commits only that the server sends no byte that it would ever take back.
+Law: the bytes that a reader returns are one stream without a gap or a repetition. To continue at byte N, a reader also
+asks for up to 64 bytes before N and compares them with the bytes that it has read. If they differ it raises
+`StreamDiverged`. If they do not arrive, the server's stream is shorter (a mirror that lags, a file restored from a
+copy), and the client tries the next address. This module knows nothing of messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST_OFFSET: Final = (1 << 63) - 1
 
 
 class Reader:
-    """One reader's place in a stream. Pure: headers out, bytes in.
+    """The position of one reader in a stream.
 
     `start` is where to begin; `stop` the offset of the first byte that isn't wanted (None: follow for ever).
     """
@@ -26,29 +26,29 @@ class Reader:
     def __init__(self, start: Position, stop: int | None = None) -> None:
         self.offset = start.offset
         self.stop = stop
-        self.promised = 0
-        """The stream is known to reach this byte: a server that sends nothing before it is no working one."""
+        self.known_end = 0
+        """The stream is known to reach this byte: a server that stays silent before it does not work."""
         self.before = b""
         """The up to 64 bytes before the start, once the first bytes have arrived."""
         self._digest = start.digest
         self._tail = None if start.offset else b""
         self._unchecked = 0
-        self._heard = b""
+        self._received = b""
 
     @property
     def done(self) -> bool:
-        """Whether everything wanted has been handed out."""
+        """Whether all bytes up to `stop` were returned."""
         return self.stop is not None and self.offset >= self.stop
 
     @property
     def checking(self) -> bool:
-        """Whether the server still owes bytes that we know: it has none of its own to wait for."""
+        """Whether the server has yet to send the bytes before `offset`, which we know to exist."""
         return self._unchecked > 0 and (self._tail is not None or bool(self._digest))
 
     @property
-    def owed(self) -> bool:
-        """Whether the server has bytes for us that are known to exist: its silence is no idle stream's."""
-        return self.checking or self.offset < self.promised
+    def expects_bytes(self) -> bool:
+        """Whether bytes that are known to exist have yet to arrive: the server's silence is then not an idle stream."""
+        return self.checking or self.offset < self.known_end
 
     @property
     def position(self) -> Position:
@@ -58,7 +58,7 @@ class Reader:
     def header(self) -> bytes:
         """What to send on a new connection."""
         self._unchecked = min(self.offset, CHECKED_BYTES)
-        self._heard = b""
+        self._received = b""
         begin = self.offset - self._unchecked
         return b"%d\n" % begin if self.stop is None else b"%d %d\n" % (begin, self.stop - begin)
 
@@ -77,14 +77,14 @@ class Reader:
         return ((self._tail or b"") + data)[-CHECKED_BYTES:]
 
     def _check(self, data: bytes) -> bytes:
-        heard, fresh = self._heard + data[: self._unchecked], data[self._unchecked :]
-        self._heard = heard
-        self._unchecked -= len(data) - len(fresh)
+        received, new = self._received + data[: self._unchecked], data[self._unchecked :]
+        self._received = received
+        self._unchecked -= len(data) - len(new)
         if self._tail is not None:
-            if not self._tail.startswith(heard):
+            if not self._tail.startswith(received):
                 raise StreamDiverged(self.offset)
         elif not self._unchecked:
-            if self._digest and digest(heard) != self._digest:
+            if self._digest and digest(received) != self._digest:
                 raise StreamDiverged(self.offset)
-            self._tail = self.before = heard
-        return fresh
+            self._tail = self.before = received
+        return new

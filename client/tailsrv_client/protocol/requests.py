@@ -1,4 +1,4 @@
-"""The indexer's protocol as its client sees it: requests out, entries in; and its talks. Pure.
+"""The indexer's protocol as its client sees it: requests out, entries in; and its dialogues. Pure.
 
 Every request is sent in its JSON form, whose reply says all that is known.
 """
@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from tailsrv_client.errors import IndexFailed
-from tailsrv_client.protocol.dialogue import HEAR_BYTES, Hear, Pause, Say, dial, hear, persistently, rest_of_line
+from tailsrv_client.protocol.dialogue import RECEIVE_BYTES, Receive, Send, Sleep, connect, receive, rest_of_line, retry
 from tailsrv_client.protocol.messages import Message
 from tailsrv_client.protocol.ports import GREETING_SECONDS, PROBE, answered, wrong_port
 from tailsrv_client.protocol.servers import SilentError
 
 if TYPE_CHECKING:
-    from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.dialogue import Dialogue, OnEvent
     from tailsrv_client.protocol.servers import Rotation
 
 LINE_BYTES: Final = 1 << 16
-"""No reply is as long; one that is comes from something that is no indexer."""
+"""Longer than any reply of an indexer: a longer line comes from another server."""
 
 PIPELINE: Final = 512
-"""Requests on their way at once: their bytes and their replies' fit into any socket's buffers."""
+"""Requests in flight: they and their replies fit into the buffers of any socket, so neither side blocks."""
 
 REQUEST_SECONDS: Final = 10.0
-"""How long the indexer may take for a request, unless told otherwise."""
+"""The default time limit of a request."""
 
 BEHIND_SECONDS: Final = 5.0
 """How long an indexer may know less of a stream than its broadcaster has sent."""
@@ -75,36 +75,36 @@ def decode(line: bytes) -> Entry:
     try:
         return _decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        pass  # the other thing that a reply may be
+        pass  # an error, or not a reply at all
     try:
         raise IndexFailed(_decode_failure(line).error)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         shown = ascii(line[:80].decode("latin-1"))
-        raise IndexFailed(f"no reply of an indexer: {shown}; check the address") from None
+        raise IndexFailed(f"this is no reply of an indexer: {shown}; check the address") from None
 
 
-def open_index(rotation: Rotation, seconds: float) -> Talk[None]:
-    """A connection to an indexer. Raises `WrongPortError` where something else answers, found once for an address.
+def open_index(rotation: Rotation, seconds: float) -> Dialogue[None]:
+    """Connect to an indexer. Verifies, once for each address, that it is one. Raises `WrongPortError`.
 
     The first line is one that the collator's raw port knows for a mistake, so that no request becomes a message.
     """
-    yield from dial(rotation, seconds)
-    if rotation.proven:
+    yield from connect(rotation, seconds)
+    if rotation.verified:
         return
     patience = min(GREETING_SECONDS, seconds)
     for request, reply in ((PROBE, b"error: "), (encode({"count": True}), b"{")):
-        yield Say(request, patience)
+        yield Send(request, patience)
         try:
-            line = yield from hear(rotation, rotation.servers.clock() + patience)
+            line = yield from receive(rotation, rotation.servers.clock() + patience)
         except SilentError:
             if patience < GREETING_SECONDS:
-                raise TimeoutError(f"no reply within {seconds} s") from None  # too soon to say what is wrong
+                raise TimeoutError(f"no reply within {seconds} s") from None  # too early to call it a wrong port
             raise
         line = yield from rest_of_line(line)
         what = answered(line)
         if not line.startswith(reply) or "acknowledged" in what.partition(", as")[2].partition(" or ")[0]:
             raise wrong_port(rotation.address, rotation.servers.port, what)
-    rotation.prove()
+    rotation.set_verified()
 
 
 class Exchange:
@@ -116,23 +116,27 @@ class Exchange:
         self.open = False
 
     def closed(self) -> None:
-        """The connection has ended."""
+        """Forget the connection and its unread bytes."""
         self.open = False
         self._received = b""
 
-    def ask(self, requests: bytes, replies: int) -> Talk[list[bytes]]:
-        """The lines that answer `requests`. Raises `OSError`, `WrongPortError`: say `closed` then."""
+    def ask(self, requests: bytes, replies: int) -> Dialogue[list[bytes]]:
+        """The lines that answer `requests`. Raises `OSError`, `WrongPortError`; the caller then calls `closed`."""
         rotation = self.rotation
         if not self.open:
             yield from open_index(rotation, self._seconds)
             self.open = True
-        yield Say(requests, self._seconds)
+        yield Send(requests, self._seconds)
         have, ends = self._received.count(b"\n"), rotation.servers.clock() + self._seconds
         pieces, held = [self._received], len(self._received)
         while have < replies:
-            chunk = yield Hear(max(0.0, ends - rotation.servers.clock()), HEAR_BYTES)
+            chunk = yield Receive(max(0.0, ends - rotation.servers.clock()), RECEIVE_BYTES)
             if not chunk or held > LINE_BYTES:
-                raise ConnectionError("it ended the connection before it had answered" if not chunk else "endless line")
+                raise ConnectionError(
+                    "closed by the indexer before it answered"
+                    if not chunk
+                    else f"a line of more than {LINE_BYTES} bytes"
+                )
             pieces.append(chunk)
             lines = chunk.count(b"\n")
             if lines:
@@ -142,14 +146,14 @@ class Exchange:
         return answers
 
 
-def times_of(exchange: Exchange, batch: list[Message], tell: Tell) -> Talk[list[Message]]:
+def times_of(exchange: Exchange, batch: list[Message], on_event: OnEvent) -> Dialogue[list[Message]]:
     """`batch`, each message with the time at which the indexer saw it; asked for until the indexer answers.
 
     The connection of `exchange` is used while it works, and stays open.
     """
     rotation, timed = exchange.rotation, list[Message]()
 
-    def attempt() -> Talk[list[bytes]]:
+    def attempt() -> Dialogue[list[bytes]]:
         try:
             return (yield from exchange.ask(b"".join(requests), len(requests)))
         except BaseException:
@@ -159,7 +163,7 @@ def times_of(exchange: Exchange, batch: list[Message], tell: Tell) -> Talk[list[
     behind_since: float | None = None
     while len(timed) < len(batch):
         requests = [encode({"offset": message.offset}) for message in batch[len(timed) : len(timed) + PIPELINE]]
-        lines = yield from persistently(rotation, attempt, tell)
+        lines = yield from retry(rotation, attempt, on_event)
         rotation.worked()
         for line in lines:
             try:
@@ -171,27 +175,29 @@ def times_of(exchange: Exchange, batch: list[Message], tell: Tell) -> Talk[list[
                 if not error.passes and now >= behind_since + BEHIND_SECONDS:
                     raise
                 exchange.closed()  # a pause ends the connection
-                yield Pause(BEHIND_PAUSE_SECONDS)
+                yield Sleep(BEHIND_PAUSE_SECONDS)
                 break
             behind_since = None
             timed.append(msgspec.structs.replace(batch[len(timed)], time=entry.time))
     return timed
 
 
-def ask_until_answered(rotation: Rotation, request: dict[str, Any], seconds: float, tell: Tell) -> Talk[Entry]:
-    """The reply to one request, however long the indexer is away or busy with building its index.
+def ask_until_answered(
+    rotation: Rotation, request: dict[str, Any], seconds: float, on_event: OnEvent
+) -> Dialogue[Entry]:
+    """The reply to one request. Retries while the indexer is unavailable or builds its index.
 
     Raises `IndexFailed` for what it refuses.
     """
     exchange = Exchange(rotation, seconds)
 
-    def attempt() -> Talk[list[bytes]]:
+    def attempt() -> Dialogue[list[bytes]]:
         exchange.closed()
         return (yield from exchange.ask(encode(request), 1))
 
     said = ""
     while True:
-        (line,) = yield from persistently(rotation, attempt, tell)
+        (line,) = yield from retry(rotation, attempt, on_event)
         rotation.worked()
         try:
             return decode(line)
@@ -200,5 +206,5 @@ def ask_until_answered(rotation: Rotation, request: dict[str, Any], seconds: flo
                 raise
             if not said:
                 said = str(error)
-                tell(f"{rotation.address}: {said}")
-        yield Pause(BUILDING_SECONDS)
+                on_event(f"{rotation.address}: {said}")
+        yield Sleep(BUILDING_SECONDS)

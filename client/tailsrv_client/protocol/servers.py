@@ -1,8 +1,8 @@
-"""The addresses of a client's servers: which one to try, when, and which have proven to be the right kind. Pure.
+"""The addresses of a client's servers: which one to try, when, and which are verified to be of the right kind. Pure.
 
-An address is *proven* once its server has answered as only the right one does. Until then what it does instead says
-that the address is wrong, which no retry mends: `WrongPortError`. From then on everything that can happen to its
-connections passes, and is tried again.
+An address is *verified* once its server has answered as only the right kind does. Before that, any other answer means
+that the address is wrong, and a retry cannot help: `WrongPortError`. After that, every failure of its connections
+counts as temporary and is retried.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ class Servers:
             raise UsageError("no address to connect to")
         self.port = port
         self.clock = clock
-        self.proven = set[Address]()
+        self.verified = set[Address]()
         self.without_where = set[Address]()
         """Those whose broadcasters do not know the header `where`: tailsrv 0.9."""
         self.resolved = False
         """Whether any host was ever resolved."""
         self.unresolved = set[Address]()
         self.ended_since: dict[Address, float] = {}
-        """For unproven addresses: since when their servers end connections before they have said anything."""
+        """For unverified addresses: since when their servers close connections without a byte."""
 
-    def leave_out(self, address: Address) -> None:
+    def exclude(self, address: Address) -> None:
         """Try `address` no more."""
         self.addresses = tuple(one for one in self.addresses if one != address) or self.addresses
 
 
 class Rotation:
-    """Which address to try, and how long to wait before: pure, with its own dice.
+    """Which address to try next, and how long to wait before. Pure, with a random generator of its own.
 
     The next address at once while there are untried ones; after each full round twice as long as after the one
     before, from `first` up to `longest` seconds, of which a random half is left out so that clients don't come in step.
@@ -83,88 +83,88 @@ class Rotation:
         *,
         first: float = 0.05,
         longest: float = 5.0,
-        dice: Callable[[], float] = random.random,
+        rng: Callable[[], float] = random.random,
     ) -> None:
         self.servers = addresses if isinstance(addresses, Servers) else Servers(addresses)
-        self._first, self._longest, self._dice = first, longest, dice
-        self._turn = 0
+        self._first, self._longest, self._rng = first, longest, rng
+        self._next = 0
         self._failures = 0
         self._connected = False
-        self.trouble = ""
-        """What the last failure was; empty while all is well."""
+        self.last_error = ""
+        """The last failure; empty after a success."""
 
     def copy(self) -> Rotation:
         """Another one over the same servers, which begins at the same address."""
-        other = Rotation(self.servers, first=self._first, longest=self._longest, dice=self._dice)
-        other._turn = self._turn
+        other = Rotation(self.servers, first=self._first, longest=self._longest, rng=self._rng)
+        other._next = self._next
         return other
 
     @property
     def address(self) -> Address:
         """The one to try."""
         addresses = self.servers.addresses
-        return addresses[self._turn % len(addresses)]
+        return addresses[self._next % len(addresses)]
 
     @property
-    def proven(self) -> bool:
+    def verified(self) -> bool:
         """Whether the server at this address has shown that it is the right one."""
-        return self.address in self.servers.proven
+        return self.address in self.servers.verified
 
     def connected(self) -> None:
-        """This address accepts connections: what happens from now on is its server's doing."""
+        """Note that this address accepts connections: later failures come from its server."""
         self._connected = True
         self.servers.resolved = True
 
-    def prove(self) -> None:
-        """The server at this address has answered as only the right one does."""
-        self.servers.proven.add(self.address)
+    def set_verified(self) -> None:
+        """Note that the server at this address has answered as only the right kind does."""
+        self.servers.verified.add(self.address)
         self.servers.ended_since.pop(self.address, None)
 
     def worked(self) -> None:
-        """This address has brought the client on."""
+        """Note that this address has served the client: pauses start from `first` again."""
         self._failures = 0
-        self.trouble = ""
+        self.last_error = ""
 
     def failed(self, error: Exception | None = None) -> float:
         """This address does not work, or no longer: go to the next one. Returns the seconds to wait before trying it.
 
         `error` is the `OSError` of the connection, or a `WrongPortError`. Raises `WrongPortError` where it means that
-        the address is wrong, unless another one has proven right: then this one is left out from now on. Raises
+        the address is wrong, unless another one is verified: then this one is excluded. Raises
         `UnknownHostError` when no address has a host that is known.
         """
         address, servers = self.address, self.servers
         connected, self._connected = self._connected, False
         if error is not None:
-            self.trouble = f"{address}: {reason(error) if isinstance(error, OSError) else error}"
+            self.last_error = f"{address}: {reason(error) if isinstance(error, OSError) else error}"
         wrong, limit = None, self._longest
         if isinstance(error, WrongPortError):
             wrong = error
         elif isinstance(error, socket.gaierror):
             self._unresolved(error)
-        elif error is not None and address not in servers.proven:
+        elif error is not None and address not in servers.verified:
             wrong, limit = self._judge(error, connected=connected)
         if wrong is not None:
-            if not servers.proven - {address}:
+            if not servers.verified - {address}:
                 raise wrong
-            servers.leave_out(address)
-            self.trouble = f"{wrong} (it is left out from now on)"
+            servers.exclude(address)
+            self.last_error = f"{wrong} (it is left out from now on: another address is right)"
             return 0.0
-        self._turn += 1
+        self._next += 1
         self._failures += 1
         rounds, untried = divmod(self._failures, len(servers.addresses))
         if untried:
             return 0.0
-        pause = min(self._longest, self._first * 2.0 ** min(rounds - 1, 30)) * (0.5 + self._dice() / 2)
+        pause = min(self._longest, self._first * 2.0 ** min(rounds - 1, 30)) * (0.5 + self._rng() / 2)
         return max(0.0, min(pause, limit))
 
     def _judge(self, error: Exception, *, connected: bool) -> tuple[WrongPortError | None, float]:
-        """What a failure at an unproven address means; and the longest to wait before the next try."""
+        """The meaning of a failure at an unverified address, and the longest pause before the next try."""
         address, servers = self.address, self.servers
         servers.resolved = True
         if isinstance(error, SilentError):
             return wrong_port(address, servers.port, silent(servers.port)), 0.0
         if not connected or isinstance(error, TimeoutError):
-            servers.ended_since.pop(address, None)  # nobody is there: the server that ended connections has ended
+            servers.ended_since.pop(address, None)  # no server listens: the one that closed connections has ended
             return None, self._longest
         since = servers.ended_since.setdefault(address, servers.clock())
         left = since + ENDED_SECONDS - servers.clock()
@@ -178,4 +178,4 @@ class Rotation:
         servers.unresolved.add(self.address)
         if not servers.resolved and servers.unresolved.issuperset(servers.addresses):
             hosts = ", ".join(sorted({repr(one.host) for one in servers.addresses}))
-            raise UnknownHostError(f"{hosts} is not known here ({reason(error)}); check the name or give an IP address")
+            raise UnknownHostError(f"{hosts} cannot be resolved ({reason(error)}); check the name or use an IP address")

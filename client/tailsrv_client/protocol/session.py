@@ -1,10 +1,10 @@
-r"""The producer's side of the acknowledged lane: lines in, bytes out. Pure; knows no socket and no clock.
+r"""A producer's session with the acknowledged port: lines in, bytes out. Pure; knows no socket and no clock.
 
     producer: NAME "\r\n"     server: ACKED AT "\n"       producer: its stream from byte ACKED on …
 
-A stream is what `Source` holds; offsets are bytes of that stream. The law of resuming: the server says where to go
-on, and that has to be a place in what the source still has. Anything else would be a gap or a repetition, so it
-raises `ProducerDiverged`. The carriage return of the name line lets a collator's raw port know it for a mistake.
+`Source` holds the stream; offsets are bytes of that stream. The server's first ACKED is the offset to continue at. It
+has to be within the bytes that the source still has: anything else would be a gap or a repetition, and raises
+`ProducerDiverged`. The carriage return in the name line lets a collator's raw port detect the wrong port.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import string
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from tailsrv_client.errors import ProducerDiverged, ProducerRefused
-from tailsrv_client.protocol.dialogue import Say, dial, hear, rest_of_line
+from tailsrv_client.protocol.dialogue import Send, connect, receive, rest_of_line
 from tailsrv_client.protocol.ports import GREETING_SECONDS, answered, greets, wrong_port
 from tailsrv_formats.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Dialogue
     from tailsrv_client.protocol.servers import Rotation
 
 NAME_BYTES: Final = 128
@@ -35,10 +35,10 @@ RECEIVE_BYTES: Final = 1 << 16
 
 
 class Acked(NamedTuple):
-    """The stream's bytes from `start` to `end` are committed; `end` stands at byte `at` of the file.
+    """The stream's bytes from `start` to `end` are committed; they end at byte `at` of the file.
 
-    `exact`: all of them stand right before `at`. Otherwise only the last message does, for sure: the line that would
-    have told was lost with a connection, and there may have been several.
+    `exact`: all of them are directly before `at`. Otherwise only the last message is known to be: ACKED lines were lost
+    with a connection, and the commits that they reported may be at several places.
     """
 
     start: int
@@ -52,15 +52,15 @@ class CollatorBusy(ConnectionError):  # noqa: N818 - what happened, not a kind o
 
 
 class ForeignLine(ProducerRefused):
-    """The server's first bytes are none of an acknowledged port."""
+    """The server's first bytes cannot come from an acknowledged port."""
 
     def __init__(self, data: bytes) -> None:
-        super().__init__(f"this is no acknowledged port: {_shown(data)}; check the address")
+        super().__init__(f"unexpected reply {_shown(data)}: this is not an acknowledged port; check the address")
         self.data = data
 
 
 class Source(Protocol):
-    """What a lane sends: the bytes of one producer's stream that may still be asked for."""
+    """The bytes of one producer's stream that a session may still have to send."""
 
     @property
     def start(self) -> int:
@@ -68,7 +68,7 @@ class Source(Protocol):
 
     @property
     def end(self) -> int:
-        """Behind the last byte that there is so far."""
+        """The offset after the last byte so far."""
 
     @property
     def anchored(self) -> bool:
@@ -96,15 +96,15 @@ class Source(Protocol):
 def check_name(name: str) -> str:
     """`name` if a producer may be called so. Raises `UsageError`."""
     if len(name) > NAME_BYTES or not NAME_CHARACTERS.issuperset(name):
-        raise UsageError(f"no producer's name: {name!r}; up to {NAME_BYTES} of A-Z a-z 0-9 . _ : -")
+        raise UsageError(f"invalid producer name {name!r}; use up to {NAME_BYTES} of A-Z a-z 0-9 . _ : -")
     return name
 
 
-class Lane:
+class Session:
     """One producer through any number of connections. An empty name is anonymous: it can't resume.
 
-    An anonymous producer sends what is not acknowledged again on its next connection, so a commit whose line was
-    lost makes it stand twice.
+    An anonymous producer sends unacknowledged messages again on its next connection. If only the ACKED line was lost,
+    they are in the file twice.
     """
 
     def __init__(self, name: str, source: Source) -> None:
@@ -114,12 +114,12 @@ class Lane:
         self.acked = 0
         self.greeted = False
         """Whether the server has said where to go on, on this connection."""
-        self._heard = b""
+        self._partial_line = b""
 
     def opening(self) -> bytes:
         """What to send on a new connection."""
         self.greeted = False
-        self._heard = b""
+        self._partial_line = b""
         return name_line(self.name)
 
     @property
@@ -137,7 +137,7 @@ class Lane:
         return self.source.read(self.sent, min(limit, self.source.end - self.sent))
 
     def was_sent(self, count: int) -> None:
-        """So many of the outgoing bytes are on their way."""
+        """Note that `count` of the outgoing bytes were sent."""
         self.sent += count
 
     def received(self, data: bytes) -> Iterator[Acked]:
@@ -145,11 +145,11 @@ class Lane:
 
         The caller settles each before it takes the next one, then lets the source `discard`.
         """
-        *lines, self._heard = (self._heard + data).split(b"\n")
+        *lines, self._partial_line = (self._partial_line + data).split(b"\n")
         if not self.greeted:
-            check_greeting(lines[0] + b"\n" if lines else self._heard)
-        if len(self._heard) > LINE_BYTES:
-            raise ProducerRefused(f"a line without an end: {_shown(self._heard)}")
+            check_greeting(lines[0] + b"\n" if lines else self._partial_line)
+        if len(self._partial_line) > LINE_BYTES:
+            raise ProducerRefused(f"a line of more than 4096 bytes: {_shown(self._partial_line)}")
         for line in lines:
             acked, at = parse_line(line)
             yield from self._next(acked, at) if self.greeted else self._first(acked, at)
@@ -190,17 +190,17 @@ def check_greeting(data: bytes) -> None:
         raise ForeignLine(data)
 
 
-def greet(rotation: Rotation, lane: Lane, heard: Callable[[bytes], None]) -> Talk[None]:
-    """A connection on which the collator has said where to go on. `heard` gives the lane what comes."""
+def greet(rotation: Rotation, session: Session, on_data: Callable[[bytes], None]) -> Dialogue[None]:
+    """Connect, and wait for the collator's first ACKED line. `on_data` passes received bytes to the session."""
 
     def received(data: bytes) -> bool:
-        heard(data)
-        return lane.greeted
+        on_data(data)
+        return session.greeted
 
-    return (yield from _greet(rotation, lane.opening, received))
+    return (yield from _greet(rotation, session.opening, received))
 
 
-def ask_acked(rotation: Rotation, name: str) -> Talk[int]:
+def ask_acked_once(rotation: Rotation, name: str) -> Dialogue[int]:
     """How many bytes the collator has under `name`. Raises `OSError`, `WrongPortError`, `ProducerRefused`."""
     line = b""
 
@@ -219,21 +219,21 @@ def ask_acked(rotation: Rotation, name: str) -> Talk[int]:
     return parse_line(line.partition(b"\n")[0])[0]
 
 
-def _greet(rotation: Rotation, opening: Callable[[], bytes], received: Callable[[bytes], bool]) -> Talk[None]:
-    yield from dial(rotation)
-    yield Say(opening())
-    # One that has proven right may be out of disk space for hours; a connection is not held open for that.
-    ends = rotation.servers.clock() + (GREETING_SECONDS if not rotation.proven else LATER_GREETING_SECONDS)
+def _greet(rotation: Rotation, opening: Callable[[], bytes], received: Callable[[bytes], bool]) -> Dialogue[None]:
+    yield from connect(rotation)
+    yield Send(opening())
+    # A verified collator may be out of disk space for hours; the connection is not kept open for that long.
+    ends = rotation.servers.clock() + (GREETING_SECONDS if not rotation.verified else LATER_GREETING_SECONDS)
     try:
-        while not received((yield from hear(rotation, ends, RECEIVE_BYTES))):
+        while not received((yield from receive(rotation, ends, RECEIVE_BYTES))):
             pass
     except ForeignLine as foreign:
         what = answered((yield from rest_of_line(foreign.data)))
         raise wrong_port(rotation.address, rotation.servers.port, what) from None
     except (CollatorBusy, ProducerRefused, ProducerDiverged):
-        rotation.prove()
+        rotation.set_verified()
         raise
-    rotation.prove()
+    rotation.set_verified()
 
 
 def parse_line(line: bytes) -> tuple[int, int]:

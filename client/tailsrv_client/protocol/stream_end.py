@@ -1,22 +1,22 @@
-"""Where a stream ends: asked with `where`, or searched for where the server does not know it (tailsrv 0.9). Pure."""
+"""Where a stream ends: asked with `where`, or searched for if the server does not support it (tailsrv 0.9). Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tailsrv_client.protocol.dialogue import CONNECT_SECONDS, Hear, Say, dial, persistently, prove_broadcaster
+from tailsrv_client.protocol.dialogue import CONNECT_SECONDS, Receive, Send, connect, retry, verify_broadcaster
 from tailsrv_client.protocol.reader import LARGEST_OFFSET
-from tailsrv_formats.header import HEADER_BYTES, WHERE_LINE, parse_reach
+from tailsrv_formats.header import HEADER_BYTES, WHERE_LINE, parse_available_range
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from tailsrv_client.protocol.dialogue import Talk, Tell
+    from tailsrv_client.protocol.dialogue import Dialogue, OnEvent
     from tailsrv_client.protocol.servers import Rotation
-    from tailsrv_formats.header import Reach
+    from tailsrv_formats.header import AvailableRange
 
 PROBE_BYTES: Final = 1 << 16
-"""What is read of one answer before the search goes on further behind."""
+"""The most that is read of one answer before the search continues at a larger offset."""
 
 
 def search_end(known: int = 0) -> Generator[tuple[int, int], int, int]:
@@ -43,15 +43,15 @@ def search_end(known: int = 0) -> Generator[tuple[int, int], int, int]:
         else:
             high = probe
         if high - low <= PROBE_BYTES:
-            # What is behind `low` now is this, and what came since `high` was found: a fast stream must not run away.
+            # Read all from `low` on, with what was appended since `high` was found: a fast stream outgrows bisection.
             probe, most = low, LARGEST_OFFSET
         else:
             probe, most = min((low + high) // 2, max(low, PROBE_BYTES) * 16), PROBE_BYTES
 
 
-def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS) -> Talk[int]:
+def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS) -> Dialogue[int]:
     """The end of the stream at the address that is to be tried, in bytes, as of now. `seconds`: for each wait."""
-    yield from prove_broadcaster(rotation, seconds)
+    yield from verify_broadcaster(rotation, seconds)
     if rotation.address not in rotation.servers.without_where:
         reach = yield from _where(rotation, seconds)
         if reach is not None:
@@ -60,11 +60,11 @@ def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS)
     search = search_end(known)
     probe, most = next(search)
     while True:
-        yield from dial(rotation, seconds)
-        yield Say(b"%d now\n" % probe)
+        yield from connect(rotation, seconds)
+        yield Send(b"%d now\n" % probe)
         came = 0
         while came < most:
-            data = yield Hear(seconds, min(PROBE_BYTES, most - came))
+            data = yield Receive(seconds, min(PROBE_BYTES, most - came))
             if not data:
                 break
             came += len(data)
@@ -75,21 +75,21 @@ def end_of(rotation: Rotation, known: int = 0, seconds: float = CONNECT_SECONDS)
             return end
 
 
-def _where(rotation: Rotation, seconds: float) -> Talk[Reach | None]:
+def _where(rotation: Rotation, seconds: float) -> Dialogue[AvailableRange | None]:
     """Which bytes there are; None where the server closes the connection without a word."""
-    yield from dial(rotation, seconds)
-    yield Say(WHERE_LINE)
+    yield from connect(rotation, seconds)
+    yield Send(WHERE_LINE)
     line = b""
     while not line.endswith(b"\n") and len(line) <= HEADER_BYTES:
-        data = yield Hear(seconds, HEADER_BYTES)
+        data = yield Receive(seconds, HEADER_BYTES)
         if not data:
             break
         line += data
-    return parse_reach(line)
+    return parse_available_range(line)
 
 
-def find_end(rotation: Rotation, tell: Tell) -> Talk[int]:
+def find_end(rotation: Rotation, on_event: OnEvent) -> Dialogue[int]:
     """The end of the stream, from the first address that shows it."""
-    end = yield from persistently(rotation, lambda: end_of(rotation), lambda what: tell(f"cannot find the end: {what}"))
+    end = yield from retry(rotation, lambda: end_of(rotation), lambda what: on_event(f"cannot find the end: {what}"))
     rotation.worked()
     return end

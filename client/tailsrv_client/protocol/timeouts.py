@@ -1,4 +1,4 @@
-"""How long a client waits for what, and what it does about a lost connection. Pure."""
+"""Time limits of a client, and its reaction to a lost connection. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CHECK_SECONDS: Final = 5.0
 
 
 class Timeouts:
-    """How long to wait for what, in seconds.
+    """Time limits in seconds. `connect`: for a connection; `check`: for known bytes on a new connection.
 
     `outage`: without a working connection, before `GaveUpError` (None: for ever). A connection works when the server
-    has proven to be a broadcaster, and does not owe bytes that are known to exist.
+    is verified to be a broadcaster and sends the bytes that are known to exist.
     """
 
     def __init__(
@@ -34,37 +34,37 @@ class Timeouts:
 
     def gave_up(self, rotation: Rotation) -> GaveUpError:
         """The error for when `outage` is over."""
-        trouble = rotation.trouble or f"{rotation.address}: no answer"
-        return GaveUpError(f"no working connection for {self.outage} s ({trouble})")
+        last_error = rotation.last_error or f"{rotation.address}: no answer"
+        return GaveUpError(f"no working connection for {self.outage} s ({last_error})")
 
 
 class Outage:
-    """For how long nothing has worked. Pure: `now` is monotonic."""
+    """The time without a working connection. `now` is monotonic."""
 
     def __init__(self, limit: float | None, now: float) -> None:
         self._limit = limit
         self._since: float | None = now
 
-    def works(self) -> None:
-        """It is over."""
+    def end(self) -> None:
+        """Note that a connection works."""
         self._since = None
 
-    def begins(self, now: float) -> None:
-        """Something does not work, if not for longer already."""
+    def begin(self, now: float) -> None:
+        """Start to count from `now`, unless an outage is already counted."""
         if self._since is None:
             self._since = now
 
     @property
     def deadline(self) -> float | None:
-        """When it will have lasted for too long."""
+        """The time at which the outage exceeds the limit; None without an outage or a limit."""
         return None if self._since is None or self._limit is None else self._since + self._limit
 
 
-class Loss:
-    """What to do about a lost connection; the same for both faces."""
+class Reconnection:
+    """Reports a lost connection and chooses the next address."""
 
-    def __init__(self, rotation: Rotation, reader: Reader, tell: Callable[[str], None]) -> None:
-        self._rotation, self._reader, self._tell = rotation, reader, tell
+    def __init__(self, rotation: Rotation, reader: Reader, on_event: Callable[[str], None]) -> None:
+        self._rotation, self._reader, self._on_event = rotation, reader, on_event
         self._shorter: int | None = None
 
     def ended(self) -> float:
@@ -74,16 +74,16 @@ class Loss:
     def failed(self, error: OSError) -> float:
         """It broke. Returns the seconds to wait."""
         pause = self._rotation.failed(error)
-        self._tell(f"{self._rotation.trouble} at byte {self._reader.offset}; next: {self._rotation.address}")
+        self._on_event(f"{self._rotation.last_error} at byte {self._reader.offset}; next: {self._rotation.address}")
         return pause
 
     def shorter(self) -> float:
         """The server has not shown bytes that we know: said once for a place. Returns the seconds to wait."""
         rotation, offset = self._rotation, self._reader.offset
-        rotation.trouble = f"{rotation.address}: shorter than what was read: nothing at byte {offset} yet"
-        trouble = rotation.trouble
+        rotation.last_error = f"{rotation.address}: shorter than what was read: no bytes at byte {offset}"
+        last_error = rotation.last_error
         pause = rotation.failed()
         if offset != self._shorter:
             self._shorter = offset
-            self._tell(f"{trouble}; next: {rotation.address}")
+            self._on_event(f"{last_error}; next: {rotation.address}")
         return pause

@@ -14,7 +14,7 @@ from tailsrv_client.protocol.ports import ACKNOWLEDGED, RAW
 from tailsrv_client.protocol.servers import parse_addresses
 from tailsrv_client.protocol.session import check_name
 from tailsrv_client.put.options import Options
-from tailsrv_client.standard_error import say
+from tailsrv_client.standard_error import write_message
 from tailsrv_client.terminal import log_to_standard_error, run_command
 from tailsrv_formats.errors import UsageError
 from tailsrv_formats.framing import FRAMINGS
@@ -27,13 +27,13 @@ command = Command(
     usage="[OPTIONS] ADDR[,ADDR...] [FILE]",
     description="Send standard input, or FILE, or what is appended to a file, to a collator. ADDR is an acknowledged"
     " port; a host alone means port 4323. With --name or --follow each message is in the stream exactly once; without a"
-    " name, what was not acknowledged when a connection was lost may be there twice. With --raw ADDR is a raw port, by"
-    " default 4322.",
+    " name, messages that were unacknowledged when a connection was lost may be there twice. With --raw, ADDR is a raw"
+    " port, by default 4322.",
     arguments=[("ADDR", "addresses", None), ("FILE", "file", "-")],
 )
 command.option("--name", metavar="NAME", help="Send as this producer: each message once (default: anonymous).")
 command.option("--raw", const=True, default=False, help="Send to the raw port, where nothing is acknowledged.")
-command.option("--framing", choices=FRAMINGS, default="newline", help="How messages are told apart.")
+command.option("--framing", choices=FRAMINGS, default="newline", help="Framing of the messages.")
 command.option(
     "--spool",
     convert=file_path,
@@ -45,7 +45,7 @@ command.option(
     "--follow",
     convert=file_path,
     metavar="FILE",
-    help="Send FILE as it grows, through rotations; what was sent once is not sent again.",
+    help="Send FILE as it grows, through rotations; sends each line once.",
 )
 command.option(
     "--once", const=True, default=False, help="With --follow: exit when everything there is has been acknowledged."
@@ -82,16 +82,16 @@ def run(values: dict[str, Any]) -> None:
     options = Options(**values)
     check(options)
     log_to_standard_error(NAME)
-    tell = partial(say, NAME)
+    on_event = partial(write_message, NAME)
     progress = Progress(forced=options.progress, total=None if options.follow else input_size(options.file))
     if options.follow is not None:
-        from tailsrv_client.put.follower import Follower  # noqa: PLC0415 - inotify is for who follows
+        from tailsrv_client.put.follower import Follower  # noqa: PLC0415 - only --follow needs inotify
 
-        Follower(options, progress, tell).run()
+        Follower(options, progress, on_event).run()
     else:
-        from tailsrv_client.put.sender import send  # noqa: PLC0415 - and this for who does not
+        from tailsrv_client.put.sender import send  # noqa: PLC0415 - and only the other modes need this
 
-        send(options, progress, tell)
+        send(options, progress, on_event)
 
 
 def input_size(path: str) -> int | None:

@@ -1,4 +1,4 @@
-"""A file that is being followed: which file it is, and its bytes as a lane's source."""
+"""A file that is being followed: its identity, and its bytes as the source of a session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREFIX_BYTES: Final = 16
 """More than any length prefix has."""
 
 TAIL_BYTES: Final = 64
-"""So many bytes tell whether a file still holds what it did."""
+"""The number of bytes that are compared to find out whether a file still holds what was sent."""
 
 
 class ReplacedError(ProducerDiverged):
@@ -46,7 +46,7 @@ class Tail(NamedTuple):
 
 
 def identify(fd: int) -> Identity:
-    """Who the open file is."""
+    """The identity of the open file."""
     status = os.fstat(fd)
     try:
         (generation,) = struct.unpack("L", fcntl.ioctl(fd, FS_IOC_GETVERSION, bytes(8)))
@@ -111,7 +111,7 @@ class FollowedFile:
         end = min(len(first), self.size)  # one byte less where its end is not in the file
         self.tail = Tail(end, first[:end][-TAIL_BYTES:])
 
-    def go_on(self, shift: int, offset: int) -> None:
+    def resume(self, shift: int, offset: int) -> None:
         """Be the source of another producer, from byte `offset` of the file on."""
         self.shift, self._inserted = shift, None
         self.tail = self.tail_at(min(offset, self.size))
@@ -195,22 +195,22 @@ class FollowedFile:
 
     def look(self, sent: int) -> bool:
         """See how long it is now; `sent` bytes of the stream are on their way. Returns whether it has grown."""
-        size, before = os.fstat(self.fd).st_size, self.size
-        if size != before:
-            if self._completion and size > before and self.offset(sent) > before:
+        size, with_deadline = os.fstat(self.fd).st_size, self.size
+        if size != with_deadline:
+            if self._completion and size > with_deadline and self.offset(sent) > with_deadline:
                 # A terminator was sent that is not in the file: what comes now is another message.
                 self.shift -= self._inserted is not None
-                self._inserted = before - self.shift
+                self._inserted = with_deadline - self.shift
             self.size, self._completion = size, b""
-        return size > before
+        return size > with_deadline
 
     @property
     def was_continued(self) -> bool:
-        """Whether somebody has appended to a last line after it was completed and sent."""
+        """Whether a process has appended to a last line after it was completed and sent."""
         return self._inserted is not None
 
     def finish(self, acked: int) -> int:
-        """Nobody will write to it again: complete a last line that has no end.
+        """Complete a last line that has no terminator: no process will write to the file again.
 
         Returns how many bytes at the end are no message, and can't be completed to one.
         """
@@ -248,7 +248,7 @@ class FollowedFile:
         return data + self._completion if self._completion else None
 
     def is_boundary(self, offset: int) -> bool:
-        """Whether a message can end at `offset`: where lines end, and one byte behind a last line without its end."""
+        """Whether a message can end at `offset`: where a line ends, or one after a last line without terminator."""
         terminator = self._framing.terminator
         if not terminator or not offset:
             return offset <= self.size
@@ -260,20 +260,20 @@ class FollowedFile:
         return os.pread(self.fd, 1, offset)
 
     def beginning(self) -> bytes:
-        """Its first bytes: they tell whether an inode has become another file."""
+        """Its first bytes: if they change, the inode belongs to another file."""
         return os.pread(self.fd, 1024, 0)
 
     def has_writer(self) -> bool | None:
         """Whether any process has it open for writing; None where the kernel won't say.
 
-        It says so to who asks for a read lease: that is granted only while nobody writes.
+        A read lease is the test: the kernel grants it only while no process has the file open for writing.
         """
         try:
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except BlockingIOError:
             return True
         except OSError:
-            return None  # somebody else's file, or a network file system
+            return None  # another user's file, or a network file system
         fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
 

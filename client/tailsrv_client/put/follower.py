@@ -1,9 +1,9 @@
-"""`tailsrv-put --follow`: a growing file, through rotations, as producers that keep no state here (see `file_places`).
+"""`tailsrv-put --follow`: a growing file, through rotations, without any state of its own (see `resume_points`).
 
 Law: files are sent in the order in which they were written to: one that was rotated away is sent to its end, and its
 last line completed, before the next one begins. Its end is known when no process has it open for writing; a writer
 that keeps an old file open but quiet does not hold up the new one: from then on both are followed.
-What rotation did while nobody looked is found by its traces: the files beside FILE, and what the collator has of each.
+`Backlog` finds rotations that happened while the command did not run: from the files next to FILE and their ACKED.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tailsrv_client.protocol.ports import ACKNOWLEDGED
 from tailsrv_client.protocol.servers import Servers, parse_addresses
 from tailsrv_client.protocol.session import check_name
 from tailsrv_client.put import inotify
-from tailsrv_client.put.backlog import UNSURE_SECONDS, Backlog, continued, tell_found
-from tailsrv_client.put.file_places import Names, base_name, find_later
+from tailsrv_client.put.backlog import UNSURE_SECONDS, Backlog, continued, report_result
 from tailsrv_client.put.opened_files import OpenedFiles
+from tailsrv_client.put.resume_points import Names, base_name, find_later
 from tailsrv_client.put.rotated_files import rotated_names
 from tailsrv_client.put.shipment import Shipment, ask_acked
 from tailsrv_formats.errors import TailsrvError
@@ -51,20 +51,20 @@ _CONTENT: Final = inotify.MODIFY | inotify.CLOSE_WRITE
 
 
 class Follower:
-    """Ships `options.follow`. `tell` hears what an operator should know."""
+    """Ships `options.follow`. `on_event` is called with each report for the operator."""
 
-    def __init__(self, options: Options, progress: Progress, tell: Callable[[str], None]) -> None:
+    def __init__(self, options: Options, progress: Progress, on_event: Callable[[str], None]) -> None:
         assert options.follow is not None  # noqa: S101 - the command line chose this mode
         self._path = os.path.abspath(options.follow)
         self._options = options
         self._servers = Servers(parse_addresses(options.addresses, ACKNOWLEDGED), ACKNOWLEDGED)
         self._base = check_name(options.name) if options.name else base_name(self._path, os.uname().nodename)
         framing = make_framing(options.framing, options.max_message_bytes)
-        self._files = OpenedFiles(self._path, framing, tell)
-        self._backlog = Backlog(self._files, self._path, self._base, self._ask_acked, tell)
+        self._files = OpenedFiles(self._path, framing, on_event)
+        self._backlog = Backlog(self._files, self._path, self._base, self._ask_acked, on_event)
         self._live: Identity | None = None
         """What FILE is, as of the last look."""
-        self._progress, self._tell = progress, tell
+        self._progress, self._on_event = progress, on_event
         self._guard = threading.Condition(threading.RLock())
         self._shipments: list[Shipment] = []
         self._shipped = 0
@@ -72,24 +72,24 @@ class Follower:
         """Whether there may be rotated files that were not sent and are not open; FILE waits until there are none."""
         self._most = _descriptors() - OTHER_DESCRIPTORS
         self._inotify = inotify.INotify()
-        self._news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def run(self) -> None:
         """Follow for ever; with --once, until all that there is has been acknowledged."""
-        signal.signal(signal.SIGIO, signal.SIG_IGN)  # what who opens a file sends to who holds a lease on it
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when a process opens a file under our lease
         self._inotify.add_watch(os.path.dirname(self._path), _NAMES | inotify.ONLYDIR)
         self._backlog.look_at_live()
         self._look_back()
         self._catch_up()
         poller = select.poll()
         poller.register(self._inotify.fileno(), select.POLLIN)
-        poller.register(self._news, select.POLLIN)
+        poller.register(self._wakeup, select.POLLIN)
         try:
             while not self._advance():
                 pause = self._pause()
                 ready = [fd for fd, _ in poller.poll(None if pause is None else pause * 1000)]
-                if self._news in ready:
-                    os.eventfd_read(self._news)
+                if self._wakeup in ready:
+                    os.eventfd_read(self._wakeup)
                 if self._inotify.fileno() in ready:
                     self._catch_up()
         finally:
@@ -105,14 +105,14 @@ class Follower:
             if len(self._shipments) >= self._most:
                 return
         self._looking_back = False
-        self._backlog.tell_compressed()
+        self._backlog.report_compressed()
         self._find_live()
 
     def _ask_acked(self, name: str) -> int:
         for shipment in self._shipments:
-            if shipment.started and shipment.lane.name == name and shipment.lane.greeted:
-                return shipment.lane.acked  # to ask would end its connection
-        return ask_acked(self._servers, name, self._tell, self._options.timeout)
+            if shipment.started and shipment.session.name == name and shipment.session.greeted:
+                return shipment.session.acked  # to ask would end its connection
+        return ask_acked(self._servers, name, self._on_event, self._options.timeout)
 
     def _find_live(self) -> None:
         """Follow FILE, if it is there and not open."""
@@ -129,10 +129,10 @@ class Follower:
 
     def _catch_up(self) -> None:
         """Until there are no news of names: what was rotated while we opened a file comes before that file."""
-        while self._on_events():
+        while self._read_events():
             pass
 
-    def _on_events(self) -> bool:
+    def _read_events(self) -> bool:
         """Take up what has happened. Returns whether any file was created or renamed."""
         own = os.path.basename(self._path)
         moved = set[str]()
@@ -214,7 +214,7 @@ class Follower:
             if not shipment.started and not shipment.waits:
                 if waits and not shipment.begun:
                     break
-                shipment.start(self._servers, self._guard, self._on_news, self._tell, self._options.timeout)
+                shipment.start(self._servers, self._guard, self._wake, self._on_event, self._options.timeout)
             waits = waits or not self._is_out_of_the_way(shipment)
             number += 1
         done = [shipment for shipment in self._shipments if self._is_over(shipment)]
@@ -240,14 +240,14 @@ class Follower:
         if error is not None:
             raise TailsrvError(f"{shipment.path}, at byte {shipment.offset}: {error}") from error
         if shipment.was_continued():
-            self._tell(continued(shipment.path))
+            self._on_event(continued(shipment.path))
         rest = shipment.after_head()
-        return [rest or self._placed(shipment)]
+        return [rest or self._with_resume_point(shipment)]
 
-    def _placed(self, shipment: Shipment) -> Shipment:
+    def _with_resume_point(self, shipment: Shipment) -> Shipment:
         """The same with its place, if it has none and its first message is there."""
         file, path = shipment.file, shipment.path
-        if shipment.place is not None:
+        if shipment.resume_point is not None:
             return shipment
         if shipment.replaced:
             found = find_later(file, Names(self._base, file.identity), self._ask_acked)
@@ -256,8 +256,8 @@ class Follower:
         if found is None:
             return shipment
         if not shipment.replaced:
-            tell_found(found, file, path, self._tell)
-        return Shipment(file, path, found.place)
+            report_result(found, file, path, self._on_event)
+        return Shipment(file, path, found.resume_point)
 
     def _close(self, shipment: Shipment) -> None:
         shipment.stop()
@@ -296,31 +296,33 @@ class Follower:
             return False
         with self._guard:
             shipment.look()
-            if shipment.started and not shipment.lane.greeted:
+            if shipment.started and not shipment.session.greeted:
                 return False
             rest = 0 if shipment.head else shipment.file.finish(shipment.acked)
             shipment.wake()
             complete = shipment.complete
         if not shipment.started and not complete:
-            self._on_news()  # its only line is complete now
+            self._wake()  # its only line is complete now
         if rest:
-            self._tell(f"{shipment.path}: its last {rest} bytes are not a whole message; they were not sent")
+            self._on_event(f"{shipment.path}: its last {rest} bytes are an incomplete message and were not sent")
         return complete or bool(rest)
 
     def _next_life(self, shipment: Shipment) -> list[Shipment]:
         """The file was truncated in place: what it holds now is the stream of another producer."""
         shipment.stop()
         file, path = shipment.file, shipment.path
-        self._tell(f"{path} was truncated in place, after {shipment.offset_sent} bytes of it had been sent")
-        place, copies = shipment.place, list[Shipment]()
-        if place is not None:
-            self._backlog.was_truncated(place.rest or place.name, file.tail)
+        self._on_event(f"{path} was truncated in place after {shipment.offset_sent} of its bytes were sent")
+        resume_point, copies = shipment.resume_point, list[Shipment]()
+        if resume_point is not None:
+            self._backlog.was_truncated(resume_point.rest or resume_point.name, file.tail)
             if not self._looking_back:  # else they come in their turn
                 copies = list(self._backlog.shipments())
         for copy in copies:
             self._watch(copy)
         if not copies:
-            self._tell("what was written after the last look, and is in no copy next to the file, is lost")
+            self._on_event(
+                f"{path}: lines that were not sent before the truncation, and are in no copy next to it, are lost"
+            )
         return [*copies, Shipment(file, path, replaced=True)]
 
     def _pause(self) -> float | None:
@@ -332,8 +334,8 @@ class Follower:
         waits = [one.quiet_since + limit - now for one in self._shipments for limit in limits]
         return min((wait for wait in waits if wait > 0), default=None)
 
-    def _on_news(self) -> None:
-        os.eventfd_write(self._news, 1)
+    def _wake(self) -> None:
+        os.eventfd_write(self._wakeup, 1)
 
 
 def _descriptors() -> int:

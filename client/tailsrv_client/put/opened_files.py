@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class OpenedFiles:
     """What was opened of `path` and of what rotation made of it."""
 
-    def __init__(self, path: str, framing: Framing, tell: Callable[[str], None]) -> None:
-        """`tell` hears of files that can't be read."""
-        self._path, self._framing, self._tell = path, framing, tell
+    def __init__(self, path: str, framing: Framing, on_event: Callable[[str], None]) -> None:
+        """`on_event` is called with a report of each file that cannot be read."""
+        self._path, self._framing, self._on_event = path, framing, on_event
         self._open = set[Identity]()
         self._done = dict[Identity, tuple[int | None, bytes]]()
         """Those that are dealt with: how long they were, and how they began: another file may be given their inodes.
@@ -59,26 +59,26 @@ class OpenedFiles:
         return None if fd is None else FollowedFile(fd, self._framing)
 
     def _descriptor(self, path: str) -> int | None:
-        """None where there is nothing that can be read, which is told once: it may be given to us, or moved, later."""
+        """A descriptor of the file; None if it is missing or unreadable. An unreadable file is reported once."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             self.unreadable.discard(path)
             return None
         except PermissionError as error:
-            self._tell_unreadable(path, reason(error))
+            self._report_unreadable(path, reason(error))
             return None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            self._tell_unreadable(path, "not a regular file")
+            self._report_unreadable(path, "not a regular file")
             return None
         self.unreadable.discard(path)
         return fd
 
-    def _tell_unreadable(self, path: str, why: str) -> None:
+    def _report_unreadable(self, path: str, why: str) -> None:
         if path not in self.unreadable:
             self.unreadable.add(path)
-            self._tell(f"{path}: cannot be read ({why}); it is read as soon as that changes")
+            self._on_event(f"{path}: cannot be read ({why}); make it readable, and it is sent without a restart")
 
     def close(self, file: FollowedFile, *, for_good: bool = False) -> None:
         """It is dealt with; `for_good`: also if it grows."""

@@ -1,4 +1,4 @@
-"""What `tailsrv-put` was asked to do."""
+"""The options of `tailsrv-put`."""
 
 from __future__ import annotations
 

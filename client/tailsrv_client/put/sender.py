@@ -9,10 +9,10 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from tailsrv_client.blocking.connection import Conversation, Interrupt, Line, SuspendedError
+from tailsrv_client.blocking.connection import Connection, DialogueRunner, Interrupt, SuspendedError
 from tailsrv_client.blocking.producer import Producer
 from tailsrv_client.errors import GaveUpError
-from tailsrv_client.protocol.dialogue import dial, persistently
+from tailsrv_client.protocol.dialogue import connect, retry
 from tailsrv_client.protocol.ports import ACKNOWLEDGED, RAW, answered, wrong_port
 from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
 from tailsrv_formats.errors import TailsrvError, reason
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 READ_BYTES: Final = 1 << 18
 
 
-def send(options: Options, progress: Progress, tell: Callable[[str], None]) -> None:
+def send(options: Options, progress: Progress, on_event: Callable[[str], None]) -> None:
     """Send `options.file`. Raises `TailsrvError`, `FramingError`, `OSError`."""
     fd = 0 if options.file == "-" else os.open(options.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if options.raw:
-            _send_raw(options, fd, progress, tell)
+            _send_raw(options, fd, progress, on_event)
         else:
             _send_acknowledged(options, fd, progress)
     finally:
@@ -76,7 +76,7 @@ def _send_acknowledged(options: Options, fd: int, progress: Progress) -> None:
 
 
 def whole_messages(read: Callable[[], bytes], framing: Framing) -> Iterator[bytes]:
-    """What `read` gives until it gives nothing, cut behind whole messages; a last line is completed.
+    """The input that `read` returns until it returns b"", cut after whole messages; a last line is completed.
 
     Raises `FramingError`.
     """
@@ -113,18 +113,18 @@ def whole_messages(read: Callable[[], bytes], framing: Framing) -> Iterator[byte
         raise FramingError(f"the input ends within a message; its last {len(held)} bytes are not sent")
 
 
-def _send_raw(options: Options, fd: int, progress: Progress, tell: Callable[[str], None]) -> None:
+def _send_raw(options: Options, fd: int, progress: Progress, on_event: Callable[[str], None]) -> None:
     """To the raw port, as `nc` would; but it waits until there is a collator, and says what went wrong."""
-    line = Line()
+    connection = Connection()
     rotation = Rotation(Servers(parse_addresses(options.addresses, RAW), RAW))
     try:
-        conversation = Conversation(line, persistently(rotation, lambda: dial(rotation), tell))
+        runner = DialogueRunner(connection, retry(rotation, lambda: connect(rotation), on_event))
         try:
-            conversation.go_on(None if options.timeout is None else time.monotonic() + options.timeout)
+            runner.resume(None if options.timeout is None else time.monotonic() + options.timeout)
         except SuspendedError:
-            raise GaveUpError(f"not connected for {options.timeout} s ({rotation.trouble})") from None
-        assert line.socket is not None  # noqa: S101 - the talk has opened it
-        sending = _RawSending(line.socket, fd, progress)
+            raise GaveUpError(f"not connected for {options.timeout} s ({rotation.last_error})") from None
+        assert connection.socket is not None  # noqa: S101 - the dialogue has connected
+        sending = _RawSending(connection.socket, fd, progress)
         try:
             sending.run()
         except OSError as error:
@@ -135,7 +135,7 @@ def _send_raw(options: Options, fd: int, progress: Progress, tell: Callable[[str
         if sending.answer:
             raise wrong_port(rotation.address, RAW, answered(sending.answer))
     finally:
-        line.drop()
+        connection.close()
     progress.end(sending.sent)
 
 

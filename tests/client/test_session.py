@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tailsrv_client.errors import ProducerDiverged, ProducerRefused
 from tailsrv_client.protocol.outbox import Memory, Outbox
-from tailsrv_client.protocol.session import Lane
+from tailsrv_client.protocol.session import Session
 from tailsrv_client.spool import Spool
 from tailsrv_client.spoolfile import encode_record
 from tailsrv_formats.errors import UsageError
@@ -34,73 +34,73 @@ class Waiter:
         self.error = error
 
 
-def lane_with(*messages: bytes, name: str = "n") -> tuple[Lane, Outbox, list[Waiter]]:
+def session_with(*messages: bytes, name: str = "n") -> tuple[Session, Outbox, list[Waiter]]:
     outbox = Outbox(Memory())
     waiters = [Waiter() for _ in messages]
     for message, waiter in zip(messages, waiters, strict=True):
         outbox.put(message, waiter)
-    return Lane(name, outbox), outbox, waiters
+    return Session(name, outbox), outbox, waiters
 
 
-def hear(lane: Lane, outbox: Outbox, line: bytes) -> None:
-    for acked in lane.received(line):
-        outbox.settle(acked)
+def receive(session: Session, outbox: Outbox, line: bytes) -> None:
+    for acked in session.received(line):
+        outbox.acknowledge(acked)
     outbox.tidy()
 
 
-def send_all(lane: Lane) -> bytes:
+def send_all(session: Session) -> bytes:
     sent = b""
-    while lane.has_more:
-        data = bytes(lane.outgoing(7))
-        lane.was_sent(len(data))
+    while session.has_more:
+        data = bytes(session.outgoing(7))
+        session.was_sent(len(data))
         sent += data
     return sent
 
 
 def test_it_says_its_name_and_sends_nothing_before_it_is_told_where_to_go_on() -> None:
-    lane, outbox, _ = lane_with(b"one\n")
-    assert lane.opening() == b"n\r\n"
-    assert not lane.has_more
-    hear(lane, outbox, b"500 90")
-    assert not lane.has_more
-    hear(lane, outbox, b"00\n")
-    assert send_all(lane) == b"one\n"
+    session, outbox, _ = session_with(b"one\n")
+    assert session.opening() == b"n\r\n"
+    assert not session.has_more
+    receive(session, outbox, b"500 90")
+    assert not session.has_more
+    receive(session, outbox, b"00\n")
+    assert send_all(session) == b"one\n"
 
 
 def test_each_message_hears_where_it_stands() -> None:
-    lane, outbox, waiters = lane_with(b"one\n", b"two\n", b"three\n")
-    lane.opening()
-    hear(lane, outbox, b"500 9000\n")
-    send_all(lane)
-    hear(lane, outbox, b"508 9108\r\n")
+    session, outbox, waiters = session_with(b"one\n", b"two\n", b"three\n")
+    session.opening()
+    receive(session, outbox, b"500 9000\n")
+    send_all(session)
+    receive(session, outbox, b"508 9108\r\n")
     assert [waiter.result for waiter in waiters] == [[9100], [9104], []]
-    hear(lane, outbox, b"514 9200\n514 9200\n")
+    receive(session, outbox, b"514 9200\n514 9200\n")
     assert waiters[2].result == [9194]
-    assert outbox.held == 0
-    assert lane.complete
+    assert outbox.unacknowledged_bytes == 0
+    assert session.complete
 
 
 def test_after_a_lost_line_only_the_last_message_knows_where_it_stands() -> None:
-    lane, outbox, waiters = lane_with(b"one\n", b"two\n", b"three\n")
-    lane.opening()
-    hear(lane, outbox, b"0 0\n")
-    send_all(lane)
-    lane.opening()
-    hear(lane, outbox, b"8 1008\n")
+    session, outbox, waiters = session_with(b"one\n", b"two\n", b"three\n")
+    session.opening()
+    receive(session, outbox, b"0 0\n")
+    send_all(session)
+    session.opening()
+    receive(session, outbox, b"8 1008\n")
     assert [waiter.result for waiter in waiters] == [[None], [1004], []]
-    assert send_all(lane) == b"three\n"
+    assert send_all(session) == b"three\n"
 
 
 def test_an_anonymous_one_sends_again_what_was_not_acknowledged() -> None:
-    lane, outbox, waiters = lane_with(b"one\n", b"two\n", name="")
-    assert lane.opening() == b"\r\n"
-    hear(lane, outbox, b"0 0\n")
-    send_all(lane)
-    hear(lane, outbox, b"4 4\n")
-    lane.opening()
-    hear(lane, outbox, b"0 0\n")
-    assert send_all(lane) == b"two\n"
-    hear(lane, outbox, b"4 12\n")
+    session, outbox, waiters = session_with(b"one\n", b"two\n", name="")
+    assert session.opening() == b"\r\n"
+    receive(session, outbox, b"0 0\n")
+    send_all(session)
+    receive(session, outbox, b"4 4\n")
+    session.opening()
+    receive(session, outbox, b"0 0\n")
+    assert send_all(session) == b"two\n"
+    receive(session, outbox, b"4 12\n")
     assert waiters[1].result == [8]
 
 
@@ -113,49 +113,49 @@ def test_an_anonymous_one_sends_again_what_was_not_acknowledged() -> None:
     ],
 )
 def test_it_goes_on_nowhere_but_at_a_boundary_of_what_it_has(line: bytes) -> None:
-    lane, outbox, _ = lane_with(b"one\n", b"two\n")
-    lane.opening()
-    hear(lane, outbox, b"0 0\n")
-    send_all(lane)
-    lane.opening()
+    session, outbox, _ = session_with(b"one\n", b"two\n")
+    session.opening()
+    receive(session, outbox, b"0 0\n")
+    send_all(session)
+    session.opening()
     with pytest.raises(ProducerDiverged):
-        hear(lane, outbox, line)
+        receive(session, outbox, line)
 
 
 def test_a_collator_that_forgot_what_it_acknowledged_is_noticed() -> None:
-    lane, outbox, _ = lane_with(b"one\n", b"two\n")
-    lane.opening()
-    hear(lane, outbox, b"0 0\n")
-    send_all(lane)
-    hear(lane, outbox, b"8 8\n")
-    lane.opening()
+    session, outbox, _ = session_with(b"one\n", b"two\n")
+    session.opening()
+    receive(session, outbox, b"0 0\n")
+    send_all(session)
+    receive(session, outbox, b"8 8\n")
+    session.opening()
     with pytest.raises(ProducerDiverged, match="its file is not the one it was"):
-        hear(lane, outbox, b"4 4\n")
+        receive(session, outbox, b"4 4\n")
 
 
 @pytest.mark.parametrize("line", [b"3 3\n", b"9 9\n"])
 def test_an_acknowledgement_of_what_was_not_sent_is_refused(line: bytes) -> None:
-    lane, outbox, _ = lane_with(b"one\n", b"two\n")
-    lane.opening()
-    hear(lane, outbox, b"0 0\n")
-    lane.was_sent(4)
-    hear(lane, outbox, b"4 4\n")
+    session, outbox, _ = session_with(b"one\n", b"two\n")
+    session.opening()
+    receive(session, outbox, b"0 0\n")
+    session.was_sent(4)
+    receive(session, outbox, b"4 4\n")
     with pytest.raises(ProducerDiverged):
-        hear(lane, outbox, line)
+        receive(session, outbox, line)
 
 
 @pytest.mark.parametrize("line", [b"error: too long\n", b"HTTP/1.1 400\n", b"1\n", b"+1 2\n", b"1_0 2\n", b"x" * 5000])
 def test_anything_else_than_a_line_of_the_lane_is_an_error_in_its_own_words(line: bytes) -> None:
-    lane, outbox, _ = lane_with(b"one\n")
-    lane.opening()
+    session, outbox, _ = session_with(b"one\n")
+    session.opening()
     with pytest.raises(ProducerRefused):
-        hear(lane, outbox, line)
+        receive(session, outbox, line)
 
 
 @pytest.mark.parametrize("name", ["a b", "é", "x" * 129, "a/b", "a\n"])
 def test_a_name_that_the_lane_does_not_allow_is_a_usage_error(name: str) -> None:
     with pytest.raises(UsageError):
-        Lane(name, Outbox(Memory()))
+        Session(name, Outbox(Memory()))
 
 
 class Collator:
@@ -165,21 +165,21 @@ class Collator:
         self.file = b""
         self.acked = 0
         self.at = 0
-        self.held = b""
+        self.unacknowledged_bytes = b""
 
     def connect(self) -> bytes:
-        self.held = b""
+        self.unacknowledged_bytes = b""
         return b"%d %d\n" % (self.acked, self.at)
 
-    def take(self, data: bytes) -> None:
-        self.held += data
+    def receive(self, data: bytes) -> None:
+        self.unacknowledged_bytes += data
 
     def commit(self, other: bytes) -> bytes:
-        whole = self.held.rfind(b"\n") + 1
+        whole = self.unacknowledged_bytes.rfind(b"\n") + 1
         if not whole:
             return b""
-        self.file += other + self.held[:whole]
-        self.held = self.held[whole:]
+        self.file += other + self.unacknowledged_bytes[:whole]
+        self.unacknowledged_bytes = self.unacknowledged_bytes[whole:]
         self.acked += whole
         self.at = len(self.file)
         return b"%d %d\n" % (self.acked, self.at)
@@ -199,9 +199,9 @@ def test_whatever_breaks_every_message_stands_once_in_order_and_where_its_receip
     collator = Collator()
     spool = Spool(path, "n", framing)
     outbox, put = Outbox(spool), 0
-    lane = Lane("n", outbox)
-    lane.opening()
-    hear(lane, outbox, collator.connect())
+    session = Session("n", outbox)
+    session.opening()
+    receive(session, outbox, collator.connect())
     waiters: list[tuple[bytes, Waiter]] = []
     for turn, step in enumerate([*steps, "cut", *["send", "commit"] * 20]):
         match step:
@@ -211,18 +211,18 @@ def test_whatever_breaks_every_message_stands_once_in_order_and_where_its_receip
                 outbox.put(message, waiter)
                 put += 1
             case "send":
-                data = bytes(lane.outgoing(1 + (seed * turn) % 97))
-                lane.was_sent(len(data))
-                collator.take(data)
+                data = bytes(session.outgoing(1 + (seed * turn) % 97))
+                session.was_sent(len(data))
+                collator.receive(data)
             case "commit":
-                hear(lane, outbox, collator.commit(b"o" * (turn % 3)))
+                receive(session, outbox, collator.commit(b"o" * (turn % 3)))
             case "deaf commit":
                 collator.commit(b"")
-                lane.opening()
-                hear(lane, outbox, collator.connect())
+                session.opening()
+                receive(session, outbox, collator.connect())
             case "cut":
-                lane.opening()
-                hear(lane, outbox, collator.connect())
+                session.opening()
+                receive(session, outbox, collator.connect())
             case "restart":
                 # What a kill leaves: the file as it is, torn within the last append.
                 assert spool._file is not None
@@ -233,12 +233,12 @@ def test_whatever_breaks_every_message_stands_once_in_order_and_where_its_receip
                     file.write(torn)
                 spool = Spool(path, "n", framing)
                 outbox = Outbox(spool)
-                lane = Lane("n", outbox)
-                lane.opening()
-                hear(lane, outbox, collator.connect())
-    while lane.has_more or outbox.held:
-        collator.take(send_all(lane))
-        hear(lane, outbox, collator.commit(b""))
+                session = Session("n", outbox)
+                session.opening()
+                receive(session, outbox, collator.connect())
+    while session.has_more or outbox.unacknowledged_bytes:
+        collator.receive(send_all(session))
+        receive(session, outbox, collator.commit(b""))
     spool.close()
     for message, waiter in waiters:
         assert collator.file.count(message) == 1

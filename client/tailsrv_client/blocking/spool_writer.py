@@ -1,4 +1,4 @@
-"""Messages on their way to a spool: one thread appends them, so that a slow disk holds up nobody who logs."""
+"""Appends messages to a spool in one thread, so that a slow disk does not delay the threads that log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RETRY_SECONDS: Final = 0.5
 """How soon a full disk, or a full spool, is tried again."""
 
 
-class HandOver:
+class SpoolWriter:
     """Gives messages to `producer`, which has a spool. Up to `bound` bytes of them wait in memory."""
 
     def __init__(self, producer: Producer, bound: int, lost: Callable[[int], None]) -> None:
@@ -49,10 +49,10 @@ class HandOver:
         changed = self._changed
         deadline = time.monotonic() + timeout
         if not changed.acquire(timeout=max(timeout, 0.001)):
-            raise ProducerFull("other threads take all the time that was allowed")
+            raise ProducerFull("no room within the timeout: other threads wait for the disk, too")
         try:
             if not changed.wait_for(lambda: self._has_room(len(message)), timeout):
-                raise ProducerFull(f"{self._bytes} bytes wait for the disk")
+                raise ProducerFull(f"{self._bytes} bytes wait for the disk of the spool; it is too slow or full")
             if self._failure is not None:
                 raise self._failure
             if self._close_by is not None:

@@ -8,8 +8,8 @@ A file is known by its inode (with the generation, where the file system has one
 
 So a file whose first message is unknown, while the second name of its inode is not, was truncated in place and
 written again; or, without generations, it is another file that was given the number of a deleted one. Contents that
-begin alike are told apart by their end: a message has to end where what is acknowledged ends. A copy, as logrotate's
-copytruncate makes it, begins like what it is a copy of, and goes on where that ended.
+begin alike differ in their ends: a message has to end where the acknowledged bytes end. A copy, as logrotate's
+copytruncate makes it, begins like what it is a copy of, and is continued at the end of that.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 NAME_PART_CHARACTERS: Final = 40
 
 
-class Place(NamedTuple):
-    """Where a file goes on: as the producer `name`, whose stream begins at byte `shift` of the file.
+class ResumePoint(NamedTuple):
+    """The point at which sending continues: as the producer `name`, whose stream begins at byte `shift` of the file.
 
     With `head`, the stream is that message, the first of the file, and the rest is another producer's.
     """
@@ -47,10 +47,10 @@ class Place(NamedTuple):
         return self.shift + self.acked
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """A place, and what was found out about the file."""
 
-    place: Place
+    resume_point: ResumePoint
     replaced: bool = False
     """Whether another content was sent under its inode before."""
     continued: bool = False
@@ -59,7 +59,7 @@ class Found(NamedTuple):
     @property
     def is_new(self) -> bool:
         """Whether nothing was ever sent under its inode."""
-        return self.place.head is not None
+        return self.resume_point.head is not None
 
 
 class Names:
@@ -71,7 +71,7 @@ class Names:
 
     @property
     def rest(self) -> str:
-        """Of the first content, what comes behind its first message."""
+        """The name for the first content after its first message."""
         return _fitting(self._stem)
 
     def head(self, crc: int) -> str:
@@ -84,7 +84,7 @@ class Names:
 
 
 def base_name(path: str, host: str) -> str:
-    """The part of a producer's name that stands for host and path: 1 to 90 characters that a name may have."""
+    """The part of a producer's name that identifies host and path: 1 to 90 valid characters."""
     path = os.path.abspath(path)
     shown = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(path))[:NAME_PART_CHARACTERS]
     host = re.sub(r"[^A-Za-z0-9._-]", "_", host)[:NAME_PART_CHARACTERS]
@@ -92,14 +92,16 @@ def base_name(path: str, host: str) -> str:
 
 
 def _fitting(name: str) -> str:
-    """`name`, or a shorter one that stands for it: with a long name of host and file and a 64-bit inode it can be."""
+    """`name`, shortened with a CRC-32 if it exceeds the limit, as with long host and file names and a 64-bit inode."""
     return name if len(name) <= NAME_BYTES else f"{name[: NAME_BYTES - 9]}-{zlib.crc32(name.encode()):08x}"
 
 
-def find(file: FollowedFile, names: Names, ask: Callable[[str], int], *, rotated: bool) -> Found | None:
+def find_resume_point(
+    file: FollowedFile, names: Names, ask: Callable[[str], int], *, rotated: bool
+) -> SearchResult | None:
     """Where to go on with `file`; None while its first message is not complete.
 
-    `ask` tells how many bytes are acknowledged of a name. `rotated`: its last line may have been completed by us.
+    `ask` returns the number of acknowledged bytes of a name. `rotated`: its last line may have been completed by us.
     """
     first = file.first_message()
     if first is None:
@@ -107,44 +109,44 @@ def find(file: FollowedFile, names: Names, ask: Callable[[str], int], *, rotated
     *_, known = None, *_contents(first, names, ask)
     if known is not None:
         if file.is_boundary(known.offset):
-            return Found(known)
+            return SearchResult(known)
         if rotated and known.acked and known.offset <= file.size and not file.is_boundary(known.offset - 1):
-            return Found(known._replace(shift=known.shift - 1), continued=True)
+            return SearchResult(known._replace(shift=known.shift - 1), continued=True)
     elif not ask(names.rest):
-        return Found(Place(names.head(zlib.crc32(first)), head=first, rest=names.rest))
-    return Found(_later(first, names, ask), replaced=True)
+        return SearchResult(ResumePoint(names.head(zlib.crc32(first)), head=first, rest=names.rest))
+    return SearchResult(_later(first, names, ask), replaced=True)
 
 
-def find_later(file: FollowedFile, names: Names, ask: Callable[[str], int]) -> Found | None:
+def find_later(file: FollowedFile, names: Names, ask: Callable[[str], int]) -> SearchResult | None:
     """The place for what a file holds after it was truncated in place; None while it has no first message."""
     first = file.first_message()
-    return None if first is None else Found(_later(first, names, ask), replaced=True)
+    return None if first is None else SearchResult(_later(first, names, ask), replaced=True)
 
 
-def find_originals(copy: FollowedFile, names: Names, ask: Callable[[str], int]) -> list[Place]:
+def find_originals(copy: FollowedFile, names: Names, ask: Callable[[str], int]) -> list[ResumePoint]:
     """Where to go on with what may be a copy of what the file of these names has held; the likeliest last."""
     first = copy.first_message()
     if first is None:
         return []
-    # With one message there is nothing behind it, whatever content has the name of the rest.
+    # With a single message there is no rest to compare, whatever content has the name of the rest.
     alone = copy.size <= len(first)
     fitting = [one for one in _contents(first, names, ask) if alone or copy.is_boundary(one.offset)]
     return sorted(fitting, key=lambda one: one.offset >= copy.size)
 
 
-def _contents(first: bytes, names: Names, ask: Callable[[str], int]) -> Iterator[Place]:
+def _contents(first: bytes, names: Names, ask: Callable[[str], int]) -> Iterator[ResumePoint]:
     """The places of the contents that begin with the message `first` and were sent, in the order of time."""
     crc, life = zlib.crc32(first), 1
     if ask(names.head(crc)):
-        yield Place(names.rest, len(first), ask(names.rest))
+        yield ResumePoint(names.rest, len(first), ask(names.rest))
     while acked := ask(names.later(crc, life)):
-        yield Place(names.later(crc, life), acked=acked)
+        yield ResumePoint(names.later(crc, life), acked=acked)
         life += 1
 
 
-def _later(first: bytes, names: Names, ask: Callable[[str], int]) -> Place:
+def _later(first: bytes, names: Names, ask: Callable[[str], int]) -> ResumePoint:
     """A name that was never used."""
     life = 1
     while ask(names.later(zlib.crc32(first), life)):
         life += 1
-    return Place(names.later(zlib.crc32(first), life))
+    return ResumePoint(names.later(zlib.crc32(first), life))

@@ -1,4 +1,4 @@
-"""Where to begin and where to end, as users write it. Pure but for the clock of relative times.
+"""The start and the end of reading, as users write them. Pure except for the clock of relative times.
 
     start   start   end   BYTE   -BYTES   message:N   last:N   time:T         (default: start)
     until   now   BYTE   message:N   time:T   count:N                       (default: never)
@@ -36,19 +36,19 @@ class Byte(msgspec.Struct, frozen=True):
 
 
 class FromEnd(msgspec.Struct, frozen=True):
-    """So many bytes before the end of the stream, as it is when asked."""
+    """`bytes` before the end that the stream has when it is asked."""
 
     bytes: int
 
 
 class Number(msgspec.Struct, frozen=True):
-    """At message number so-and-so; the first one is 0."""
+    """At message `number`; the first one is 0."""
 
     number: int
 
 
 class Last(msgspec.Struct, frozen=True):
-    """At the so manieth message from the end."""
+    """At the message that is `messages` before the end."""
 
     messages: int
 
@@ -60,7 +60,7 @@ class Time(msgspec.Struct, frozen=True):
 
 
 class Count(msgspec.Struct, frozen=True):
-    """After so many messages."""
+    """After `messages` messages."""
 
     messages: int
 
@@ -135,4 +135,4 @@ def _number(digits: str, text: str, words: str) -> int:
 
 
 def _unknown(text: str, words: str) -> UsageError:
-    return UsageError(f"{text!r} is no place in a stream; write one of {words}")
+    return UsageError(f"{text!r} is not a valid start or end; write one of {words}")

@@ -28,8 +28,8 @@ from tailsrv_client import (
     TailsrvError,
     Timeouts,
 )
-from tailsrv_client.blocking.connection import Conversation, Line, SuspendedError
-from tailsrv_client.protocol.dialogue import Dial, Hear, Say
+from tailsrv_client.blocking.connection import Connection, DialogueRunner, SuspendedError
+from tailsrv_client.protocol.dialogue import Connect, Receive, Send
 from tailsrv_formats.addresses import parse_address
 from tests.support.streams import CAT, PUT, Peer, StreamUnderTest, kill_process, lines, run, started, unused_address
 from tests.support.waits import PATIENCE, wait_until
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tailsrv_client.protocol.dialogue import Talk
+    from tailsrv_client.protocol.dialogue import Dialogue
     from tailsrv_formats.addresses import Address
 
 
@@ -59,25 +59,25 @@ def swallow(sock: socket.socket) -> None:
         pass
 
 
-@pytest.mark.parametrize("step", [Say(b"x"), Hear(PATIENCE)], ids=["say", "hear"])
-def test_what_a_stop_does_to_a_connection_is_no_fault_of_the_peer(step: Say | Hear) -> None:
+@pytest.mark.parametrize("step", [Send(b"x"), Receive(PATIENCE)], ids=["say", "hear"])
+def test_what_a_stop_does_to_a_connection_is_no_fault_of_the_peer(step: Send | Receive) -> None:
     """A program that is interrupted would report it, and try the next address."""
     told: list[object] = []
 
-    def talk(address: Address) -> Talk[None]:
-        yield Dial(address)
+    def dialogue(address: Address) -> Dialogue[None]:
+        yield Connect(address)
         line.stop()
         try:
             told.append((yield step))
         except OSError as error:
             told.append(error)
 
-    line = Line()
+    line = Connection()
     with Peer(swallow) as peer:
-        conversation = Conversation(line, talk(parse_address(peer.address)))
+        runner = DialogueRunner(line, dialogue(parse_address(peer.address)))
         with pytest.raises(SuspendedError):
-            conversation.go_on()
-        conversation.close()
+            runner.resume()
+        runner.close()
     assert told == []
 
 
@@ -307,7 +307,7 @@ def test_a_producer_closes_at_once_whatever_it_waits_for(state: str, blackhole: 
         begin = time.monotonic()
         assert producer.close(0.1) == 6
         assert time.monotonic() - begin < 1
-        assert not producer._link.thread.is_alive()
+        assert not producer._session_thread.thread.is_alive()
 
         async def scenario() -> None:
             asynchronous = AsyncProducer(address, "n")
@@ -326,7 +326,7 @@ def test_a_producer_closes_at_once_while_a_name_is_resolved(hanging_resolver: th
     begin = time.monotonic()
     producer.close()
     assert time.monotonic() - begin < 1
-    assert not producer._link.thread.is_alive()
+    assert not producer._session_thread.thread.is_alive()
 
     async def scenario() -> None:
         async with asyncio.timeout(PATIENCE):
@@ -430,8 +430,9 @@ def test_cat_gives_up_when_the_index_cannot_be_reached(tmp_path: Path) -> None:
     with StreamUnderTest(tmp_path / "s.log") as stream:
         stream.append(b"hello\n")
         index = ["--index", unused_address(), "--timeout", "500ms"]
-        assert_gives_up([*CAT, stream.broadcast, *index, "--from", "last:1"])
-        assert_gives_up([*CAT, stream.broadcast, *index, "--format", "%t"])
+        for options in (["--from", "last:1"], ["--format", "%t"]):
+            said = assert_gives_up([*CAT, stream.broadcast, *index, *options])
+            assert index[1] in said, "the error names the address"
 
 
 def test_cat_does_not_give_up_on_an_idle_stream_and_does_when_its_server_is_gone(tmp_path: Path) -> None:
