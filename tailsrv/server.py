@@ -186,9 +186,7 @@ class Broadcaster:
         """Send the first byte and the end of the stream, and close."""
         self._update_end()
         try:
-            subscriber.sock.send(
-                AvailableRange(0, self._stream.end).line()
-            )  # never short: the buffer is empty
+            subscriber.sock.send(AvailableRange(0, self._stream.end).line())  # never short: the buffer is empty
         except OSError:
             self._reset(subscriber)
         else:

@@ -40,13 +40,13 @@ class Option:
     ) -> None:
         """`const`: it is a flag that sets this; otherwise it has a value, which `convert` makes of its text."""
         self.names = names
-        self.long = max(names, key=len)
-        self.dest = dest or self.long.lstrip("-").replace("-", "_")
+        self.long: str = max(names, key=len)
+        self.dest: str = dest or self.long.lstrip("-").replace("-", "_")
         self.help = help
         self.const = const
         self.default = default
         self.convert = convert
-        self.choices = tuple(choices)
+        self.choices: tuple[str, ...] = tuple(choices)
         self.metavar = metavar
 
     def variable(self, prefix: str) -> str:
@@ -100,8 +100,8 @@ class Command:
     ) -> None:
         """`arguments`: of each how it is shown, what it sets, and its default (None: it is required)."""
         self.name = name
-        self.prefix = name.upper().replace("-", "_")
-        self.completion_variable = f"_{self.prefix}_COMPLETE"
+        self.prefix: str = name.upper().replace("-", "_")
+        self.completion_variable: str = f"_{self.prefix}_COMPLETE"
         """The environment variable by which shells ask for completions (see `tailsrv_client.completion`)."""
         self.options: list[Option] = []
         self._arguments = tuple(arguments)

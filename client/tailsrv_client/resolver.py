@@ -24,7 +24,7 @@ class Lookup:
         self._host, self._port = address.host or "localhost", address.port
         self._found: list[tuple[int, Any]] = []
         self._error: OSError | None = None
-        self.done = False
+        self.done: bool = False
         try:
             self._found = self._resolve(socket.AI_NUMERICHOST)
         except OSError:

@@ -51,13 +51,14 @@ class Spool:
     def __init__(self, path: str, name: str, framing: Framing, *, load: bool = True) -> None:
         self.path = path
         self.base: int | None = None
-        self.start = self.end = 0
+        self.start: int = 0
+        self.end: int = 0
         self._name, self._framing = name, framing
         self._lock = threading.Lock()
         self._tidying = threading.Lock()
         self._file: SpoolFile | None = None
         self._closing = False
-        self.anchored = True
+        self.anchored: bool = True
         """Whether `base` is durable, or not known."""
         self._named = True
         self._compact_at = 0

@@ -155,12 +155,15 @@ class SpoolFile:
     """
 
     def __init__(self, path: str, fd: int, seed: int, *, begin: int, first: int) -> None:
-        self.path, self.fd, self.seed, self.first = path, fd, seed, first
+        self.path: str = path
+        self.fd: int = fd
+        self.seed: int = seed
+        self.first: int = first
         self.begin = begin
-        self.end = first
-        self.size = begin
+        self.end: int = first
+        self.size: int = begin
         """Where the next record goes."""
-        self.torn = False
+        self.torn: bool = False
         """Whether there may be something after `size`."""
         self._marks = [(first, begin)]
 

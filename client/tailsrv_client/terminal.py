@@ -33,7 +33,7 @@ class Signalled(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
-        self.signum = signal.Signals(signum)
+        self.signum: signal.Signals = signal.Signals(signum)
 
 
 def run_command(command: Command, run: Callable[[dict[str, Any]], None]) -> NoReturn:

@@ -262,7 +262,6 @@ def test_pyright_accepts_the_programs_of_users(client_alone: Path) -> None:
 
 
 @pytest.mark.needs("pyright")
-@pytest.mark.xfail(reason="the client's modules have attributes without an annotation")
 def test_every_symbol_of_the_client_has_a_complete_type(client_alone: Path) -> None:
     assert "Type completeness score: 100%" in pyright(
         client_alone, "--ignoreexternal", "--verifytypes", "tailsrv_client"

@@ -32,9 +32,9 @@ class Disk:
         """For those in the queue: done when they are in the file."""
         self._writing: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
-        self.waiting = 0
+        self.waiting: int = 0
         """Bytes of messages that are not in the file yet."""
-        self.loaded = False
+        self.loaded: bool = False
         self._error: BaseException | None = None
         self._closed = False
 

@@ -234,7 +234,7 @@ class AsyncProducer:
             if asyncio.get_running_loop().time() - begin >= STEADY_SECONDS:
                 rotation.worked()
             pause = rotation.failed(error)
-            self._on_event(f"{rotation.last_error}; next: {rotation.address}")
+            self._on_event(f"{rotation.last_error}; {rotation.next_attempt}")
         return pause
 
     def _greeting(self) -> Dialogue[None]:

@@ -179,7 +179,7 @@ class Connection:
     """
 
     def __init__(self) -> None:
-        self.interrupt = Interrupt()
+        self.interrupt: Interrupt = Interrupt()
         self.socket: socket.socket | None = None
         self._guard = threading.Lock()
         self._blocking = False

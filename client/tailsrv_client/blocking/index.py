@@ -9,14 +9,22 @@ import itertools
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tailsrv_client.blocking.connection import Connection, DialogueRunner, SuspendedError
 from tailsrv_client.errors import GaveUpError, IndexFailed, WrongPortError
 from tailsrv_client.protocol.bounds import parse_time
 from tailsrv_client.protocol.dialogue import Sleep
 from tailsrv_client.protocol.ports import INDEX
-from tailsrv_client.protocol.requests import Entry, Exchange, decode, encode
+from tailsrv_client.protocol.requests import (
+    BEHIND_PAUSE_SECONDS,
+    BEHIND_SECONDS,
+    PIPELINE,
+    Entry,
+    Exchange,
+    decode,
+    encode,
+)
 from tailsrv_client.protocol.servers import Rotation, Servers, parse_addresses
 from tailsrv_formats.errors import TailsrvError
 
@@ -27,14 +35,6 @@ if TYPE_CHECKING:
     from tailsrv_formats.addresses import Address
 
 LOG = logging.getLogger("tailsrv_client")
-
-PIPELINE: Final = 512
-"""Requests on their way at once: their bytes and their replies' fit into any socket's buffers."""
-
-BEHIND_SECONDS: Final = 5.0
-"""How long an indexer may know less of a stream than its broadcaster has sent."""
-
-BEHIND_PAUSE_SECONDS: Final = 0.1
 
 
 class Index:
@@ -189,7 +189,7 @@ class PersistentIndex(Index):
             self._gives_up_at = time.monotonic() + self._outage
 
     def _may_retry(self, attempts: int) -> bool:  # noqa: ARG002 - it always does
-        LOG.warning("%s; next: %s", self._rotation.last_error, self._rotation.address)
+        LOG.warning("%s; %s", self._rotation.last_error, self._rotation.next_attempt)
         return True
 
     def _pause(self, seconds: float) -> float:

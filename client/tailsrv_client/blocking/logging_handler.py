@@ -82,7 +82,7 @@ class TailsrvHandler(logging.Handler):
     ) -> None:
         super().__init__(level)
         self.setFormatter(formatter)
-        self.dropped = 0
+        self.dropped: int = 0
         """Records that were dropped and not yet reported."""
         self._block_seconds = block_seconds if block_seconds is not None else SPOOL_SECONDS if spool else 0.0
         self._close_seconds = close_seconds
@@ -153,7 +153,7 @@ class TailsrvHandler(logging.Handler):
 
     def createLock(self) -> None:  # noqa: N802 - the name is of logging
         """None: threads that wait for room must not wait for each other, too. The producer has its own lock."""
-        self.lock = None
+        self.lock: threading.RLock | None = None
 
     def _close(self, producer: Producer) -> str:
         """Close it. Returns what to say of what is left."""

@@ -65,7 +65,7 @@ class SessionThread:
         self._asleep = False
         self._stopping = False
         self._connection = Connection()
-        self.thread = start(self._run, "tailsrv-producer")
+        self.thread: threading.Thread = start(self._run, "tailsrv-producer")
 
     def wake(self) -> None:
         """There is more in the source."""
@@ -130,7 +130,7 @@ class SessionThread:
             if time.monotonic() - begin >= STEADY_SECONDS:
                 rotation.worked()
             pause = rotation.failed(error)
-            self._on_event(f"{rotation.last_error}; next: {rotation.address}")
+            self._on_event(f"{rotation.last_error}; {rotation.next_attempt}")
         return pause
 
     def _greeting(self) -> Dialogue[None]:

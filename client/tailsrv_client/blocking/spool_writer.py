@@ -38,7 +38,7 @@ class SpoolWriter:
         """Whether the disk took longer than a caller wanted to wait, and there is still something to append."""
         self._failure: TailsrvError | None = None
         self._close_by: float | None = None
-        self.thread = start(self._run, "tailsrv-handover")
+        self.thread: threading.Thread = start(self._run, "tailsrv-handover")
 
     def send(self, message: bytes, timeout: float) -> None:
         """Take a message, and wait up to `timeout` seconds until the kernel has it.

@@ -6,17 +6,16 @@ from typing import Any, NoReturn
 
 from tailsrv_client.cat.copier import copy_stream
 from tailsrv_client.cat.options import Options
-from tailsrv_client.command_line import Command, at_least, file_path, size_of_at_least
+from tailsrv_client.command_line import Command, at_least, file_path
+from tailsrv_client.common_options import add_common_options, add_framing_option
 from tailsrv_client.protocol.bounds import parse_start, parse_until
 from tailsrv_client.protocol.ports import BROADCAST, INDEX
 from tailsrv_client.protocol.servers import parse_addresses
 from tailsrv_client.terminal import log_to_standard_error, run_command
-from tailsrv_formats.framing import FRAMINGS
-from tailsrv_formats.quantities import parse_duration
 
 NAME = "tailsrv-cat"
 
-command = Command(
+command: Command = Command(
     NAME,
     usage="[OPTIONS] ADDR[,ADDR...]",
     description="Copy a stream to standard output, and follow it as it grows. ADDR is a broadcaster; a host alone means"
@@ -39,7 +38,7 @@ command.option("-e", "--until-now", dest="until", const="now", help="Short for -
 command.option(
     "-c", "--count", convert=at_least(0), metavar="N", help="Stop after N messages (with --grep: after N matches)."
 )
-command.option("--framing", choices=FRAMINGS, default="newline", help="Framing of the messages.")
+add_framing_option(command)
 command.option("--raw", dest="form", const="raw", default="raw", help="Print the bytes of the stream (the default).")
 command.option(
     "-J",
@@ -60,24 +59,10 @@ command.option(
 )
 command.option("--grep", metavar="REGEX", help="Print only messages that match.")
 command.option("--lag", const=True, default=False, help="Print the lag to standard error once a second.")
-command.option(
-    "--timeout",
-    convert=parse_duration,
-    metavar="DURATION",
-    help="Exit 3 after this time without a working connection (default: never); an idle stream is not an outage.",
-)
-command.option(
-    "--progress",
-    const=True,
-    default=False,
-    help="Show progress from the start, and also where standard error is not a terminal.",
-)
-command.option(
-    "--max-message-bytes",
-    convert=size_of_at_least(1),
-    default="64MiB",
-    metavar="BYTES",
-    help="The largest valid message.",
+add_common_options(
+    command,
+    timeout="Exit 3 after this time without a working connection (default: never); an idle stream is not an outage.",
+    max_message_bytes="64MiB",
 )
 
 

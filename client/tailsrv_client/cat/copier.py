@@ -119,7 +119,7 @@ class Copier:
             self._search = None if options.grep is None else re.compile(options.grep.encode()).search
         except re.error as error:
             raise UsageError(f"--grep {options.grep!r}: {error}") from None
-        self.counts = options.count is not None and (options.grep is not None or options.until is not None)
+        self.counts: bool = options.count is not None and (options.grep is not None or options.until is not None)
         """Whether it is not for the consumer to count: only matches count, or there is another end too."""
         self._remaining = options.count
         self._index: PersistentIndex | None = None
@@ -127,7 +127,7 @@ class Copier:
             self._index = PersistentIndex(options.index, options.timeout)
         if "t" in self._fields and options.index is None and options.form == "format":
             raise UsageError("--format %t needs an indexer: name it with --index ADDR")
-        self.numbered = "n" in self._fields and options.index is not None
+        self.numbered: bool = "n" in self._fields and options.index is not None
 
     def stop(self) -> None:
         """End a wait for the indexer. In any thread."""

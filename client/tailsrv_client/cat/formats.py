@@ -37,7 +37,7 @@ class Template:
     """A parsed `--format`. Raises `UsageError` for an unknown field or escape."""
 
     def __init__(self, text: str) -> None:
-        self.fields = set[str]()
+        self.fields: set[str] = set[str]()
         self._parts: list[bytes | Render] = []
         characters = iter(text)
         for character in characters:

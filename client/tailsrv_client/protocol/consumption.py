@@ -33,14 +33,14 @@ class Consumption:
 
     def __init__(self, plan: Plan, framing: Framing, *, numbered: bool = False) -> None:
         """`numbered`: messages carry their numbers, where they are known; it costs some nanoseconds a message."""
-        self.reader = Reader(plan.start, plan.stop)
+        self.reader: Reader = Reader(plan.start, plan.stop)
         self.reader.known_end = plan.known_end
         self.undelivered: Iterator[Message] = iter(())
-        self.delivered = plan.start.offset
+        self.delivered: int = plan.start.offset
         """The end of the last message delivered."""
-        self.acked = plan.start.offset
+        self.acked: int = plan.start.offset
         """The end of the last message acked."""
-        self.pending = 1
+        self.pending: int = 1
         """Messages that were delivered last, at once."""
         self.until_time = plan.until_time
         self._start = plan.start

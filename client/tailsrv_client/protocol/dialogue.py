@@ -73,7 +73,7 @@ def retry(
             return (yield from attempt())
         except (OSError, WrongPortError) as error:
             pause = rotation.failed(error)
-            on_event(f"{rotation.last_error}; next: {rotation.address}")
+            on_event(f"{rotation.last_error}; {rotation.next_attempt}")
         yield Sleep(pause)
 
 

@@ -67,7 +67,8 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self.start = self.end = 0
+        self.start: int = 0
+        self.end: int = 0
         self.base: int | None = None
         self._chunks: list[bytes] = []
         self._starts: list[int] = []

@@ -24,11 +24,11 @@ class Reader:
     """
 
     def __init__(self, start: Position, stop: int | None = None) -> None:
-        self.offset = start.offset
+        self.offset: int = start.offset
         self.stop = stop
         self.known_end = 0
         """The stream is known to reach this byte: a server that stays silent before it does not work."""
-        self.before = b""
+        self.before: bytes = b""
         """The up to 64 bytes before the start, once the first bytes have arrived."""
         self._digest = start.digest
         self._tail = None if start.offset else b""

@@ -111,9 +111,10 @@ class Exchange:
     """Requests and replies on one connection, which is kept from one to the next. `seconds`: for each request."""
 
     def __init__(self, rotation: Rotation, seconds: float) -> None:
-        self.rotation, self._seconds = rotation, seconds
+        self.rotation: Rotation = rotation
+        self._seconds = seconds
         self._received = b""
-        self.open = False
+        self.open: bool = False
 
     def closed(self) -> None:
         """Forget the connection and its unread bytes."""

@@ -51,17 +51,17 @@ class Servers:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.addresses = tuple(addresses)
+        self.addresses: tuple[Address, ...] = tuple(addresses)
         if not self.addresses:
             raise UsageError("no address to connect to")
         self.port = port
         self.clock = clock
-        self.verified = set[Address]()
-        self.without_where = set[Address]()
+        self.verified: set[Address] = set[Address]()
+        self.without_where: set[Address] = set[Address]()
         """Those whose broadcasters do not know the header `where`: tailsrv 0.9."""
         self.resolved = False
         """Whether any host was ever resolved."""
-        self.unresolved = set[Address]()
+        self.unresolved: set[Address] = set[Address]()
         self.ended_since: dict[Address, float] = {}
         """For unverified addresses: since when their servers close connections without a byte."""
 
@@ -85,12 +85,12 @@ class Rotation:
         longest: float = 5.0,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        self.servers = addresses if isinstance(addresses, Servers) else Servers(addresses)
+        self.servers: Servers = addresses if isinstance(addresses, Servers) else Servers(addresses)
         self._first, self._longest, self._rng = first, longest, rng
         self._next = 0
         self._failures = 0
         self._connected = False
-        self.last_error = ""
+        self.last_error: str = ""
         """The last failure; empty after a success."""
 
     def copy(self) -> Rotation:
@@ -104,6 +104,11 @@ class Rotation:
         """The one to try."""
         addresses = self.servers.addresses
         return addresses[self._next % len(addresses)]
+
+    @property
+    def next_attempt(self) -> str:
+        """The attempt that follows a failure, for messages."""
+        return "retrying" if len(self.servers.addresses) == 1 else f"next: {self.address}"
 
     @property
     def verified(self) -> bool:

@@ -108,11 +108,11 @@ class Session:
     """
 
     def __init__(self, name: str, source: Source) -> None:
-        self.name = check_name(name)
+        self.name: str = check_name(name)
         self.source = source
-        self.sent = 0
-        self.acked = 0
-        self.greeted = False
+        self.sent: int = 0
+        self.acked: int = 0
+        self.greeted: bool = False
         """Whether the server has said where to go on, on this connection."""
         self._partial_line = b""
 

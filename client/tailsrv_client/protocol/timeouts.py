@@ -74,7 +74,7 @@ class Reconnection:
     def failed(self, error: OSError) -> float:
         """It broke. Returns the seconds to wait."""
         pause = self._rotation.failed(error)
-        self._on_event(f"{self._rotation.last_error} at byte {self._reader.offset}; next: {self._rotation.address}")
+        self._on_event(f"{self._rotation.last_error} at byte {self._reader.offset}; {self._rotation.next_attempt}")
         return pause
 
     def shorter(self) -> float:
@@ -85,5 +85,5 @@ class Reconnection:
         pause = rotation.failed()
         if offset != self._shorter:
             self._shorter = offset
-            self._on_event(f"{last_error}; next: {rotation.address}")
+            self._on_event(f"{last_error}; {rotation.next_attempt}")
         return pause

@@ -8,7 +8,8 @@ import stat
 from functools import partial
 from typing import Any, NoReturn
 
-from tailsrv_client.command_line import Command, file_path, size_of_at_least
+from tailsrv_client.command_line import Command, file_path
+from tailsrv_client.common_options import add_common_options, add_framing_option
 from tailsrv_client.progress import Progress
 from tailsrv_client.protocol.ports import ACKNOWLEDGED, RAW
 from tailsrv_client.protocol.servers import parse_addresses
@@ -17,12 +18,10 @@ from tailsrv_client.put.options import Options
 from tailsrv_client.standard_error import write_message
 from tailsrv_client.terminal import log_to_standard_error, run_command
 from tailsrv_formats.errors import UsageError
-from tailsrv_formats.framing import FRAMINGS
-from tailsrv_formats.quantities import parse_duration
 
 NAME = "tailsrv-put"
 
-command = Command(
+command: Command = Command(
     NAME,
     usage="[OPTIONS] ADDR[,ADDR...] [FILE]",
     description="Send standard input, or FILE, or what is appended to a file, to a collator. ADDR is an acknowledged"
@@ -33,7 +32,7 @@ command = Command(
 )
 command.option("--name", metavar="NAME", help="Send as this producer: each message once (default: anonymous).")
 command.option("--raw", const=True, default=False, help="Send to the raw port, where nothing is acknowledged.")
-command.option("--framing", choices=FRAMINGS, default="newline", help="Framing of the messages.")
+add_framing_option(command)
 command.option(
     "--spool",
     convert=file_path,
@@ -56,24 +55,10 @@ command.option(
     default=False,
     help="With --follow: do not send FILE.1 ..., unless they were partly sent.",
 )
-command.option(
-    "--timeout",
-    convert=parse_duration,
-    metavar="DURATION",
-    help="Exit 3 after this time without an acknowledgement while something is unacknowledged (default: never).",
-)
-command.option(
-    "--progress",
-    const=True,
-    default=False,
-    help="Show progress from the start, and also where standard error is not a terminal.",
-)
-command.option(
-    "--max-message-bytes",
-    convert=size_of_at_least(1),
-    default="1MiB",
-    metavar="BYTES",
-    help="The largest valid message.",
+add_common_options(
+    command,
+    timeout="Exit 3 after this time without an acknowledgement while something is unacknowledged (default: never).",
+    max_message_bytes="1MiB",
 )
 
 

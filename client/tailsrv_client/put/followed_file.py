@@ -63,7 +63,7 @@ class Head:
 
     def __init__(self, message: bytes) -> None:
         self.message = message
-        self.end = len(message)
+        self.end: int = len(message)
 
     def has_message(self, position: int) -> bool:
         """See `Source`."""
@@ -91,18 +91,18 @@ class FollowedFile:
 
     def __init__(self, fd: int, framing: Framing) -> None:
         self.fd = fd
-        self.identity = identify(fd)
-        self.size = os.fstat(fd).st_size
+        self.identity: Identity = identify(fd)
+        self.size: int = os.fstat(fd).st_size
         self.was_rotated = False
         """Whether it was sent to its end before: its last line may have been completed."""
-        self.shift = 0
+        self.shift: int = 0
         self._framing = framing
         self._completion = b""
         self._inserted: int | None = None
         """The byte of the stream that completed a last line to which a late writer has appended since."""
         self._looked_for = (0, 0, False)
         """The last answer of `has_message`, and what it was for."""
-        self.tail = Tail(0, b"")
+        self.tail: Tail = Tail(0, b"")
         """The last bytes that were sent, or are being sent."""
 
     def begin(self, first: bytes) -> None:

@@ -28,7 +28,7 @@ class OpenedFiles:
 
         None: whatever is appended to them.
         """
-        self.unreadable = set[str]()
+        self.unreadable: set[str] = set[str]()
         """The paths of files that are there and could not be opened."""
 
     def open(self, path: str) -> FollowedFile | None:

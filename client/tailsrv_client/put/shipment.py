@@ -32,18 +32,21 @@ class Shipment:
     def __init__(
         self, file: FollowedFile, path: str, resume_point: ResumePoint | None = None, *, replaced: bool = False
     ) -> None:
-        self.file, self.path, self.resume_point, self.replaced = file, path, resume_point, replaced
+        self.file: FollowedFile = file
+        self.path: str = path
+        self.resume_point: ResumePoint | None = resume_point
+        self.replaced: bool = replaced
         head = None if resume_point is None else resume_point.head
-        self.head = None if head is None else Head(head)
+        self.head: Head | None = None if head is None else Head(head)
         if head is not None:
             file.begin(head)
         elif resume_point is not None:
             file.resume(resume_point.shift, resume_point.offset)
-        self.session = Session("" if resume_point is None else resume_point.name, self.head or file)
+        self.session: Session = Session("" if resume_point is None else resume_point.name, self.head or file)
         self.error: Exception | None = None
-        self.quiet_since = time.monotonic()
+        self.quiet_since: float = time.monotonic()
         """When it was last seen to grow."""
-        self.begun = False
+        self.begun: bool = False
         """Whether the file, or its first message, is being sent or was."""
         self._reported_continued = False
         self._session_thread: SessionThread | None = None
