@@ -8,6 +8,9 @@ WORKERS ?= 4
 INSTALLED := $(VENV)/.installed
 BENCHES := broadcast collate index clients loops startup inotify
 READY := $(VENV)/.installed-for-work
+# In an environment of their own: structlog imports rich where it is installed, so each daemon of a test would, too.
+TOOLS_BIN := .venv-tools/bin
+TOOLS := .venv-tools/.installed
 
 .PHONY: help install demo picture test programs fresh fresh-short check lint types faults faults-short soak bench bench-short $(BENCHES:%=bench-%) man dist verify-types clean
 
@@ -25,12 +28,19 @@ $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
 $(READY): $(INSTALLED)
 	@./make-venv.sh $(VENV) $(PYTHON) $@ '.[dev,bench]'
 
+ifneq ($(file < $(TOOLS)),$(file < $(INSTALLED)))
+.PHONY: $(TOOLS)
+endif
+
+$(TOOLS): $(INSTALLED)
+	@./make-venv.sh .venv-tools $(PYTHON) $@ '.[tools]'
+
 install: $(INSTALLED) ## make the virtual environment
 
 demo: $(INSTALLED) ## a stream that you can watch and play with; DEMO_SECONDS=5 ends by itself
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m compose.demo
 
-test: $(READY) ## the test suite; it installs the programs that it needs first, where you may
+test: $(READY) $(TOOLS) ## the test suite; it installs the programs that it needs first, where you may
 	@$(BIN)/python -m tests.install
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
@@ -43,8 +53,8 @@ fresh: ## prove both on a bare Debian, as root and as an ordinary user (as root,
 fresh-short: ## print the commands that `make fresh` runs
 	@$(PYTHON) -B -m tests.fresh --show
 
-picture: $(READY) ## draw docs/picture/demo.svg: `make demo` in a terminal
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.picture
+picture: $(READY) $(TOOLS) ## draw docs/picture/demo.svg: `make demo` in a terminal
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(TOOLS_BIN)/python -m tools.picture
 
 lint: $(READY) ## ruff, mypy --strict
 	$(BIN)/python -m ruff check .
@@ -86,11 +96,11 @@ bench-short: $(READY) ## a smoke form of all benches, within a minute; its figur
 man: $(READY) ## build the manual pages: man/man1, man/man8; read one with man -l
 	$(BIN)/python -m tools.manpages man
 
-dist: $(READY) ## build a wheel and a source archive of both distributions into dist/, and check them
+dist: $(READY) $(TOOLS) ## build a wheel and a source archive of both distributions into dist/, and check them
 	rm -rf dist build client/build
 	$(BIN)/python -m build --outdir dist client
 	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m twine check --strict dist/*
+	$(TOOLS_BIN)/python -m twine check --strict dist/*
 
 verify-types: $(READY) ## prove that every symbol of the client has a complete type, as pyright sees it
 	$(BIN)/python -m pytest tests/package -k complete_type
@@ -98,4 +108,4 @@ verify-types: $(READY) ## prove that every symbol of the client has a complete t
 check: lint test ## all of it, as CI runs it
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) build client/build dist man client/man *.egg-info client/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/out
+	rm -rf $(VENV) .venv-tools build client/build dist man client/man *.egg-info client/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache bench/out

@@ -261,6 +261,12 @@ REGISTRY: Final[dict[str, Requirement]] = {
         ("logrotate",), ("logrotate",), _version("logrotate", "--version"), mends=True, unpacked=True
     ),
     "groff": Requirement(("groff",), ("groff",), _version("groff", "--version"), mends=True),
+    "twine": Requirement(
+        probe=functools.partial(
+            _ends_well, str(Path(__file__).parents[2] / ".venv-tools/bin/python"), "-m", "twine", "--version"
+        ),
+        advice="make test installs it, into .venv-tools",
+    ),
     "pyright": Requirement(
         probe=functools.partial(_ends_well, sys.executable, "-m", "pyright", "--version"),
         advice="make test installs it; its first run fetches a package from npm's registry",
