@@ -71,6 +71,7 @@ class _Check:
         self._report = report
         # Before FILE's size: an active writer makes FILE longer than mark and journal state, never shorter.
         self._mark = self._read_mark()
+        self._has_mark = os.path.lexists(path + MARK_SUFFIX)
         self._content = self._read(JOURNAL_SUFFIX, LONGEST_JOURNAL)
         self._size = os.fstat(fd).st_size
 
@@ -92,10 +93,13 @@ class _Check:
         report.bytes, report.committed, report.messages = self._size, committed, walk.messages
         self._check_producers(known, committed)
         self._list_rescued()
-        if journal is not None or framing is not None:
-            self._report.findings += verify(self._path, framing=framed.name, max_message_bytes=max_message_bytes)
-        else:
-            self._report.findings += verify(self._path, max_message_bytes=max_message_bytes)
+        is_known = journal is not None or framing is not None
+        report.findings += verify(
+            self._path,
+            end=committed,
+            framing=framed.name if is_known else None,
+            max_message_bytes=max_message_bytes,
+        )
 
     # --- the files beside it
 
@@ -109,7 +113,7 @@ class _Check:
                 if size > LONGEST_JOURNAL:
                     self._found(f"{name}: not checked: it has {size} bytes, and the limit is {LONGEST_JOURNAL}")
                     return None
-                return file.read(most)
+                return file.read(min(most, size))  # not `most`: so much memory would be allocated at once
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -164,7 +168,8 @@ class _Check:
                 self._found(f"{path}: has {size} bytes, but its journal covers {end}")
             if mark is None:
                 committed = end
-                self._found(f"{path}{MARK_SUFFIX}: is missing: consumers receive uncommitted bytes")
+                if not self._has_mark:  # what is wrong with one that exists is a finding already
+                    self._found(f"{path}{MARK_SUFFIX}: is missing: consumers receive uncommitted bytes")
             elif mark > end:
                 self._found(f"{path}{MARK_SUFFIX}: commits {mark} bytes, but the journal covers {end}")
             elif mark < end:

@@ -41,7 +41,7 @@ class Report(msgspec.Struct):
     bytes: int | None = None
     """The size of FILE."""
     committed: int | None = None
-    """How far the stream is committed: the journal's end, or else the commit mark, or else the size of FILE."""
+    """The larger of the journal's end and the commit mark; without both, the size of FILE. At most the size."""
     messages: int | None = None
     """Whole messages among the committed bytes; up to the first byte that cannot be framed."""
     journal: bool = False

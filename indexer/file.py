@@ -47,7 +47,8 @@ _ADVICE: Final = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within the quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f, LimitFSIZE=)",
-    errno.EBUSY: "stop the other process, or move away what is at that path; then restart to have the index kept",
+    errno.EBUSY: "stop the other process, or move away what is at that path",
+    errno.EEXIST: "move away what is at that path",
     errno.EIO: "check the disk",
     errno.EROFS: "mount the file system for writing",
 }

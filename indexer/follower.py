@@ -124,6 +124,7 @@ class Follower:
         """FILE is not read any more; its descriptor may be closed."""
         self._become(State.WAITING)
         self._fd, self._end = -1, 0
+        self._index = StreamIndex(self._store, self._framing, read_nothing)
         self._is_stale = False
         self._no_builder_before = 0
         if self._retry is not None:
@@ -170,6 +171,7 @@ class Follower:
                 self._become(State.CATCHING_UP)
             elif self._state is State.CORRUPT:
                 self._become(State.LIVE)
+                self._corruption_logged = False
             self._index.rewind()
         if self._state is State.BUILDING or (self._end - self._index.position > FAR_BYTES and self._build()):
             return
@@ -264,7 +266,8 @@ class Follower:
 
     def on_read_error(self, error: OSError) -> None:
         """A look-up met this error. If the descriptor will never work again, FILE is to be opened again."""
-        if error.errno in _STALE and not isinstance(error, IndexFileError) and self._retry is None:
+        is_stale = error.errno in _STALE and not isinstance(error, IndexFileError)
+        if is_stale and self._fd >= 0 and self._retry is None:
             self._suspend(error)
 
     def repair(self, error: CorruptIndexError) -> None:
@@ -349,6 +352,8 @@ class Follower:
         if not self._is_settled:
             self._refuse_unknown(query)
         index = self._index
+        if query.kind == "last" and not self._is_current():
+            raise self._not_indexed()  # a plain reply cannot say that the end is not known yet, as `partial` does
         try:
             return index.offset_of(query.value if query.kind == "number" else max(0, index.count - query.value))
         except NotFoundError:

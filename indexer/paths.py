@@ -1,7 +1,7 @@
 """Which paths an index may have, and which names its older copies get.
 
 An index is derived; the files beside FILE are not. So no path is used that means FILE or one of its companions, however
-it is written (a link, another path, a hard link), and no file is ever overwritten.
+it is written (a link, another path, a hard link), and no other file is ever overwritten.
 """
 
 from __future__ import annotations

@@ -44,8 +44,7 @@ class StreamSource:
     def close(self) -> None:
         """Stop watching, and close FILE."""
         self._opening.cancel()
-        if self._reopening is not None:
-            self._reopening.cancel()
+        self._cancel_reopening()
         self._close_stream()
         self._close_gone()
 
@@ -100,8 +99,13 @@ class StreamSource:
 
     def _open_again(self) -> None:
         """Open what has FILE's name now, or as soon as there is a file that can be served."""
-        self._reopening = None
+        self._cancel_reopening()
         self._opening()
+
+    def _cancel_reopening(self) -> None:
+        if self._reopening is not None:
+            self._reopening.cancel()
+            self._reopening = None
 
     def _try_to_open(self) -> None:
         try:
@@ -157,4 +161,5 @@ class StreamSource:
             self._log.error("the file cannot be served", error=str(error))
         self._unusable = str(error)
         self._close_stream()
+        self._cancel_reopening()
         self._reopening = self._reactor.call_later(RETRY_SECONDS, self._open_again)

@@ -111,17 +111,19 @@ class IndexStore:
 
     def set_aside(self, why: str, *, at_start: bool = False) -> None:
         """Rename the index to a free name, and begin a new one."""
-        renamed = self.file.set_aside(free_name(self._options.file, self.file.path), at_start=at_start)
+        name = free_name(self._options.file, self.file.path)
+        renamed = self.file.set_aside(name, at_start=at_start)
         self.set_asides += 1
-        facts = {} if renamed else {"advice": "no copy was kept; remove older copies to have one kept the next time"}
+        facts = (
+            {"advice": "no copy was kept; remove older copies to have one kept the next time"} if name is None else {}
+        )
         self._log.warning("index set aside", index=self._options.index, renamed=renamed, because=why, **facts)
         self._begin()
 
     def _begin(self) -> None:
         # Only its first bytes show that a file of another name is an index: a power cut must not take them.
         self.file.begin(self._new_header(), durable=not self._is_default)
-        if self.file.write_error is not None:
-            self._retry_later()
+        self._retry_if_unwritten()
 
     def _new_header(self) -> Header:
         return Header(self._framing.name, self._options.interval_bytes, time.time_ns())
@@ -131,8 +133,12 @@ class IndexStore:
     def append(self, packed: bytes) -> None:
         """Add entries; see `IndexFile.append`."""
         self.file.append(packed)
-        if self.file.write_error is not None:
-            self._retry_later()
+        self._retry_if_unwritten()
+
+    def identify(self, header: Header) -> None:
+        """Write the header that says which stream the index is of."""
+        self.file.identify(header)
+        self._retry_if_unwritten()
 
     def cut(self, count: int, why: str | None = None) -> None:
         """Drop all entries but the first `count`; they are made again."""
@@ -140,9 +146,10 @@ class IndexStore:
         facts = {} if why is None else {"because": why}
         self._log.warning("index repaired", index=self.file.path, cut=cut, **facts)
         self.file.cut(count)
+        self._retry_if_unwritten()
 
-    def _retry_later(self) -> None:
-        if self._retry is None:
+    def _retry_if_unwritten(self) -> None:
+        if self.file.write_error is not None and self._retry is None:
             file = self.file
             self._log.warning("index write failed", index=file.path, error=file.write_error, advice=file.advice)
             self._retry = self._reactor.call_later(RETRY_SECONDS, self._try_again)

@@ -96,7 +96,7 @@ class StreamIndex:
                     index = cls._resumed(store, framing, read, end)
                     break
         if file.count and not file.header.head_bytes:
-            file.identify(identified(file.header, read))
+            store.identify(identified(file.header, read))
         return index
 
     @classmethod
@@ -194,7 +194,7 @@ class StreamIndex:
             if not raw:
                 return now
         if not file.count:
-            file.identify(identified(file.header, self._read))
+            self._store.identify(identified(file.header, self._read))
         self._store.append(encode_entries(raw, now, exact=exact))
         return now
 

@@ -19,7 +19,6 @@ from tailsrv_formats.errors import reason
 from tailsrv_formats.framing import FRAMINGS, make_framing
 from tailsrv_formats.index_file import (
     ENTRY_BYTES,
-    HEAD_BYTES,
     HEADER_BYTES,
     RAW_FIELDS,
     Header,
@@ -42,12 +41,14 @@ def verify(
     stream_path: str,
     index_path: str | None = None,
     *,
+    end: int | None = None,
     framing: str | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
 ) -> list[str]:
     """What is wrong with the index of a stream, a sentence for each finding; empty if there is no index.
 
-    `index_path`: default ``FILE.index``. `framing`: the stream's, if it is known.
+    `index_path`: default ``FILE.index``. `end`: how far the stream is committed, in bytes; default: as its commit mark
+    says. `framing`: the stream's, if it is known.
     """
     index_path = index_path or stream_path + SUFFIX
     try:
@@ -63,7 +64,9 @@ def verify(
         return [f"{stream_path}: cannot be read: {reason(error)}"]
     found = []
     try:
-        for finding in _verify(stream, _end(stream, stream_path), index, framing, max_message_bytes):
+        for finding in _verify(
+            stream, _end(stream, stream_path) if end is None else end, index, framing, max_message_bytes
+        ):
             found.append(f"{index_path}: {finding}")
             if len(found) == FINDINGS:
                 found.append(f"{index_path}: further findings are not listed")
@@ -98,9 +101,6 @@ def _verify(stream: int, end: int, index: int, framing: str | None, max_message_
     header = decode_header(os.pread(index, HEADER_BYTES, 0))
     if header is None or header.framing not in FRAMINGS:
         yield "offset 0: not an index, or its header is damaged"
-        return
-    if header.head_bytes > HEAD_BYTES:
-        yield f"offset 32: the header's CRC covers {header.head_bytes} bytes of the stream; the limit is {HEAD_BYTES}"
         return
     if framing is not None and header.framing != framing:
         yield f"offset 8: the index was made with {header.framing} framing; the stream has {framing}"

@@ -30,8 +30,6 @@ def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
     try:
         name_variables(command, environment_prefix)
         code = command.main(prog_name=name, standalone_mode=False)
-    except click.exceptions.Exit as end:
-        code = end.exit_code
     except click.ClickException as error:
         code = _complain(name, f"{error.format_message()} (see {name} --help)", 2)
     except UsageError as error:
@@ -41,7 +39,7 @@ def run_command(command: click.Command, environment_prefix: str) -> NoReturn:
     except click.Abort:
         code = 130
     except SystemExit as end:
-        code = end.code
+        code = _complain(name, end.code, 1) if isinstance(end.code, str) else end.code
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         what_to_do = f"; {advice(error)}" if is_shortage(error) else ""

@@ -191,7 +191,7 @@ class Stream:
         if paused is None and self._file_problem is not None:
             return f"{self.path} is not accessible: {self._file_problem}"
         if paused is None and self._mark.problem is not None:
-            return f"{self._mark_path} cannot be used: {self._mark.problem}; nothing beyond byte {self.end} is sent"
+            return f"{self._mark_path} cannot be used: {self._mark.problem}; readers see nothing beyond byte {self.end}"
         return paused
 
     # --- the file and its mark appear

@@ -55,7 +55,7 @@ class WatchedMark:
                 raise
             self._refuse(reason(error), end, was_no_file=error.errno == errno.EINVAL, is_start=is_start)
         else:
-            self.reader, self.problem = MarkReader(fd), None
+            self.reader, self.problem, self._was_no_file = MarkReader(fd), None, False
 
     def read(self, end: int) -> int | None:
         """How far readers may read, in bytes; None without a mark. `end` is how far they could read until now."""

@@ -94,7 +94,7 @@ def decode_header(content: bytes) -> Header | None:
         return None
     fields, crc = content[: HEADER_BYTES - 4], content[HEADER_BYTES - 4 : HEADER_BYTES]
     magic, framing, interval, created, head_bytes, head_crc = _HEADER.unpack(fields)
-    if magic != MAGIC or zlib.crc32(fields).to_bytes(4, "big") != crc or interval < 1:
+    if magic != MAGIC or zlib.crc32(fields).to_bytes(4, "big") != crc or interval < 1 or head_bytes > HEAD_BYTES:
         return None
     return Header(framing.rstrip(b"\0").decode("ascii", "replace"), interval, created, head_bytes, head_crc)
 

@@ -27,7 +27,7 @@ from tailsrv_runtime.logs import is_console
 from tailsrv_runtime.shortage import advice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from compose.up.options import Options
 
@@ -107,25 +107,28 @@ def _start(child: ChildProcess, private: set[int]) -> None:
         raise
     ready_read, ready_write, log_read, log_write = pipes
     if child.pid == 0:
-        for fd in (*private, ready_read, log_read):
-            os.close(fd)
-        _become(child, ready_write, log_write, launcher)
+        _become(child, (*private, ready_read, log_read), ready_write, log_write, launcher)
     os.close(ready_write)
     os.close(log_write)
     child.ready, child.log = ready_read, log_read
 
 
-def _become(child: ChildProcess, ready: int, log: int, launcher: int) -> NoReturn:
+def _become(child: ChildProcess, private: Iterable[int], ready: int, log: int, launcher: int) -> NoReturn:
+    """In the forked process: become the daemon. Whatever happens here, the launcher's code must not go on."""
     code = 1
     try:
+        for fd in private:
+            os.close(fd)
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != launcher:
             os._exit(code)  # the launcher died before the call above, and no signal comes for that
         os.dup2(log, 2)
         os.close(log)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        os.dup2(0, 1)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
         for variable in (*MEANT_FOR_THE_LAUNCHER, *FURTHER_ADDRESSES):
             os.environ.pop(variable, None)
         sys.argv = [child.name, "--ready-fd", str(ready), *child.arguments]
