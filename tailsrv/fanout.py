@@ -105,7 +105,7 @@ class Fanout:
         self._catch_up(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Stop to serve `subscriber`, which need not have been added."""
+        """Stop serving `subscriber`, which need not have been added."""
         self._live.pop(subscriber.send, None)
         self._due.pop(subscriber, None)
         if subscriber.state is WAITING:

@@ -125,6 +125,8 @@ class LingeringClose:
 
     def reset(self, sock: socket.socket) -> None:
         """Close `sock` by a reset: the peer has disconnected, or will not get all bytes that it asked for."""
+        with contextlib.suppress(OSError):  # the peer has reset the connection
+            reset_on_close(sock)
         self._close(sock)
 
     def _on_event(self, sock: socket.socket, _mask: int) -> None:

@@ -50,7 +50,7 @@ class ReadAhead:
         """Numbers of the windows that were read from the disk for replays alone."""
 
     def advance(self, offset: int, requested: int) -> int:
-        """Request the window of `offset` and the next one, except those below `requested`; drop the one before last.
+        """Request the window of `offset` and the next one, except those below `requested`, and drop an older one.
 
         Windows are numbered from 0. Returns the first window that is not requested yet.
         """

@@ -4,7 +4,7 @@
 fan-out (fanout.py), which sends the file's bytes, and closes it (lingering_close.py). It also reacts to changes of the
 file, and ends the daemon.
 
-The end is a drain: the daemon stops to listen, each client gets the bytes that the file has at this moment and then a
+The end is a drain: the daemon stops listening, each client gets the bytes that the file has at this moment and then a
 FIN, and the loop stops when all clients have everything, when `--drain` has passed, or when no client has read anything
 for a while.
 """
@@ -198,6 +198,7 @@ class Broadcaster:
         """The client has all that it will get: send a FIN."""
         self._remove(subscriber)
         self._closing.close_gracefully(subscriber.sock)
+        self._dead_peers.watch()
 
     def _close_now(self, subscriber: Subscriber) -> None:
         """The client has not sent its header in time."""
@@ -248,7 +249,7 @@ class Broadcaster:
 
     def _on_change(self) -> None:
         self._fanout.advance()
-        if not self._dead_peers.watching:
+        if self._subscribers and not self._dead_peers.watching:
             self._dead_peers.watch()
 
     def _update_end(self) -> None:

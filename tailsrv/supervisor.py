@@ -118,12 +118,12 @@ class Supervisor:
             # Sockets that were handed over (LISTEN_FDS) are not bound again: all workers share them.
             self._slots.append(self._slot([_sibling(each) if has_addresses else each for each in listeners]))
         gc.freeze()  # the workers share the pages of all objects so far; a collection would write to them
+        self._reactor.on_signal(signal.SIGUSR1, lambda: self._send_all(Command.LOG_CLIENTS))
         for slot in self._slots:
             self._start_process(slot)
         for slot in self._slots:
             self._await_ready(slot)
         self._is_ready = True
-        self._reactor.on_signal(signal.SIGUSR1, lambda: self._send_all(Command.LOG_CLIENTS))
         ready()
 
     def stop(self) -> None:

@@ -100,9 +100,9 @@ def _serve(channel: socket.socket, sockets: list[socket.socket], options: Option
     commands = _CommandHandler(reactor, channel, server)
     for signum in (signal.SIGTERM, signal.SIGINT):
         reactor.on_signal(signum, commands.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         server.serve([Listener(sock) for sock in sockets], shared=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `serve` has set the last handler, that of SIGUSR1
         _send(channel, WorkerReport(Event.READY))
         reactor.run()
     finally:

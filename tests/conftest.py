@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.support import needs
@@ -36,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     - Python before 3.11.5 (Debian 12 has 3.11.2) fails at random in `ast.parse` (python/cpython issue 106905), which
       pytest's own form of tracebacks uses: one failed test would end the whole run.
     """
+    # A deadline of an example would measure the machine: other tests run beside this one.
+    hypothesis.settings.register_profile("tailsrv", deadline=None)
+    hypothesis.settings.load_profile("tailsrv")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

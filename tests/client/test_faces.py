@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -359,6 +360,13 @@ def test_look_ups(stream: StreamUnderTest, index_face: Any) -> None:
 
 
 # --- checkpoint stores
+
+
+def test_threads_that_share_an_index_get_their_own_replies(stream: StreamUnderTest) -> None:
+    assert stream.index is not None
+    with Index(stream.index) as index, ThreadPoolExecutor(8) as threads:
+        numbers = [number % 100 for number in range(400)]
+        assert list(threads.map(index.offset_of, numbers)) == [len(lines(0, number)) for number in numbers]
 
 
 def file_store(folder: Path) -> CheckpointStore:

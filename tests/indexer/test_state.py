@@ -9,12 +9,13 @@ import pytest
 
 from indexer import follower as module
 from indexer import state
-from indexer.errors import CorruptIndexError
+from indexer.errors import CorruptIndexError, NotFoundError
 from indexer.follower import Follower
 from indexer.options import Options
 from indexer.state import NEXT, State
 from indexer.stream_index import StreamIndex
 from tailsrv_formats.framing import make_framing
+from tailsrv_formats.index_query import Query
 from tailsrv_runtime.reactor import Reactor
 from tests.support.logs import RecordedLog
 from tests.support.loops import turn_until
@@ -204,3 +205,31 @@ def test_a_follower_ends_from_every_state(story: Story, monkeypatch: pytest.Monk
         monkeypatch.setattr(module, "ATTACH_SECONDS", 0.05)
         story.follower.detach()
         assert story.follower._state is State.WAITING
+
+
+def test_a_plain_number_from_the_end_is_refused_while_the_end_is_not_indexed(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain reply cannot say that it is partial, and an old offset would look like the end."""
+    in_state(story, State.LIVE, monkeypatch)
+    monkeypatch.setattr(module, "TURN_SECONDS", -1.0)
+    story.write(SMALL + LINE * 15_000)
+    story.advance()
+    with pytest.raises(NotFoundError, match="not indexed yet"):
+        story.follower.offset_of(Query("last", 0, is_json=False))
+    assert story.follower.offset_of(Query("number", 1, is_json=False)) == len(LINE)
+    story.turn_until(State.LIVE)
+    turn_until(story.reactor, lambda: not story.follower._index.is_behind(story.follower._end))
+    assert story.follower.offset_of(Query("last", 0, is_json=False)) == len(SMALL) + len(LINE) * 15_000
+
+
+def test_a_detached_follower_reads_nothing(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The descriptor of FILE may be closed by then, and its number be another file's."""
+    story.write(LINE * 3)  # too short for an entry
+    story.attach()
+    story.follower.detach()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", _refuse)
+        assert story.follower.offset_of(Query("number", 0, is_json=False)) == 0
+    story.follower.on_read_error(OSError(116, "Stale file handle"))
+    assert story.follower._state is State.WAITING

@@ -365,6 +365,25 @@ def test_a_mark_that_is_replaced_by_a_directory_still_bounds_the_end(log: Path, 
     story.until(lambda: story.stream.end == 9)
 
 
+def test_a_mark_that_began_as_a_dangling_link_bounds_the_end_when_it_is_gone(log: Path, watch: Watch) -> None:
+    """It was a mark in between, so consumers must not see what is beyond it."""
+    log.write_bytes(b"0123456789")
+    story = watch()
+    os.symlink("target", f"{log}.commit")
+    story.until(lambda: "commit mark unusable" in story.lines)
+    MarkWriter(f"{log.parent}/target", 14).close()
+    os.symlink("target", f"{log}.new")
+    os.replace(f"{log}.new", f"{log}.commit")  # an event of its name: the target's appearance has none
+    _append(log, b"abcdefgh")
+    story.until(lambda: story.stream.end == 14)
+    os.unlink(f"{log.parent}/target")
+    story.until(lambda: "commit mark gone" in story.lines)
+    os.unlink(f"{log}.commit")
+    _append(log, b"uncommitted")
+    story.until(lambda: story.stream.size == 29)
+    assert story.stream.end == 14
+
+
 @pytest.mark.parametrize("way", ["renamed over", "moved aside"])
 def test_a_mark_that_is_replaced_is_followed(log: Path, watch: Watch, way: str) -> None:
     log.write_bytes(b"0123456789")

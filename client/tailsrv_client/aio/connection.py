@@ -17,7 +17,7 @@ from tailsrv_client.protocol.dialogue import Connect, Receive, Sleep
 from tailsrv_client.resolver import Lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from tailsrv_client.protocol.dialogue import Dialogue, Step
 
@@ -75,13 +75,13 @@ class AsyncConnection:
             return b""
         if isinstance(step, Connect):
             self.close()
-            async with asyncio.timeout(step.seconds):
+            async with _limit(step.seconds):
                 self.socket = await _dial(step)
             return b""
         if self.socket is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(step.seconds):
+        async with _limit(step.seconds):
             if isinstance(step, Receive):
                 return await loop.sock_recv(self.socket, step.most)
             await loop.sock_sendall(self.socket, step.data)
@@ -189,12 +189,24 @@ class AsyncChannel:
         while True:
             with contextlib.suppress(BlockingIOError):
                 return sock.recv(step.most)
-            async with asyncio.timeout(None if self._ends == math.inf else self._ends - time.monotonic()):
+            async with _limit(math.inf if self._ends == math.inf else self._ends - time.monotonic()):
                 await readable(sock)
 
 
+@contextlib.asynccontextmanager
+async def _limit(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, whose error has no text."""
+    try:
+        async with asyncio.timeout(None if seconds == math.inf else seconds):
+            yield
+    except TimeoutError as error:
+        if error.errno is not None:
+            raise
+        raise TimeoutError(errno.ETIMEDOUT, "timed out") from None
+
+
 async def _dial(step: Connect) -> socket.socket:
-    address = step.address
+    address, ends = step.address, time.monotonic() + step.seconds
     if address.path is not None:
         return await _connect(socket.AF_UNIX, address.path)
     loop = asyncio.get_running_loop()
@@ -208,7 +220,7 @@ async def _dial(step: Connect) -> socket.socket:
         left = len(targets) - number
         try:
             # An address that drops our packets must leave time for the other addresses.
-            async with asyncio.timeout(step.seconds / left if left > 1 else None):
+            async with asyncio.timeout((ends - time.monotonic()) / left if left > 1 else None):
                 return await _connect(family, target)
         except OSError:
             if left == 1:

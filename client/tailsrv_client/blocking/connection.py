@@ -376,7 +376,7 @@ def connect(address: Address, seconds: float) -> socket.socket:
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Find a peer that has vanished within 60 s, whether we send or only listen."""
+    """Find a peer that has vanished within 60 s, while nothing is in flight."""
     for level, option, value in (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),

@@ -246,7 +246,7 @@ class Consumer(ConsumerBase):
                     if self._is_due:
                         self._try_to_save(self._checkpoint())
                     if self._is_stop_due:
-                        consumption.stop_at(self._run_lookup(self._stop_dialogue, None))
+                        consumption.stop_at(self._run_lookup(self._stop_dialogue, deadline))
                     if deadline is not None and time.monotonic() >= deadline:
                         raise
         except (_StoppedError, SuspendedError):

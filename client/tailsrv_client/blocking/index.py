@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
@@ -48,6 +49,7 @@ class Index:
         self._rotation = Rotation(Servers(parse_addresses(addresses, INDEX), INDEX))
         self._timeout = timeout
         self._connection = Connection()
+        self._guard = threading.Lock()
         self._exchange = Exchange(self._rotation, timeout)
         self._gives_up_at: float | None = None
 
@@ -106,7 +108,15 @@ class Index:
         self.close()
 
     def _ask(self, requests: bytes, replies: int) -> list[bytes]:
-        """Send `requests` and receive `replies` lines. Tries each address once more before it fails."""
+        """Send `requests` and receive `replies` lines.
+
+        Tries each address once, after the open connection if there is one. Threads that share an index take turns: a
+        reply names no request, so only their order tells which is whose.
+        """
+        with self._guard:
+            return self._exchange_lines(requests, replies)
+
+    def _exchange_lines(self, requests: bytes, replies: int) -> list[bytes]:
         attempts = len(self._rotation.servers.addresses) + self._exchange.open
         ends = time.monotonic() + self._timeout
         while True:

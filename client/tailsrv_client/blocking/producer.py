@@ -120,7 +120,8 @@ class Producer:
 
     `max_in_flight_bytes` bounds what is not acknowledged: 16 MiB in memory, 256 MiB in a spool unless given. A host
     alone means port 4323. Leaving a `with` block flushes. Thread-safe. What ends it is raised by `send`, `flush` and
-    the receipts, and `on_failure` is called then, in a thread of its own: `ProducerDiverged`, `ProducerRefused`,
+    the receipts, and `on_failure` is called then, in the producer's thread and under its lock, so it must not wait:
+    `ProducerDiverged`, `ProducerRefused`,
     `WrongPortError` where no acknowledged port answers, `UnknownHostError`, and `GaveUpError` after `outage` seconds
     without an acknowledgement while something is unacknowledged (None: it never gives up). Making one raises
     `UsageError`, `CheckpointError` (for the spool).

@@ -92,7 +92,7 @@ def _copy(copier: Copier, consumer: Consumer, options: Options) -> bool:
     total = consumer.remaining
     progress = Progress(forced=options.progress, total=total, quiet_with=(OUTPUT,))
     if copier.counts:
-        copier.copy_some(consumer)
+        copier.copy_some(consumer, progress)
     elif options.by_message:
         copier.copy_messages(consumer, progress)
     else:
@@ -153,9 +153,11 @@ class Copier:
             progress.at(batch[-1].end - begin)
         progress.end(consumer.position.offset - begin)
 
-    def copy_some(self, consumer: Consumer) -> None:
+    def copy_some(self, consumer: Consumer, progress: Progress) -> None:
         """The first `--count` matches, one by one, so that a checkpoint ends with the last of them."""
+        begin = consumer.position.offset
         for message in consumer if self._remaining else ():
+            progress.at(message.end - begin)
             number = consumer.number
             numbered = (message, None if number is None else number - 1)
             if self._matches(numbered):
@@ -163,6 +165,7 @@ class Copier:
                 self._remaining = (self._remaining or 0) - 1
                 if self.satisfied:
                     break
+        progress.end(consumer.position.offset - begin)
 
     def _matches(self, numbered: Numbered) -> bool:
         return self._search is None or self._search(numbered[0].payload) is not None

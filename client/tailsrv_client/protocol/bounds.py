@@ -90,7 +90,7 @@ def parse_until(until: str | int | None) -> Until | None:
     if until is None:
         return None
     if isinstance(until, int):
-        return Byte(Position(until))
+        until = str(until)
     if until == "now":
         return FromEnd(0)
     word, colon, value = until.partition(":")

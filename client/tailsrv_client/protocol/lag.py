@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tailsrv_client.errors import IndexFailed
 from tailsrv_client.protocol.requests import REQUEST_SECONDS, Exchange, decode, encode
 from tailsrv_client.protocol.stream_end import end_of
 
@@ -36,6 +37,8 @@ def ask_lag(broadcast: Rotation, index: Rotation | None, at: int) -> Dialogue[La
     exchange = Exchange(index, REQUEST_SECONDS)
     (line,) = yield from exchange.ask(encode({"count": True}), 1)
     newest = decode(line)
+    if newest.partial:
+        raise IndexFailed("the lag is unknown: the indexer has not indexed the whole stream; ask again later")
     if newest.end <= at:
         return Lag(0, 0, 0.0)
     (line,) = yield from exchange.ask(encode({"offset": at}), 1)

@@ -75,7 +75,10 @@ class Source(Protocol):
         """Whether it knows which byte of the producer's stream its first one is."""
 
     def has_message(self, position: int) -> bool:
-        """Whether there is a whole message from `position` on, where one begins. What is none yet has no time limit."""
+        """Whether there is a whole message from `position` on, where one begins.
+
+        No outage limit counts for an incomplete one.
+        """
 
     def anchor(self, acked: int) -> None:
         """The first byte is number `acked` of the stream. Durable when the next `tidy` returns, where the bytes are."""
@@ -149,7 +152,7 @@ class Session:
         if not self.greeted:
             check_greeting(lines[0] + b"\n" if lines else self._partial_line)
         if len(self._partial_line) > LINE_BYTES:
-            raise ProducerRefused(f"a line of more than 4096 bytes: {_shown(self._partial_line)}")
+            raise ProducerRefused(f"a line of more than {LINE_BYTES} bytes: {_shown(self._partial_line)}")
         for line in lines:
             acked, at = parse_line(line)
             yield from self._next(acked, at) if self.greeted else self._first(acked, at)

@@ -195,14 +195,14 @@ class FollowedFile:
 
     def look(self, sent: int) -> bool:
         """See how long it is now; `sent` bytes of the stream are on their way. Returns whether it has grown."""
-        size, with_deadline = os.fstat(self.fd).st_size, self.size
-        if size != with_deadline:
-            if self._completion and size > with_deadline and self.offset(sent) > with_deadline:
+        size, known = os.fstat(self.fd).st_size, self.size
+        if size != known:
+            if self._completion and size > known and self.offset(sent) > known:
                 # A terminator was sent that is not in the file: what comes now is another message.
                 self.shift -= self._inserted is not None
-                self._inserted = with_deadline - self.shift
+                self._inserted = known - self.shift
             self.size, self._completion = size, b""
-        return size > with_deadline
+        return size > known
 
     @property
     def was_continued(self) -> bool:

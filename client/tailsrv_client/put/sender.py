@@ -162,7 +162,10 @@ class _RawSending:
                     return
                 raise ConnectionError("ended before everything was sent")
             if not data:
-                data = os.read(self._fd, READ_BYTES)
+                try:
+                    data = os.read(self._fd, READ_BYTES)
+                except OSError as error:
+                    raise TailsrvError(f"cannot read the input after {self.sent} bytes: {reason(error)}") from None
                 if not data:
                     break
                 watched.unregister(self._fd)
