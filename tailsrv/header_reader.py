@@ -42,7 +42,7 @@ class HeaderReader:
         self._deadlines: Deadlines[Subscriber] = Deadlines(reactor, seconds, self._on_timeout, abort)
         self._log_bad = Repeated(log.warning, "bad header")
         self.bad = 0
-        """Number of connections that ended without a valid header."""
+        """Number of headers that were invalid, empty or late."""
 
     def add(self, subscriber: Subscriber) -> None:
         """Wait for the header of `subscriber`; call `read` whenever its socket is readable."""
@@ -55,13 +55,14 @@ class HeaderReader:
             self._deadlines.cancel(subscriber)
 
     def pending(self) -> tuple[Subscriber, ...]:
-        """The subscribers whose headers are not complete."""
+        """The subscribers whose headers have not been read."""
         return tuple(self._received)
 
     def read(self, subscriber: Subscriber) -> Request | Where | None:
         """Read what has arrived. Returns the request and removes `subscriber`; None while the header is incomplete.
 
-        Raises `HeaderError`, which has been counted and logged, and `OSError` if the client has disconnected.
+        Raises `HeaderError`, which has been counted, and logged unless the header is empty; and `OSError` if the client
+        has disconnected.
         """
         received = self._received[subscriber]
         try:

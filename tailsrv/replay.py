@@ -60,7 +60,7 @@ def _do_nothing() -> None:
 
 
 class ReplayPool:
-    """Serves subscribers on threads. All methods but the last three run in the main loop.
+    """Serves subscribers on threads. `max_threads` and the last three methods run in them, too.
 
     ``replayed(subscriber, disconnected)`` is called in the main loop at the end of a replay. If the subscriber has not
     disconnected, it is near the end of the stream, has reached its stop, or has to continue on another thread, because

@@ -1,6 +1,6 @@
 """One client, from its connection to the last byte that it is sent.
 
-A broadcaster has ten thousand of these, so they are small. The state of a subscriber names the module that serves it:
+A broadcaster has ten thousand of these, so they are small. The state of a subscriber determines which module serves it:
 
 | state           | served by                            | next      | when                                            |
 | --------------- | ------------------------------------ | --------- | ----------------------------------------------- |

@@ -1,7 +1,7 @@
 """Runs one session on a blocking socket, in a thread of its own: connects, sends, receives, and reconnects.
 
-The thread holds `guard` while it uses the session or its source, because other threads append to the source under it.
-It never holds `guard` during a system call that may block.
+The thread reads the source and handles the collator's lines under `guard`, because other threads append to the source
+under it; reading a spool or a followed file may wait for the disk. The socket's calls, and `tidy`, run without it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ command.option(
     help="Where to begin: start, end, BYTE, -BYTES, message:N, last:N or time:T (such as time:-1h).",
 )
 command.option(
-    "--until", metavar="PLACE", help="Stop before now, BYTE, message:N or time:T (default: follow as it grows)."
+    "--until",
+    metavar="PLACE",
+    help="Stop before now, BYTE, message:N or time:T, or after count:N (default: follow as it grows).",
 )
 command.option("-e", "--until-now", dest="until", const="now", help="Short for --until now.")
 command.option(
