@@ -60,7 +60,7 @@ def _do_nothing() -> None:
 
 
 class ReplayPool:
-    """Serves subscribers on threads. The last three methods run in these, `max_threads` in both, the others in the loop.
+    """Serves subscribers on threads. The last three methods run there, `max_threads` in both, the others in the loop.
 
     ``replayed(subscriber, disconnected)`` is called in the main loop at the end of a replay. If the subscriber has not
     disconnected, it is near the end of the stream, has reached its stop, or has to continue on another thread, because
