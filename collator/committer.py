@@ -21,7 +21,8 @@ One batch, or one rewrite of the journal, is under way at a time:
 | FAILED     | the daemon ends                           |            |                                                |
 
 WRITING, RESCUING, PUBLISHING and REPLACING become BLOCKED at an obstacle, and every state becomes FAILED at any other
-error. A failed sync is such an error: nothing more is acknowledged, and the next start asks the disk.
+error of its step. A failed sync is such an error: nothing more is acknowledged, and the next start asks the disk. (One
+of --sync interval ends the daemon directly, whatever the state.)
 
 `Committer._become` is the one place where the state changes.
 """

@@ -67,5 +67,7 @@ class Names:
         name, progress = holder.name, holder.progress
         if self.waiting.get(progress) is holder:
             del self.waiting[progress]
-        if name and not progress.gathered and name not in self._holders:
-            self._known.pop(name, None)  # a name without a message is not remembered
+        is_unused = not progress.gathered and name not in self._holders
+        # `is`: a later connection of this name may have put a progress of its own there, and messages into the stream.
+        if name and is_unused and self._known.get(name) is progress:
+            del self._known[name]  # a name without a message is not remembered

@@ -85,7 +85,7 @@ class Pipeline:
         )
         self.raw = RawPort(reactor, self._scheduler, framing, log, check=not options.accept_any_message)
         self.acknowledged = AckedPort(reactor, self._scheduler, self.known, log)
-        self._stopping = self._drained = self._syncing = False
+        self._stop_requested = self._stopping = self._drained = self._syncing = False
         self._drain_ends = 0.0
         self.bytes = 0
         """Bytes committed since the start."""
@@ -130,8 +130,14 @@ class Pipeline:
 
     def stop(self) -> None:
         """Commit what was sent until now, acknowledge it, and stop the loop. A second call stops it at once."""
-        if self._stopping:
+        if self._stop_requested:
             self._reactor.stop()
+            return
+        self._stop_requested = True
+        self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        if self._stopping:
             return
         self._stopping = True
         self._stop_accepting()
@@ -200,4 +206,4 @@ class Pipeline:
         self._log.warning(
             "stream moved", file=self._file.path, advice="move FILE.commit and FILE.producers too, then start again"
         )
-        self.stop()
+        self._begin_stop()

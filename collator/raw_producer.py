@@ -93,7 +93,10 @@ class RawPort:
     def release(self) -> None:
         """Treat all held connections as producers: the collator stops, and their messages must not be lost."""
         for producer in tuple(self._first):
-            producer.on_first(select.EPOLLRDHUP)
+            try:
+                producer.on_first(select.EPOLLRDHUP)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again: the others are released all the same
+                self._reactor.contain(error, producer.abort)
 
     def closed(self, producer: RawProducer) -> None:
         """Forget `producer`, whose socket is about to be closed."""

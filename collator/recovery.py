@@ -112,6 +112,8 @@ def recover(
     if content is None:
         file.evict(0)
         end, finding = _adopt(file, framing, mark, tracker, adopt=adopt)
+        if mark is not None and mark > end:
+            facts["lost_bytes"] = mark - end
     else:
         boot = boot_id()
         try:

@@ -6,7 +6,7 @@ It listens before the recovery, so that producers that connect meanwhile wait in
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from collator.pipeline import Pipeline
 from collator.startup import Startup
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from tailsrv_runtime.logs import Log
     from tailsrv_runtime.reactor import Reactor
 
-ACK_SOCKET: str = "ack"
+ACK_SOCKET: Final = "ack"
 """FileDescriptorName= of the acknowledged port's sockets; sockets with any other name belong to the raw port."""
 
 
 def _announced() -> None:
-    """Readiness is announced once."""
+    """Do nothing: `bind` has not been called yet, or readiness is announced already."""
 
 
 class Collator:
@@ -49,7 +49,7 @@ class Collator:
         self._stage: Startup | Pipeline = startup
         self._announce: Callable[[], None] = _announced
 
-    # --- the four methods of a server
+    # --- the methods of a server
 
     def bind(self, ready: Callable[[], None]) -> None:
         """Listen, and begin the recovery. The daemon is ready when the recovery has ended or waits at an obstacle."""

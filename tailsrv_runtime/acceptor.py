@@ -3,7 +3,7 @@
 At a limit the acceptor stops accepting, and the kernel queues: when descriptors (or the kernel's memory) run out, the
 acceptor removes its listener from the loop and tries again after a pause. It does the same for any other failure that
 is not the fault of one connection. So it never spins, never ends the daemon, and recovers by itself. A failure in the
-work for one connection closes that connection. Every connection has keepalive: a dead peer is found within 90 seconds.
+work for one connection closes that connection. Every connection has keepalive: a dead peer is found within 80 seconds.
 """
 
 from __future__ import annotations

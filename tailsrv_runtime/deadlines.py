@@ -66,6 +66,9 @@ class Deadlines(Generic[K]):
                 except Exception as error:  # noqa: BLE001 - contained, or raised again
                     abort = self._abort
                     self._reactor.contain(error, None if abort is None else partial(abort, key))
-        if self._due and self._timer is None:
+        if self._timer is not None:  # a callback has started a time: earlier ones end before it
+            self._timer.cancel()
+            self._timer = None
+        if self._due:
             first = next(iter(self._due.values()))
             self._timer = self._reactor.call_later(max(0.0, first - time.monotonic()), self._check)

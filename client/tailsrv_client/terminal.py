@@ -204,8 +204,16 @@ def _wake_main_thread() -> None:
         return
     os.set_blocking(write_end, False)
     signal.signal(signal.SIGURG, lambda *_: None)
+    sys.unraisablehook = _die_if_signalled
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
 
 def _raise_signalled(signum: int, _: object) -> None:
     raise Signalled(signum)
+
+
+def _die_if_signalled(unraisable: sys.UnraisableHookArgs) -> None:
+    """Die of a signal that Python would lose: it was raised in a destructor or a weak reference's callback."""
+    if isinstance(unraisable.exc_value, Signalled):
+        die_of(unraisable.exc_value.signum)
+    sys.__unraisablehook__(unraisable)
