@@ -396,6 +396,7 @@ class Committer:
             standing |= {progressed[0]: progressed for progressed in self._progressed}
         producers = [one for one in standing.values() if one[2]]
         first = sample(self._file.fd, self._file.end)
+        self._sidecars.unwatch()
         self._worker.submit(partial(self._rewrite_on_worker, first, producers), partial(done, first.end))
 
     def _rewrite_on_worker(self, first: Record, producers: list[Standing]) -> None:

@@ -105,6 +105,10 @@ class Sidecars:
                 if name not in self._new:
                     self._new[name] = NewFile(self._directory, name)
 
+    def unwatch(self) -> None:
+        """Look at the names no more until `replaced`: a worker is about to exchange the files."""
+        self._watch.cancel()
+
     def replace(self, first: Record, producers: Sequence[Standing]) -> None:
         """Write a new journal and, if it is missing, a new commit mark. Runs on a worker while nothing is committed.
 

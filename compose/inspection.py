@@ -113,7 +113,7 @@ class _Check:
                 if size > LONGEST_JOURNAL:
                     self._found(f"{name}: not checked: it has {size} bytes, and the limit is {LONGEST_JOURNAL}")
                     return None
-                return file.read(min(most, size))  # not `most`: so much memory would be allocated at once
+                return file.read(min(most, size))  # Python allocates what is asked for, at once
         except FileNotFoundError:
             return None
         except OSError as error:
