@@ -77,7 +77,7 @@ class AckedPort:
         """`known`: the progress of each name in the journal; new names are added to it."""
         self._reactor = reactor
         self._scheduler = scheduler
-        self._names = Names(known)
+        self._names = Names(reactor, known)
         self.events = PortEvents(log)
         self.connections: set[AckedProducer] = set()
         self._deadlines: Deadlines[AckedProducer] = Deadlines(

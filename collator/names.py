@@ -6,9 +6,12 @@ these are committed the new connection waits: only then its ACKED is final.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from collator.acks import Progress
+
+if TYPE_CHECKING:
+    from tailsrv_runtime.reactor import Reactor
 
 
 class Holder(Protocol):
@@ -31,8 +34,9 @@ class Holder(Protocol):
 class Names:
     """All names that ever had a committed message, and those in use."""
 
-    def __init__(self, known: dict[bytes, Progress]) -> None:
+    def __init__(self, reactor: Reactor, known: dict[bytes, Progress]) -> None:
         """`known`: the progress of each name in the journal; new names are added to it."""
+        self._reactor = reactor
         self._known = known
         self._holders: dict[bytes, Holder] = {}
         self.waiting: dict[Progress, Holder] = {}
@@ -46,7 +50,10 @@ class Names:
         name = holder.name
         predecessor = self._holders.get(name)
         if predecessor is not None:
-            predecessor.superseded(by=holder.peer)
+            try:
+                predecessor.superseded(by=holder.peer)
+            except Exception as error:  # noqa: BLE001 - contained, or raised again: it is not the newer connection's error
+                self._reactor.contain(error, predecessor.abort)
         progress = self._known.get(name)
         if progress is None:
             progress = self._known[name] = Progress()

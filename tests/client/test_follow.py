@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.support.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
+from tests.support.streams import (
+    PUT,
+    StreamUnderTest,
+    append,
+    assert_content_becomes,
+    kill_process,
+    lines,
+    run,
+    started,
+)
 from tests.support.waits import wait_size, wait_until
 
 if TYPE_CHECKING:
@@ -47,9 +56,9 @@ def test_it_sends_what_is_appended_line_by_line(stream: StreamUnderTest, tmp_pat
     log = tmp_path / "app.log"
     with started(follow(stream, log)) as put:
         append(log, b"one\ntw")
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         append(log, b"o\n")
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
         assert put.poll() is None
 
 
@@ -58,12 +67,12 @@ def test_rotation_ends_the_old_file_before_the_new_one_begins(stream: StreamUnde
     with started(follow(stream, log)), log.open("ab") as old:
         old.write(b"one\n")
         old.flush()
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         log.rename(tmp_path / "app.log.1")
         append(log, b"three\n")
         old.write(b"two\nunfinished")
         old.close()
-        wait_content(stream, b"one\ntwo\nunfinished\nthree\n")
+        assert_content_becomes(stream, b"one\ntwo\nunfinished\nthree\n")
 
 
 def test_an_old_file_that_a_writer_keeps_open_does_not_hold_up_the_new_one(
@@ -73,24 +82,24 @@ def test_an_old_file_that_a_writer_keeps_open_does_not_hold_up_the_new_one(
     with started(follow(stream, log)), log.open("ab") as old:
         old.write(b"one\n")
         old.flush()
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         log.rename(tmp_path / "app.log.1")
         append(log, b"two\n")
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
         old.write(b"late\n")
         old.flush()
-        wait_content(stream, b"one\ntwo\nlate\n")
+        assert_content_becomes(stream, b"one\ntwo\nlate\n")
 
 
 def test_a_file_that_is_moved_away_and_back_is_followed_on(stream: StreamUnderTest, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     append(log, b"one\n")
     with started(follow(stream, log)):
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         log.rename(tmp_path / "away")
         (tmp_path / "away").rename(log)
         append(log, b"two\n")
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
 
 
 def test_rotations_that_nobody_watched_are_made_up_for(stream: StreamUnderTest, tmp_path: Path) -> None:
@@ -98,7 +107,7 @@ def test_rotations_that_nobody_watched_are_made_up_for(stream: StreamUnderTest, 
     log = tmp_path / "app.log"
     append(log, lines(0, 10))
     with started(follow(stream, log)) as put:
-        wait_content(stream, lines(0, 10))
+        assert_content_becomes(stream, lines(0, 10))
         kill_process(put)
     for turn in range(1, 4):
         append(log, lines(turn * 10, turn * 10 + 10))
@@ -131,10 +140,10 @@ def test_a_rotated_file_that_is_still_open_somewhere_has_no_end_yet(stream: Stre
         log.rename(tmp_path / "app.log.1")
         with started(follow(stream, log)):
             append(log, b"three\n")
-            wait_content(stream, b"one\nthree\n")  # it was quiet for long enough
+            assert_content_becomes(stream, b"one\nthree\n")  # it was quiet for long enough
             old.write(b"late\n")
             old.flush()
-            wait_content(stream, b"one\nthree\nlate\n")
+            assert_content_becomes(stream, b"one\nthree\nlate\n")
 
 
 def test_what_was_rotated_before_it_ever_ran_can_be_left_alone(stream: StreamUnderTest, tmp_path: Path) -> None:
@@ -150,11 +159,11 @@ def test_truncation_in_place_is_told_and_what_comes_after_it_is_sent(stream: Str
     log = tmp_path / "app.log"
     append(log, lines(0, 10))
     with started(follow(stream, log)) as put:
-        wait_content(stream, lines(0, 10))
+        assert_content_becomes(stream, lines(0, 10))
         (tmp_path / "app.log.1").write_bytes(log.read_bytes())
         os.truncate(log, 0)
         append(log, b"new\n")
-        wait_content(stream, lines(0, 10) + b"new\n")
+        assert_content_becomes(stream, lines(0, 10) + b"new\n")
         assert b"truncated in place" in put.stderr.readline()
         kill_process(put)
     append(log, lines(20, 60))
@@ -199,7 +208,7 @@ def test_idle_it_does_nothing(stream: StreamUnderTest, tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     append(log, b"one\n")
     with started(follow(stream, log)) as put:
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
 
         def switches() -> int:
             return sum(
@@ -218,7 +227,7 @@ def test_idle_it_does_nothing(stream: StreamUnderTest, tmp_path: Path) -> None:
 
         wait_until(is_idle, "it is idle")
         append(log, b"two\n")
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
 
 
 # --- truncated in place, copied, and inodes that come back
@@ -296,14 +305,14 @@ def test_copies_that_move_on_are_not_sent_again_and_have_what_a_stopped_process_
     log = tmp_path / "app.log"
     append(log, lines(0, 10))
     with started(follow(stream, log)) as put:
-        wait_content(stream, lines(0, 10))
+        assert_content_becomes(stream, lines(0, 10))
         for turn in range(10, 40, 10):
             put.send_signal(signal.SIGSTOP)
             append(log, lines(turn, turn + 5))
             copytruncate(log)
             append(log, lines(turn + 5, turn + 10))
             put.send_signal(signal.SIGCONT)
-            wait_content(stream, lines(0, turn + 10))
+            assert_content_becomes(stream, lines(0, turn + 10))
 
 
 def test_a_file_that_outgrew_what_was_sent_between_two_looks_is_known_by_its_last_bytes(
@@ -312,12 +321,12 @@ def test_a_file_that_outgrew_what_was_sent_between_two_looks_is_known_by_its_las
     log = tmp_path / "app.log"
     append(log, lines(0, 10))
     with started(follow(stream, log)) as put:
-        wait_content(stream, lines(0, 10))
+        assert_content_becomes(stream, lines(0, 10))
         put.send_signal(signal.SIGSTOP)
         copytruncate(log)
         append(log, lines(100, 200))
         put.send_signal(signal.SIGCONT)
-        wait_content(stream, lines(0, 10) + lines(100, 200))
+        assert_content_becomes(stream, lines(0, 10) + lines(100, 200))
         assert b"truncated in place" in put.stderr.readline()
 
 
@@ -354,14 +363,14 @@ def test_where_inodes_have_no_generation_a_number_that_comes_back_is_another_fil
     append(log, lines(0, 10))
     with started(command):
         while not again or turn < 5:
-            wait_content(stream, lines(0, 10 * turn + 10))
+            assert_content_becomes(stream, lines(0, 10 * turn + 10))
             numbers.add(log.stat().st_ino)
             log.rename(old)  # what has this name is deleted
             turn += 1
             append(log, lines(10 * turn, 10 * turn + 10))
             again = again or log.stat().st_ino in numbers
             assert turn < 100
-        wait_content(stream, lines(0, 10 * turn + 10))
+        assert_content_becomes(stream, lines(0, 10 * turn + 10))
     for _ in range(2):  # and nobody looks
         turn += 1
         log.rename(old)

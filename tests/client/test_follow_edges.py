@@ -18,7 +18,16 @@ from tailsrv_client.put.followed_file import identify
 from tailsrv_client.put.resume_points import Names
 from tests.client.test_follow import follow
 from tests.support.processes import open_files
-from tests.support.streams import PUT, StreamUnderTest, append, kill_process, lines, run, started, wait_content
+from tests.support.streams import (
+    PUT,
+    StreamUnderTest,
+    append,
+    assert_content_becomes,
+    kill_process,
+    lines,
+    run,
+    started,
+)
 from tests.support.waits import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -91,10 +100,10 @@ def test_a_line_without_its_end_has_no_time_limit(stream: StreamUnderTest, tmp_p
     log = tmp_path / "app.log"
     append(log, b"one\nhalf a line")
     with started(follow(stream, log, "--timeout", "3s")):
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         time.sleep(3.0 + LOOK_SECONDS)
         append(log, b" and its end\n")
-        wait_content(stream, b"one\nhalf a line and its end\n")
+        assert_content_becomes(stream, b"one\nhalf a line and its end\n")
 
 
 def test_an_old_file_that_ends_with_half_a_line_does_not_hold_up_the_new_one(
@@ -103,12 +112,12 @@ def test_an_old_file_that_ends_with_half_a_line_does_not_hold_up_the_new_one(
     log = tmp_path / "app.log"
     with started(follow(stream, log)), log.open("ab", buffering=0) as old:
         old.write(b"one\nhalf a line")
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         log.rename(tmp_path / "app.log.1")
         append(log, b"two\n")
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
         old.write(b" and its end\n")
-        wait_content(stream, b"one\ntwo\nhalf a line and its end\n")
+        assert_content_becomes(stream, b"one\ntwo\nhalf a line and its end\n")
 
 
 @pytest.mark.parametrize("limit", ["-S -n 64", "-n 64"], ids=["soft", "hard"])
@@ -165,12 +174,12 @@ def test_what_is_to_be_ignored_stays_so_when_it_grows_and_is_renamed(stream: Str
     append(old, b"of before\n")
     append(log, b"one\n")
     with started(follow(stream, log, "--ignore-rotated")):
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         append(old, b"late\n")
         old.rename(tmp_path / "app.log.2")
         log.rename(old)
         append(log, b"two\n")
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
 
 
 def test_a_file_that_comes_back_with_a_last_line_that_was_completed_is_not_repeated(
@@ -182,7 +191,7 @@ def test_a_file_that_comes_back_with_a_last_line_that_was_completed_is_not_repea
         log.rename(tmp_path / "away")
         old.rename(log)
         append(log, b"and what was thought of later\n")
-        wait_content(stream, before + b"and what was thought of later\n")
+        assert_content_becomes(stream, before + b"and what was thought of later\n")
 
 
 def test_after_a_restart_a_completed_last_line_is_not_repeated(stream: StreamUnderTest, tmp_path: Path) -> None:
@@ -238,13 +247,13 @@ def test_a_file_that_may_not_be_read_yet_is_told_once_and_sent_when_it_may(
     log.chmod(0o644)
     command = [sys.executable, "-c", PRIVATE, *follow(stream, log)[len(PUT) :]]
     with started(command) as put:
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         log.rename(tmp_path / "app.log.1")
         with open(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
             file.write(b"two\n")
         time.sleep(LOOK_SECONDS)
         log.chmod(0o644)
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
         kill_process(put)
         assert put.stderr is not None
         told = put.stderr.read().decode()
@@ -298,7 +307,7 @@ def test_another_producer_of_a_files_name_is_told_and_nothing_is_sent_twice(
     name = Names("shared", identify(fd)).rest
     os.close(fd)
     with started(follow(stream, log, "--name", "shared")) as put:
-        wait_content(stream, b"one\ntwo\n")
+        assert_content_becomes(stream, b"one\ntwo\n")
         with Producer(stream.acks, name) as other:
             other.send(b"of the other one")
             other.flush(PATIENCE)
@@ -314,7 +323,7 @@ def test_a_file_that_was_dealt_with_and_comes_back_is_followed_again(stream: Str
         log.rename(tmp_path / "away")
         old.rename(log)
         append(log, b"three\n")
-        wait_content(stream, b"one\ntwo\nthree\n")
+        assert_content_becomes(stream, b"one\ntwo\nthree\n")
 
 
 def test_a_rotated_file_that_grows_again_is_sent_on(stream: StreamUnderTest, tmp_path: Path) -> None:
@@ -323,7 +332,7 @@ def test_a_rotated_file_that_grows_again_is_sent_on(stream: StreamUnderTest, tmp
     with dealt_with(stream, log, old, b"one\n"):
         append(old, b"three\n")
         old.rename(tmp_path / "app.log.2")
-        wait_content(stream, b"one\ntwo\nthree\n")
+        assert_content_becomes(stream, b"one\ntwo\nthree\n")
 
 
 @contextlib.contextmanager
@@ -331,7 +340,7 @@ def dealt_with(stream: StreamUnderTest, log: Path, old: Path, content: bytes) ->
     """A follower that has sent `content` from what is `old` now, and "two" from `log`, and has closed the old file."""
     append(log, content)
     with started(follow(stream, log)) as put:
-        wait_content(stream, b"one\n")
+        assert_content_becomes(stream, b"one\n")
         log.rename(old)
         append(log, b"two\n")
         wait_until(lambda: stream.content().endswith(b"two\n"))

@@ -14,12 +14,12 @@ from tests.support.streams import (
     PUT,
     Peer,
     StreamUnderTest,
+    assert_content_becomes,
     kill_process,
     lines,
     run,
     started,
     unused_address,
-    wait_content,
 )
 from tests.support.waits import PATIENCE, wait_size
 
@@ -36,7 +36,7 @@ def test_standard_input_becomes_messages_and_a_last_line_is_completed(
     address = stream.raw if options == ["--raw"] else stream.acks
     ended = run([*PUT, address, *options], lines(0, 1000) + b"last")
     assert (ended.returncode, ended.stderr) == (0, b"")
-    wait_content(stream, lines(0, 1000) + b"last\n")
+    assert_content_becomes(stream, lines(0, 1000) + b"last\n")
 
 
 def test_a_file_is_sent_and_acknowledged_when_it_returns(stream: StreamUnderTest, tmp_path: Path) -> None:
@@ -64,14 +64,14 @@ def test_input_of_any_framing_is_sent_as_far_as_it_is_whole(
         ended = run([*PUT, stream.acks, "--name", "a", "--framing", framing], data)
         assert ended.returncode == code
         assert ended.stderr.count(b"\n") == code
-        wait_content(stream, sent)
+        assert_content_becomes(stream, sent)
 
 
 def test_a_message_that_is_too_long_is_an_error_that_names_its_place(stream: StreamUnderTest) -> None:
     ended = run([*PUT, stream.acks, "--name", "a", "--max-message-bytes", "100"], b"fine\n" + b"x" * 500_000)
     assert ended.returncode == 1
     assert b"at byte 5 of the input" in ended.stderr
-    wait_content(stream, b"fine\n")
+    assert_content_becomes(stream, b"fine\n")
 
 
 def test_it_waits_for_a_collator(tmp_path: Path) -> None:

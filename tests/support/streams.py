@@ -110,8 +110,8 @@ def append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def wait_content(stream: StreamUnderTest, content: bytes) -> None:
-    """Until the stream is as long; and it is that."""
+def assert_content_becomes(stream: StreamUnderTest, content: bytes) -> None:
+    """Wait until the stream is as long as `content`, and assert that it is the same."""
     wait_size(stream.path, len(content))
     assert stream.content() == content
 
