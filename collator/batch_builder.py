@@ -8,8 +8,8 @@ share of one recv and one writev.
 A partial that grows beyond `SMALL_BYTES` (an oversized message) is kept in its own memory. Only its new bytes are
 searched, and it becomes a piece of the batch when it is whole: a large message in small parts is copied once.
 
-This module knows no sockets, files or clocks. The memory of uncommitted bytes never exceeds the budget. Empty chunks are
-kept in addition: `SPARE_CHUNKS`, and those of the last batch.
+This module knows no sockets, files or clocks. The memory of uncommitted bytes never exceeds the budget. Empty chunks
+are kept in addition: `SPARE_CHUNKS`, and those of the last batch.
 """
 
 from __future__ import annotations
